@@ -1,0 +1,1 @@
+"""Triton device code, installed as ``triton_thresh.kernels``: no torch, no host logic."""

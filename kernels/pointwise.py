@@ -1,0 +1,187 @@
+"""The maths of every op, once: value and derivative side by side.
+
+Gates       f(x, c, p) -> y, dy/dx           x as stored, c = x in the compute type, p = parameters; dy/dx is 0 or 1
+Losses      f(x, y, p) -> l, dl/dx, q, dq/dx q is the prediction a rule looks at
+Rules       f(l, dl, x, q, dq, p) -> w*l and its derivative
+
+Every selection is written over an explicit comparison, so that NaN falls where the contract says and copies stay copies.
+"""
+
+import triton
+import triton.language as tl
+
+# ---------------------------------------------------------------------------------------------------------------- gates
+
+
+@triton.jit
+def threshold(x, c, p):
+    """y = value where x <= t else x."""
+    t, value = p[0], p[1]
+    drop = c <= t.to(c.dtype)
+    return tl.where(drop, value.to(x.dtype), x), tl.where(drop, 0, 1)
+
+
+@triton.jit
+def hardshrink(x, c, p):
+    """y = 0 where -t <= x <= t else x."""
+    t = p[0].to(c.dtype)
+    drop = (c >= -t) & (c <= t)
+    return tl.where(drop, 0.0, x), tl.where(drop, 0, 1)
+
+
+@triton.jit
+def softshrink(x, c, p):
+    """y = x - t where x > t, x + t where x < -t, x where x is NaN, else 0."""
+    t = p[0].to(c.dtype)
+    above = c > t
+    below = c < -t
+    y = tl.where(above, c - t, tl.where(below, c + t, tl.where(c != c, c, 0.0)))
+    return y, tl.where(above | below | (c != c), 1, 0)
+
+
+@triton.jit
+def softshrink_learned(x, c, p):
+    """softshrink's y, and a code of two bits for softshrink_learned_backward: 0 dropped, 1 kept, 2 above t, 3 below -t."""
+    t = p[0].to(c.dtype)
+    y, keep = softshrink(x, c, p)
+    return y, tl.where(c > t, 2, tl.where(c < -t, 3, keep))
+
+
+@triton.jit
+def softshrink_learned_backward(g, code):
+    """dx = g where kept; dt = -g above, +g below, 0 elsewhere (a kept NaN included)."""
+    return tl.where(code != 0, g, 0.0), tl.where(code == 2, -g, tl.where(code == 3, g, 0.0))
+
+
+@triton.jit
+def binary_threshold(x, c, p):
+    """y = above where x > t else below; dy/dx = 0."""
+    t, above, below = p[0], p[1], p[2]
+    return tl.where(c > t.to(c.dtype), above, below), tl.zeros_like(c).to(tl.int32)
+
+
+# --------------------------------------------------------------------------------------------------------------- losses
+
+
+@triton.jit
+def mse(x, y, p):
+    """l = (x - y)**2, dl/dx = 2 (x - y)."""
+    d = x - y
+    return d * d, 2.0 * d, x, 1.0
+
+
+@triton.jit
+def _clamped_log(v):
+    """max(log v, -100) for v in [0, 1], denormals included; other v give any number.
+
+    float32: v = 2**k m with m in [sqrt(1/2), sqrt(2)), f = m - 1, log v = k log 2 + f - f**2 / 2 + f**3 P(f) with P of degree 6;
+    relative error 9.4e-8. tl.log costs twice the instructions.
+    """
+    if v.dtype == tl.float64:
+        log = tl.log(v)
+    else:
+        denormal = v < 1.1754943508222875e-38
+        bits = tl.where(denormal, v * 8388608.0, v).to(tl.int32, bitcast=True)
+        k = (bits - 0x3F3504F3) >> 23
+        f = (bits - (k << 23)).to(tl.float32, bitcast=True) - 1.0
+        q = 0.08700116723775864 * f - 0.14267438650131226
+        q = q * f + 0.14914847910404205
+        q = q * f - 0.16577591001987457
+        q = q * f + 0.19963057339191437
+        q = q * f - 0.2500133812427521
+        q = q * f + 0.3333390951156616
+        q = q * f - 0.5
+        q = q * (f * f) + f
+        log = 0.6931471805599453 * tl.where(denormal, k - 23, k).to(tl.float32) + q
+    return tl.where(log < -100.0, -100.0, log)
+
+
+@triton.jit
+def bce(x, y, p):
+    """l = -(y log x + (1 - y) log(1 - x)), logs clamped at -100; dl/dx = (x - y) / max(x (1 - x), 1e-12); NaN outside [0, 1]."""
+    variance = x * (1.0 - x)
+    variance = tl.where(variance < 1e-12, 1e-12, variance)
+    if x.dtype == tl.float64:
+        slope = (x - y) / variance
+    else:
+        r = tl.rsqrt(variance)
+        slope = (x - y) * (r * r)
+    loss = -(y * _clamped_log(x) + (1.0 - y) * _clamped_log(1.0 - x))
+    inside = (x >= 0.0) & (x <= 1.0)
+    return tl.where(inside, loss, float("nan")), tl.where(inside, slope, float("nan")), x, 1.0
+
+
+@triton.jit
+def _softplus_neg_abs(e):
+    """log1p(e) for e = exp(-|x|) in [0, 1].
+
+    float32: e times a polynomial of degree 8 in e, relative error 2.1e-7. float64: log(u) e / (u - 1) with u = fl(1 + e).
+    """
+    if e.dtype == tl.float64:
+        u = 1.0 + e
+        log1p = tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
+    else:
+        q = 0.005232624243944883 * e - 0.029504956677556038
+        q = q * e + 0.07822549343109131
+        q = q * e - 0.1366320699453354
+        q = q * e + 0.1910598874092102
+        q = q * e - 0.2484297752380371
+        q = q * e + 0.3331909477710724
+        q = q * e - 0.4999949336051941
+        q = q * e + 0.9999999403953552
+        log1p = e * q
+    return log1p
+
+
+@triton.jit
+def bce_with_logits(x, y, p):
+    """l = (1 - y) x + w (max(-x, 0) + log1p(exp -|x|)) with w = 1 + (pos_weight - 1) y; dl/dx = (1 - y) - w (1 - s).
+
+    One exp2 serves softplus and sigmoid s, and rsqrt(1 + e)**2 replaces a division.
+    """
+    if x.dtype == tl.float64:
+        e = tl.exp(-tl.abs(x))
+        r = 1.0 / (1.0 + e)
+    else:
+        e = tl.exp2(-1.4426950408889634 * tl.abs(x))
+        r = tl.rsqrt(1.0 + e)
+        r = r * r
+    s = tl.where(x >= 0.0, r, e * r)
+    softplus = tl.where(x < 0.0, -x, 0.0) + _softplus_neg_abs(e)
+    slope = s - y
+    if len(p) == 1:
+        w = 1.0 + (p[0].to(x.dtype) - 1.0) * y
+        softplus *= w
+        slope = (1.0 - y) - w * tl.where(x >= 0.0, e * r, r)
+    return (1.0 - y) * x + softplus, slope, s, e * r * r
+
+
+# ---------------------------------------------------------------------------------------------------------------- rules
+
+
+@triton.jit
+def by_prediction(loss, slope, x, q, dq, p):
+    """w = above where x >= t else below."""
+    w = tl.where(x >= p[0].to(x.dtype), p[1].to(x.dtype), p[2].to(x.dtype))
+    return loss * w, slope * w
+
+
+@triton.jit
+def by_proximity(loss, slope, x, q, dq, p):
+    """w = 1 + factor (1 - d / range) where d = |q - t| < range, else 1; dw/dq = -(factor / range) sign(q - t), sign(0) = 0."""
+    t, reach, factor = p[0].to(x.dtype), p[1].to(x.dtype), p[2].to(x.dtype)
+    u = q - t
+    d = tl.abs(u)
+    near = d < reach
+    w = tl.where(near, 1.0 + factor * (1.0 - d / reach), 1.0)
+    steep = factor / reach * dq
+    dw = tl.where(u > 0.0, -steep, tl.where(u < 0.0, steep, 0.0))
+    return loss * w, tl.where(near, slope * w + loss * dw, slope)
+
+
+@triton.jit
+def by_loss(loss, slope, x, q, dq, p):
+    """w = factor where l > bound else 1."""
+    heavy = loss > p[0].to(x.dtype)
+    factor = p[1].to(x.dtype)
+    return tl.where(heavy, loss * factor, loss), tl.where(heavy, slope * factor, slope)

@@ -1,0 +1,44 @@
+"""Triton kernels for PyTorch for everything that compares a value with a threshold."""
+
+from . import functional, nn
+from ._version import __version__
+from .backend import get_backend, set_backend, use_backend
+from .functional import (
+    binary_threshold,
+    exceedance_mse_loss,
+    hardshrink,
+    proximity_mse_loss,
+    softshrink,
+    threshold,
+    threshold_bce_loss,
+    threshold_bce_with_logits_loss,
+    threshold_loss,
+    threshold_mse_loss,
+)
+from .registry import ops
+from .rules import ByLoss, ByPrediction, ByProximity
+
+
+
+__all__ = [
+    "ByLoss",
+    "ByPrediction",
+    "ByProximity",
+    "__version__",
+    "binary_threshold",
+    "exceedance_mse_loss",
+    "functional",
+    "get_backend",
+    "hardshrink",
+    "nn",
+    "ops",
+    "proximity_mse_loss",
+    "set_backend",
+    "softshrink",
+    "threshold",
+    "threshold_bce_loss",
+    "threshold_bce_with_logits_loss",
+    "threshold_loss",
+    "threshold_mse_loss",
+    "use_backend",
+]

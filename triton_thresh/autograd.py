@@ -1,0 +1,150 @@
+"""Autograd over the shells: one Function for all gates, one for all losses, one for losses under transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .backend import is_plain
+from .reference import LossSpec
+from .rules import Operand
+
+if TYPE_CHECKING:
+    from .launch import GateCall
+
+# ----------------------------------------------------------------------------------------------------------------- gates
+
+
+class Gate(torch.autograd.Function):
+    """A gate on Triton: saves one bit per element, or two where the threshold has a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, threshold: Operand, call: GateCall, learned: GateCall | None, backward: str | None, inplace: bool
+    ) -> Tensor:
+        from . import launch
+
+        learns = ctx.needs_input_grad[1]
+        if learns:
+            assert learned is not None
+            call = learned
+            ctx.threshold_shape, ctx.threshold_dtype = call.threshold.shape, call.threshold.dtype  # type: ignore[union-attr]
+        output, mask = launch.gate_forward(call, input, 2 if learns else 1, input if inplace else None)
+        assert mask is not None
+        ctx.save_for_backward(mask.bits)
+        ctx.mask, ctx.backward_function = mask._replace(bits=None), backward if learns else None  # type: ignore[arg-type]
+        if inplace:
+            ctx.mark_dirty(input)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        from . import launch
+
+        (bits,) = ctx.saved_tensors
+        mask = ctx.mask._replace(bits=bits)
+        if torch.is_grad_enabled() or not is_plain(gradient):
+            dx, dt = _masked(launch.unpack(mask), launch.unpack(mask, 1) if ctx.backward_function else None, gradient)
+        else:
+            dx, dt = launch.gate_backward(mask, gradient, ctx.backward_function)
+        if dt is not None:
+            dt = _summed(dt, ctx.threshold_shape).to(ctx.threshold_dtype)
+        return dx, dt, None, None, None, None
+
+
+def _masked(low: Tensor, high: Tensor | None, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A gate's backward in plain torch, linear in the gradient: dx, and softshrink's elementwise gradient of lambd."""
+    if high is None:
+        return torch.where(low, gradient, 0), None
+    signed = torch.where(low, gradient, -gradient)
+    return torch.where(low | high, gradient, 0), torch.where(high, signed, 0)
+
+
+def _summed(elementwise: Tensor, shape: torch.Size) -> Tensor:
+    """Summed over the dimensions along which `shape` was broadcast, in float32 or wider."""
+    lead = elementwise.dim() - len(shape)
+    dims = [d for d in range(elementwise.dim()) if d < lead or shape[d - lead] != elementwise.shape[d]]
+    wide = torch.float64 if elementwise.dtype == torch.float64 else torch.float32
+    total = elementwise.sum(dims, dtype=wide) if dims else elementwise
+    return total.reshape(shape)
+
+
+# ---------------------------------------------------------------------------------------------------------------- losses
+
+
+class Loss(torch.autograd.Function):
+    """A loss on either backend (`shell`: the module launch or eager), its gradient computed in the forward pass where that is sound.
+
+    The gradient buffer belongs to this node alone. The first backward scales it in place and hands it on; later ones
+    recompute from the saved inputs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, target: Tensor, spec: LossSpec, operands: Sequence[Operand], shell: ModuleType) -> Tensor:
+        fused = spec.reduction != "none" and input.dtype != torch.float16
+        output, buffer = shell.loss_forward(spec, input, target, operands, want_gradient=fused)
+        tensors = [value for value in operands if isinstance(value, Tensor)]
+        ctx.save_for_backward(input, target, *tensors, buffer)
+        ctx.spec, ctx.shell, ctx.spent = spec, shell, buffer is None
+        ctx.operands = [None if isinstance(value, Tensor) else value for value in operands]
+        return output  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        input, target, *tensors, buffer = ctx.saved_tensors
+        supply = iter(tensors)
+        operands = [next(supply) if value is None else value for value in ctx.operands]
+        spec, shell = ctx.spec, ctx.shell
+        if torch.is_grad_enabled() or not is_plain(gradient):
+            dx = reference.loss_gradient(spec, input, target, operands, gradient)
+        elif ctx.spent:
+            dx = shell.loss_backward(spec, input, target, operands, gradient)
+        else:
+            ctx.spent = True
+            shell.loss_rescale(spec, buffer, gradient)
+            dx = buffer.data  # a version counter of its own: what callers do to .grad must not spoil saved_tensors
+        return dx, None, None, None, None
+
+
+class TransformedLoss(torch.autograd.Function):
+    """The element loss in plain torch with its closed-form derivative: what compilers and torch.func transforms see."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input: Tensor, target: Tensor, spec: LossSpec, operands: Sequence[Operand]) -> Tensor:
+        loss, _ = reference.loss_and_slope(spec, input, target, operands, want_slope=False)
+        assert loss is not None
+        return loss
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, target, ctx.spec, operands = inputs
+        tensors = [value for value in operands if isinstance(value, Tensor)]
+        ctx.operands = [None if isinstance(value, Tensor) else value for value in operands]
+        ctx.save_for_backward(input, target, *tensors)
+        ctx.save_for_forward(input, target, *tensors)
+
+    @staticmethod
+    def _slope(ctx: Any) -> Tensor:
+        input, target, *tensors = ctx.saved_tensors
+        supply = iter(tensors)
+        operands = [next(supply) if value is None else value for value in ctx.operands]
+        _, slope = reference.loss_and_slope(ctx.spec, input, target, operands, want_loss=False)
+        assert slope is not None
+        return slope
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        slope = TransformedLoss._slope(ctx)
+        return (slope * gradient).to(ctx.saved_tensors[0].dtype), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, input: Tensor, *rest: Any) -> Tensor:
+        slope = TransformedLoss._slope(ctx)
+        return slope * input.to(slope.dtype)

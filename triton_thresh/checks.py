@@ -1,0 +1,123 @@
+"""Argument checks: every error names the argument, what it was, and what would be accepted."""
+
+from __future__ import annotations
+
+import numbers
+
+import torch
+from torch import Tensor
+
+from .rules import Operand
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def check_input(op: str, input: object, dtypes: tuple[torch.dtype, ...], name: str = "input") -> None:
+    """`input` is a strided tensor of one of `dtypes`."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(input).__name__}")
+    if input.dtype not in dtypes:
+        raise TypeError(f"{op}: {name} has dtype {input.dtype}, expected one of {_names(dtypes)}")
+    if input.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} has layout {input.layout}, expected a dense (strided) tensor")
+
+
+def check_number(op: str, name: str, value: object) -> float | int:
+    """`value` as a Python number; a 0-dim CPU tensor counts as one."""
+    if type(value) is float or type(value) is int:
+        return value
+    if isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu" and not value.is_complex():
+        number: float | int = value.item()
+        return number
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, (torch.SymFloat, torch.SymInt)):
+        return value  # type: ignore[return-value]
+    raise TypeError(f"{op}: {name} must be a number, got {_describe(value)}")
+
+
+def check_integer(op: str, name: str, value: float, dtype: torch.dtype) -> int:
+    """A number truncated to an integer dtype that can hold it, as ATen does."""
+    info = torch.iinfo(dtype)
+    if not info.min <= value <= info.max:
+        raise RuntimeError(f"{op}: {name} is {value}, which {dtype} cannot hold; expected {info.min} to {info.max}")
+    return int(value)
+
+
+def check_operand(op: str, name: str, value: object, input: Tensor, *, learns: bool = False, hint: str = "") -> Operand:
+    """`value` as a number or a tensor that broadcasts to the input's shape."""
+    if not isinstance(value, Tensor):
+        if isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
+            return check_number(op, name, value)
+        raise TypeError(f"{op}: {name} must be a number or a tensor, got {_describe(value)}")
+    if value.is_complex():
+        raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected a real tensor")
+    if value.requires_grad and not learns and torch.is_grad_enabled():
+        raise ValueError(f"{op}: {name} requires grad, but this op has no gradient to give it{hint}; pass {name}.detach()")
+    if value.dim() == 0:
+        if value.device != input.device and value.device.type != "cpu":
+            raise RuntimeError(f"{op}: {name} is on {value.device}, expected {input.device} (the input's) or a 0-dim CPU tensor")
+        return value
+    if value.device != input.device:
+        raise RuntimeError(f"{op}: {name} is on {value.device}, expected {input.device}, where the input is")
+    shape, target = value.shape, input.shape
+    if len(shape) > len(target) or any(s != t and s != 1 for s, t in zip(reversed(shape), reversed(target))):
+        raise ValueError(
+            f"{op}: {name} has shape {tuple(shape)}, which does not broadcast to the input's shape {tuple(target)}"
+        )
+    return value
+
+
+def check_target(op: str, input: Tensor, target: object) -> None:
+    """`target` is a real tensor of the input's shape and device that needs no gradient."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"{op}: target must be a tensor, got {_describe(target)}")
+    if target.is_complex():
+        raise TypeError(f"{op}: target has dtype {target.dtype}, expected a real tensor")
+    if target.shape != input.shape:
+        raise ValueError(
+            f"{op}: target has shape {tuple(target.shape)}, expected the input's shape {tuple(input.shape)} (no broadcasting)"
+        )
+    if target.device != input.device:
+        raise RuntimeError(f"{op}: target is on {target.device}, expected {input.device}, where the input is")
+    if target.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{op}: target requires grad, but only input gets a gradient; pass target.detach()")
+
+
+def check_reduction(op: str, reduction: object) -> str:
+    """`reduction` is "mean", "sum" or "none"."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{op}: reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+    return str(reduction)
+
+
+def check_inplace(op: str, input: Tensor) -> None:
+    """`input` may be written to: raised before anything is."""
+    if torch._debug_has_internal_overlap(input) == 1:
+        raise RuntimeError(
+            f"{op}: input has elements that share memory (shape {tuple(input.shape)}, strides {input.stride()}) and cannot be "
+            "changed in place; clone() it first"
+        )
+    if input.requires_grad and torch.is_grad_enabled():
+        if input.is_leaf:
+            raise RuntimeError(f"{op}: a leaf Variable that requires grad is being used in an in-place operation (input)")
+        if input._base is not None and input._base.is_leaf:
+            raise RuntimeError(
+                f"{op}: a view of a leaf Variable that requires grad is being used in an in-place operation (input)"
+            )
+    if input.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(f"{op}: input is an inference tensor and cannot be changed in place; clone() it first")
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype} on {value.device}"
+    return f"{type(value).__name__} {value!r}"

@@ -1,0 +1,121 @@
+"""The eager backend: the reference formulas with few passes over memory.
+
+Losses run in slices that stay in the cache, value and gradient together. Gates with a number for threshold use the torch
+kernels that compute the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import reference
+from .reference import LossSpec
+from .rounding import round_to
+from .rules import Operand
+
+SLICE = 1 << 18
+
+
+def _parts(tensors: Sequence[Operand], like: Tensor) -> Iterator[list[Any]]:
+    """Matching slices of about SLICE elements: flat if every tensor lies as `like` does, else rows of its first dimension.
+
+    Numbers and tensors that broadcast along the first dimension are handed on whole.
+    """
+    if like.numel() <= SLICE or like.dim() == 0:
+        yield list(tensors)
+        return
+    whole = [not isinstance(t, Tensor) or t.numel() == 1 for t in tensors]
+    if all(w or (t.shape == like.shape and t.is_contiguous()) for w, t in zip(whole, tensors)):  # type: ignore[union-attr]
+        tensors = [t if w else t.view(-1) for w, t in zip(whole, tensors)]  # type: ignore[union-attr]
+        length, step = like.numel(), SLICE
+    else:
+        whole = [w or t.dim() < like.dim() or t.shape[0] == 1 for w, t in zip(whole, tensors)]  # type: ignore[union-attr]
+        length = like.shape[0]
+        step = max(1, SLICE * length // like.numel())
+    for start in range(0, length, step):
+        size = min(step, length - start)
+        yield [t if w else t.narrow(0, start, size) for w, t in zip(whole, tensors)]  # type: ignore[union-attr]
+
+
+# ---------------------------------------------------------------------------------------------------------------- losses
+
+
+def loss_forward(
+    spec: LossSpec, input: Tensor, target: Tensor, operands: Sequence[Operand], *, want_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The loss, and for a reduction the gradient for an upstream gradient of 1."""
+    if spec.reduction == "none":
+        out = torch.empty_like(input, dtype=spec.result)
+        for x, y, part, *values in _parts([input, target, out, *operands], input):
+            value, _ = reference.loss_and_slope(spec, x, y, values, want_slope=False)
+            part.copy_(value)
+        return out, None
+    gradient = torch.empty_like(input) if want_gradient else input
+    scale = 1 / input.numel() if spec.reduction == "mean" else 1.0
+    total = torch.zeros((), dtype=reference.compute_dtype(input.dtype), device=input.device)
+    for x, y, part, *values in _parts([input, target, gradient, *operands], input):
+        value, slope = reference.loss_and_slope(spec, x, y, values, want_slope=want_gradient)
+        total += value.sum()
+        if slope is not None:
+            torch.mul(slope, scale, out=part)
+    if spec.reduction == "mean":
+        total /= input.numel()
+    return total.to(spec.result), gradient if want_gradient else None
+
+
+def loss_backward(spec: LossSpec, input: Tensor, target: Tensor, operands: Sequence[Operand], gradient: Tensor) -> Tensor:
+    """d loss / dx times the upstream gradient, recomputed from the inputs."""
+    dx = torch.empty_like(input)
+    scale = 1 / input.numel() if spec.reduction == "mean" else 1.0
+    for x, y, g, part, *values in _parts([input, target, gradient, dx, *operands], input):
+        _, slope = reference.loss_and_slope(spec, x, y, values, want_loss=False)
+        torch.mul(slope, g.to(slope.dtype) * scale, out=part)
+    return dx
+
+
+def loss_rescale(spec: LossSpec, dx: Tensor, gradient: Tensor) -> None:
+    """dx *= gradient, in place; on a CPU, where reading it costs nothing, a gradient of 1 is passed over."""
+    if dx.device.type != "cpu" or gradient.item() != 1:
+        dx *= gradient
+
+
+# ----------------------------------------------------------------------------------------------------------------- gates
+
+
+class _Shrink(torch.autograd.Function):
+    """torch's own forward; a backward that, unlike torch's vectorised one, passes the gradient of a NaN input on."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, lambd: float, soft: bool) -> Tensor:
+        ctx.save_for_backward(input)
+        ctx.lambd = lambd
+        return F.softshrink(input, lambd) if soft else F.hardshrink(input, lambd)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (input,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradient, input.abs(), ctx.lambd), None, None
+
+
+def threshold(input: Tensor, threshold: float, value: float) -> Tensor:
+    """F.threshold, which does not round the threshold to a 16-bit input's dtype on a CPU."""
+    return F.threshold(input, round_to(threshold, input.dtype), value)
+
+
+def hardshrink(input: Tensor, lambd: float) -> Tensor:
+    """F.hardshrink, with the gradient of NaN inputs."""
+    if input.requires_grad and torch.is_grad_enabled():
+        return _Shrink.apply(input, round_to(lambd, input.dtype), False)  # type: ignore[no-any-return]
+    return F.hardshrink(input, round_to(lambd, input.dtype))
+
+
+def softshrink(input: Tensor, lambd: float) -> Tensor:
+    """F.softshrink, with the gradient of NaN inputs."""
+    if input.requires_grad and torch.is_grad_enabled():
+        return _Shrink.apply(input, round_to(lambd, input.dtype), True)  # type: ignore[no-any-return]
+    return F.softshrink(input, round_to(lambd, input.dtype))

@@ -1,0 +1,73 @@
+"""Memory layouts: which tensors a flat kernel may run over as they lie, and how a broadcast operand meets them."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=4096)
+def memory_order(shape: Shape, stride: Shape) -> Shape | None:
+    """The dimensions longer than 1, outermost first, of a dense layout without overlap; None for any other layout."""
+    order = sorted((d for d in range(len(shape)) if shape[d] != 1), key=lambda d: -stride[d])
+    expected = 1
+    for d in reversed(order):
+        if stride[d] != expected:
+            return None
+        expected *= shape[d]
+    return tuple(order)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one stretch of memory, in whatever order of dimensions."""
+    return tensor.is_contiguous() or memory_order(tuple(tensor.shape), tensor.stride()) is not None
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor itself where it is dense, else a copy as torch's own pointwise ops would lay it out."""
+    return tensor if is_dense(tensor) else torch.empty_like(tensor).copy_(tensor)
+
+
+def laid_out_as(tensor: Tensor, shape: Shape, stride: Shape) -> Tensor:
+    """The tensor itself where it lies as `stride` says, else a copy that does."""
+    if tensor.stride() == stride:
+        return tensor
+    order = memory_order(shape, stride)
+    if order is not None and order == memory_order(tuple(tensor.shape), tensor.stride()):
+        return tensor
+    return torch.empty_strided(shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+@functools.lru_cache(maxsize=4096)
+def broadcast_pattern(shape: Shape, stride: Shape, operand_shape: Shape) -> tuple[int, int] | None:
+    """(inner, mid) such that flat element o of the dense input meets entry (o // inner) % mid of the operand.
+
+    None where the operand's own dimensions are not one block of the input's memory order.
+    """
+    order = memory_order(shape, stride)
+    assert order is not None
+    own = (1,) * (len(shape) - len(operand_shape)) + operand_shape
+    spans = [own[d] != 1 for d in order]
+    first, last = spans.index(True), len(spans) - spans[::-1].index(True)
+    if not all(spans[first:last]):
+        return None
+    inner = mid = 1
+    for d in order[first:last]:
+        mid *= shape[d]
+    for d in order[last:]:
+        inner *= shape[d]
+    return inner, mid
+
+
+def block(operand: Tensor, like: Tensor) -> Tensor:
+    """A broadcast operand as a 1-dim tensor of its own elements in the memory order of `like`."""
+    order = memory_order(tuple(like.shape), like.stride())
+    assert order is not None
+    own = operand.reshape((1,) * (like.dim() - operand.dim()) + tuple(operand.shape))
+    spanned = [d for d in order if own.shape[d] != 1]
+    rest = [d for d in range(like.dim()) if d not in spanned]
+    return own.permute(rest + spanned).reshape(-1)

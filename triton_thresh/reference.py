@@ -1,0 +1,288 @@
+"""Every op in plain torch: the specification, the CPU backend, the tests' oracle and the benchmark's baseline.
+
+Gates are one selection each. Losses are a grid of base x rule; a base and a rule each give a value and, beside it, its
+derivative in the prediction, so that loss and gradient need no tape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .rules import ByLoss, ByPrediction, ByProximity, Operand, Rule
+
+# ---------------------------------------------------------------------------------------------------------------- gates
+
+
+def compared(input: Tensor, threshold: Operand) -> Operand:
+    """The threshold as it is compared: a number or 0-dim tensor rounded to a floating input's dtype, a tensor as it is."""
+    if not input.is_floating_point():
+        return threshold
+    if isinstance(threshold, Tensor):
+        return threshold.to(input.dtype) if threshold.dim() == 0 else threshold
+    if input.dtype in (torch.float16, torch.bfloat16):
+        return torch.full((), threshold, dtype=input.dtype, device=input.device)
+    return threshold
+
+
+def threshold(input: Tensor, threshold: Operand, value: float = 0.0) -> Tensor:
+    """value where x <= t, else x. On integer inputs numbers are truncated to the input's dtype, as ATen does."""
+    if not input.is_floating_point():
+        value = int(value)
+        if not isinstance(threshold, Tensor):
+            threshold = int(threshold)
+        elif threshold.dim() == 0:
+            threshold = threshold.to(input.dtype)
+    return torch.where(input <= compared(input, threshold), value, input)
+
+
+def hardshrink(input: Tensor, lambd: Operand = 0.5) -> Tensor:
+    """0 where -t <= x <= t, else x."""
+    t = compared(input, lambd)
+    return torch.where((input >= -t) & (input <= t), 0, input)
+
+
+def softshrink(input: Tensor, lambd: Operand = 0.5) -> Tensor:
+    """x - t where x > t, x + t where x < -t, x where x is NaN, else 0."""
+    t = compared(input, lambd)
+    kept = torch.where(input.isnan(), input, 0)
+    return torch.where(input > t, input - t, torch.where(input < -t, input + t, kept)).to(input.dtype)
+
+
+def binary_threshold(
+    input: Tensor,
+    threshold: Operand,
+    above_value: float = 1.0,
+    below_value: float = 0.0,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """above_value where x > t, else below_value."""
+    dtype = dtype or input.dtype
+    above = input.detach() > compared(input, threshold)
+    values = [torch.full((), v, dtype=dtype, device=input.device) for v in (above_value, below_value)]
+    return torch.where(above, values[0], values[1])
+
+
+# --------------------------------------------------------------------------------------------------------------- losses
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for 16-bit inputs, else the input's own."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+class Base(NamedTuple):
+    """An element loss in x and y: value and slope; what a rule takes for the prediction, and its slope; the domain of x."""
+
+    value: Callable[..., Tensor]
+    slope: Callable[..., Tensor]
+    prediction: Callable[[Tensor], Tensor]
+    prediction_slope: Callable[[Tensor], Tensor | float]
+    domain: str
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _one(x: Tensor) -> float:
+    return 1.0
+
+
+def mse(x: Tensor, y: Tensor) -> Tensor:
+    """(x - y)**2."""
+    d = x - y
+    return d * d
+
+
+def mse_slope(x: Tensor, y: Tensor) -> Tensor:
+    """2 (x - y)."""
+    return 2 * (x - y)
+
+
+def bce(x: Tensor, y: Tensor) -> Tensor:
+    """-(y log x + (1 - y) log(1 - x)), logs clamped at -100; NaN for x outside [0, 1]."""
+    return -(y * x.log().clamp(min=-100) + (1 - y) * (1 - x).log().clamp(min=-100))
+
+
+def bce_slope(x: Tensor, y: Tensor) -> Tensor:
+    """(x - y) / max(x (1 - x), 1e-12); NaN for x outside [0, 1]."""
+    outside = (x < 0) | (x > 1)
+    return ((x - y) / (x * (1 - x)).clamp(min=1e-12)).masked_fill(outside, torch.nan)
+
+
+def bce_with_logits(x: Tensor, y: Tensor, pos_weight: Operand | None = None) -> Tensor:
+    """(1 - y) x + w (max(-x, 0) + log1p(exp -|x|)) with w = 1 + (pos_weight - 1) y."""
+    softplus = (-x).clamp(min=0) + x.abs().neg().exp().log1p()
+    if pos_weight is not None:
+        softplus = softplus * (1 + (pos_weight - 1) * y)
+    return (1 - y) * x + softplus
+
+
+def bce_with_logits_slope(x: Tensor, y: Tensor, pos_weight: Operand | None = None) -> Tensor:
+    """(1 - y) - w (1 - s) with s the sigmoid of x."""
+    if pos_weight is None:
+        return x.sigmoid() - y
+    return (1 - y) - (1 + (pos_weight - 1) * y) * (-x).sigmoid()
+
+
+def _sigmoid_slope(x: Tensor) -> Tensor:
+    return x.sigmoid() * (-x).sigmoid()
+
+
+BASES: Mapping[str, Base] = {
+    "bce": Base(bce, bce_slope, _identity, _one, "probability"),
+    "bce_with_logits": Base(bce_with_logits, bce_with_logits_slope, torch.sigmoid, _sigmoid_slope, "logit"),
+    "mse": Base(mse, mse_slope, _identity, _one, "real"),
+}
+
+
+def by_prediction(base: Base, x: Tensor, loss: Tensor, threshold: Operand, above: Operand, below: Operand) -> Tensor:
+    """above where x >= t, else below."""
+    return _either(x >= threshold, above, below, x)
+
+
+def by_loss(base: Base, x: Tensor, loss: Tensor, bound: Operand, factor: Operand) -> Tensor:
+    """factor where l > bound, else 1."""
+    return _either(loss > bound, factor, 1.0, x)
+
+
+def by_proximity(base: Base, x: Tensor, loss: Tensor, threshold: Operand, reach: Operand, factor: Operand) -> Tensor:
+    """1 + factor (1 - d / range) where d = |q - t| < range, else 1."""
+    d = (base.prediction(x) - threshold).abs()
+    return _either(d < reach, 1 + factor * (1 - d / reach), 1.0, x)
+
+
+def by_proximity_slope(base: Base, x: Tensor, threshold: Operand, reach: Operand, factor: Operand) -> Tensor:
+    """-(factor / range) sign(q - t) dq/dx where d < range, else 0; sign(0) = 0."""
+    u = base.prediction(x) - threshold
+    return _either(u.abs() < reach, -(factor / reach) * u.sign() * base.prediction_slope(x), 0.0, x)
+
+
+class Weighing(NamedTuple):
+    """A rule's weight w, and dw/dx where it is not 0 everywhere."""
+
+    weight: Callable[..., Tensor]
+    weight_slope: Callable[..., Tensor] | None = None
+
+
+RULES: Mapping[type[Rule], Weighing] = {
+    ByPrediction: Weighing(by_prediction),
+    ByProximity: Weighing(by_proximity, by_proximity_slope),
+    ByLoss: Weighing(by_loss),
+}
+
+
+def _either(condition: Tensor, a: Operand, b: Operand, like: Tensor) -> Tensor:
+    """torch.where that takes numbers in the dtype of `like`."""
+    a, b = (v if isinstance(v, Tensor) else torch.full((), v, dtype=like.dtype, device=like.device) for v in (a, b))
+    return torch.where(condition, a, b)
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """Which loss is computed. Its operands travel beside it: the base's, the rule's, then the weight if there is one."""
+
+    base: str
+    rule: type[Rule]
+    base_count: int
+    rule_count: int
+    reduction: str
+    result: torch.dtype
+
+
+def in_compute_type(tensor: Operand, dtype: torch.dtype) -> Operand:
+    """A tensor operand in the compute type; numbers as they are."""
+    return tensor.to(dtype) if isinstance(tensor, Tensor) else tensor
+
+
+def loss_and_slope(
+    spec: LossSpec, x: Tensor, y: Tensor, operands: Sequence[Operand], *, want_loss: bool = True, want_slope: bool = True
+) -> tuple[Tensor | None, Tensor | None]:
+    """The weighted element loss and its derivative in x, in the compute type."""
+    dtype = compute_dtype(x.dtype)
+    x, y = x.to(dtype), y.to(dtype)
+    values = [in_compute_type(v, dtype) for v in operands]
+    parameters, values = values[: spec.base_count], values[spec.base_count :]
+    settings, weights = values[: spec.rule_count], values[spec.rule_count :]
+    base, rule = BASES[spec.base], RULES[spec.rule]
+    needs_loss = want_loss or rule.weight_slope is not None or spec.rule is ByLoss
+    loss = base.value(x, y, *parameters) if needs_loss else x
+    weight = rule.weight(base, x, loss, *settings)
+    slope = None
+    if want_slope:
+        slope = base.slope(x, y, *parameters) * weight
+        if rule.weight_slope is not None:
+            steep = rule.weight_slope(base, x, *settings)
+            slope = slope + (loss * steep).masked_fill(steep == 0, 0.0)
+        for w in weights:
+            slope = slope * w
+    if not want_loss:
+        return None, slope
+    loss = loss * weight
+    for w in weights:
+        loss = loss * w
+    return loss, slope
+
+
+def reduced(loss: Tensor, spec: LossSpec) -> Tensor:
+    """The element loss reduced and rounded once to the result's dtype."""
+    if spec.reduction == "mean":
+        loss = loss.mean()
+    elif spec.reduction == "sum":
+        loss = loss.sum()
+    return loss.to(spec.result)
+
+
+def loss(spec: LossSpec, x: Tensor, y: Tensor, operands: Sequence[Operand]) -> Tensor:
+    """The loss itself."""
+    value, _ = loss_and_slope(spec, x, y, operands, want_slope=False)
+    assert value is not None
+    return reduced(value, spec)
+
+
+def loss_gradient(spec: LossSpec, x: Tensor, y: Tensor, operands: Sequence[Operand], gradient: Tensor) -> Tensor:
+    """d loss / dx times the upstream gradient; differentiable in x and in the gradient."""
+    _, slope = loss_and_slope(spec, x, y, operands, want_loss=False)
+    assert slope is not None
+    gradient = gradient.to(slope.dtype)
+    if spec.reduction == "mean":
+        gradient = gradient / x.numel()
+    return (slope * gradient).to(x.dtype)
+
+
+def specify(
+    input: Tensor,
+    rule: Rule,
+    base: str,
+    weight: Operand | None = None,
+    pos_weight: Operand | None = None,
+    reduction: str = "mean",
+) -> tuple[LossSpec, tuple[Operand, ...]]:
+    """Which loss is meant, and its operands. The result has the input's dtype, float32 under autocast."""
+    parameters = () if pos_weight is None else (pos_weight,)
+    weights = () if weight is None else (weight,)
+    settings = rule.operands(base)
+    wide = input.dtype.itemsize == 2 and torch.is_autocast_enabled(input.device.type)
+    result = torch.float32 if wide else input.dtype
+    return LossSpec(base, type(rule), len(parameters), len(settings), reduction, result), parameters + settings + weights
+
+
+def threshold_loss(
+    input: Tensor,
+    target: Tensor,
+    rule: Rule,
+    *,
+    base: str = "bce_with_logits",
+    weight: Operand | None = None,
+    pos_weight: Operand | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Any cell of the grid: the base's loss times the rule's weight."""
+    spec, operands = specify(input, rule, base, weight, pos_weight, reduction)
+    return loss(spec, input, target, operands)

@@ -1,0 +1,297 @@
+"""The one list of ops: dispatch, tests, benchmarks, the compile report and the README's table follow from it.
+
+An op is an entry here, a device function in kernels/pointwise.py and a reference in reference.py, under one name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType, ModuleType
+from typing import Any, Union
+
+import torch
+from torch import Tensor
+
+from . import eager, reference
+from .autograd import Gate as GateFunction
+from .autograd import Loss as LossFunction
+from .autograd import TransformedLoss
+from .backend import choose, is_plain
+from .checks import (
+    FLOATING,
+    INTEGER,
+    check_inplace,
+    check_input,
+    check_integer,
+    check_number,
+    check_operand,
+    check_reduction,
+    check_target,
+)
+from .rules import ByLoss, ByPrediction, ByProximity, Operand, Rule
+
+LEARN_HINT = " (its gradient is zero almost everywhere; jumprelu has a threshold that learns)"
+
+
+def _triton() -> ModuleType:
+    from . import launch
+
+    return launch
+
+
+@dataclass(frozen=True)
+class Gate:
+    """An elementwise op that compares its input with a threshold.
+
+    The reference's signature is the op's: input, the threshold, then constants (numbers), then `dtype` if the output has one.
+    """
+
+    name: str
+    formula: str
+    gradient: str
+    equivalent: str
+    reference: Callable[..., Tensor]
+    dtypes: tuple[torch.dtype, ...] = FLOATING
+    differentiable: bool = True
+    casts: bool = True
+    nonnegative: bool = False
+    eager: Callable[..., Tensor] | None = None
+    learned: str | None = None
+    inplace: bool = False
+    example: tuple[float, ...] = (0.5,)
+    _names: tuple[str, ...] = field(init=False, repr=False)
+    _defaults: tuple[Any, ...] = field(init=False, repr=False)
+
+    family = "gate"
+
+    def __post_init__(self) -> None:
+        parameters = list(inspect.signature(self.reference).parameters.values())[1:]
+        positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        object.__setattr__(self, "_names", tuple(p.name for p in positional))
+        object.__setattr__(self, "_defaults", tuple(p.default for p in positional))
+
+    def __call__(
+        self, input: Tensor, *parameters: Any, inplace: bool = False, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Check the arguments, choose the backend, run."""
+        name, threshold_name = self.name, self._names[0]
+        check_input(name, input, self.dtypes)
+        parameters += self._defaults[len(parameters) :]
+        learns = self.learned is not None
+        threshold = check_operand(name, threshold_name, parameters[0], input, learns=learns, hint=LEARN_HINT)
+        constants = tuple(check_number(name, n, v) for n, v in zip(self._names[1:], parameters[1:]))
+        if self.casts and not input.is_floating_point():
+            constants = tuple(check_integer(name, n, v, input.dtype) for n, v in zip(self._names[1:], constants))
+            if not isinstance(threshold, Tensor):
+                threshold = check_integer(name, threshold_name, threshold, input.dtype)
+        if self.nonnegative and not isinstance(threshold, Tensor) and not threshold >= 0:
+            raise RuntimeError(f"{name}: {threshold_name} must be at least 0, got {threshold}")
+        if inplace:
+            check_inplace(name, input)
+        keywords = {} if dtype is None else {"dtype": dtype}
+        plain = is_plain(input, threshold)
+        if plain and choose(input.device)[0] == "triton":
+            return self._triton(input, threshold, constants, inplace, dtype)
+        if not plain or inplace or isinstance(threshold, Tensor) or self.eager is None or not input.is_floating_point():
+            output = self.reference(input, threshold, *constants, **keywords)
+            return input.copy_(output) if inplace else output
+        return self.eager(input, threshold, *constants)
+
+    def _triton(
+        self, input: Tensor, threshold: Operand, constants: tuple[float, ...], inplace: bool, dtype: torch.dtype | None
+    ) -> Tensor:
+        call = self.lowered(input, threshold, constants, dtype)
+        if self.differentiable and torch.is_grad_enabled():
+            learns = isinstance(threshold, Tensor) and threshold.requires_grad
+            if input.requires_grad or learns:
+                learned = call._replace(function=self.learned) if learns else None
+                backward = f"{self.learned}_backward" if learns else None
+                output: Tensor = GateFunction.apply(input, threshold, call, learned, backward, inplace)
+                return output
+        output, _ = _triton().gate_forward(call, input.detach(), 0, input.detach() if inplace else None)
+        if inplace:
+            torch.autograd.graph.increment_version(input)
+            return input
+        return output
+
+    def lowered(self, input: Tensor, threshold: Operand, constants: tuple[float, ...], dtype: torch.dtype | None) -> Any:
+        """The call as the kernels' launcher takes it: operands rounded as the contract says."""
+        launch = _triton()
+        result = dtype or input.dtype
+        t, compute = launch.compared(input, threshold, self.casts)
+        held = tuple(launch.held(value, result) for value in constants)
+        return launch.GateCall(self.name, self.name, t, held, reference.compute_dtype(compute), result)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A point of the grid base x rule, or (rule None) the whole grid."""
+
+    name: str
+    formula: str
+    weighing: str
+    equivalent: str
+    base: str = "bce_with_logits"
+    rule: type[Rule] | None = None
+
+    family = "loss"
+
+    @property
+    def cells(self) -> tuple[tuple[str, type[Rule]], ...]:
+        """The cells of the grid this op reaches."""
+        if self.rule is not None:
+            return ((self.base, self.rule),)
+        return tuple((base, rule) for base in reference.BASES for rule in reference.RULES)
+
+    def __call__(
+        self,
+        input: Tensor,
+        target: Tensor,
+        rule: Rule,
+        *,
+        base: str | None = None,
+        weight: Operand | None = None,
+        pos_weight: Operand | None = None,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """Check the arguments, choose the backend, run."""
+        base = self._check(input, target, rule, base or self.base, weight, pos_weight, reduction)
+        spec, operands = reference.specify(input, rule, base, weight, pos_weight, reduction)
+        if not is_plain(input, target, *operands) or input.numel() == 0:
+            return reference.reduced(TransformedLoss.apply(input, target, spec, operands), spec)
+        shell = _triton() if choose(input.device)[0] == "triton" else eager
+        if input.requires_grad and torch.is_grad_enabled():
+            return LossFunction.apply(input, target, spec, operands, shell)  # type: ignore[no-any-return]
+        output, _ = shell.loss_forward(spec, input.detach(), target.detach(), operands, want_gradient=False)
+        return output  # type: ignore[no-any-return]
+
+    def _check(
+        self,
+        input: Tensor,
+        target: Tensor,
+        rule: Rule,
+        base: str,
+        weight: Operand | None,
+        pos_weight: Operand | None,
+        reduction: str,
+    ) -> str:
+        name = self.name
+        check_input(name, input, FLOATING)
+        check_target(name, input, target)
+        check_reduction(name, reduction)
+        if base not in reference.BASES:
+            raise ValueError(f"{name}: base must be one of {', '.join(map(repr, reference.BASES))}, got {base!r}")
+        if type(rule) not in reference.RULES:
+            accepted = ", ".join(accepted.__name__ for accepted in reference.RULES)
+            raise TypeError(f"{name}: rule must be one of {accepted}, got {type(rule).__name__}")
+        for setting, value in vars(rule).items():
+            check_operand(name, setting, value, input)
+        if weight is not None:
+            check_operand(name, "weight", weight, input)
+        if pos_weight is not None:
+            if base != "bce_with_logits":
+                raise ValueError(f"{name}: pos_weight goes with base 'bce_with_logits', got base {base!r}")
+            check_operand(name, "pos_weight", pos_weight, input)
+        return base
+
+
+Op = Union[Gate, Loss]
+
+_OPS: tuple[Op, ...] = (
+    Gate(
+        "threshold",
+        formula="value where x <= t, else x",
+        gradient="0 where x <= t, else 1",
+        equivalent="torch.where(input <= threshold, value, input)",
+        reference=reference.threshold,
+        dtypes=FLOATING + INTEGER,
+        eager=eager.threshold,
+        inplace=True,
+        example=(0.1, -2.0),
+    ),
+    Gate(
+        "hardshrink",
+        formula="0 where -λ <= x <= λ, else x",
+        gradient="0 where -λ <= x <= λ, else 1",
+        equivalent="torch.where((input >= -lambd) & (input <= lambd), 0, input)",
+        reference=reference.hardshrink,
+        eager=eager.hardshrink,
+        inplace=True,
+    ),
+    Gate(
+        "softshrink",
+        formula="x - λ where x > λ, x + λ where x < -λ, x where x is NaN, else 0",
+        gradient="0 where -λ <= x <= λ, else 1; to λ: -1 where x > λ, 1 where x < -λ, else 0",
+        equivalent="torch.nn.functional.softshrink(input, lambd)",
+        reference=reference.softshrink,
+        eager=eager.softshrink,
+        nonnegative=True,
+        learned="softshrink_learned",
+    ),
+    Gate(
+        "binary_threshold",
+        formula="above_value where x > t, else below_value",
+        gradient="none",
+        equivalent="torch.where(input > threshold, above_value, below_value)",
+        reference=reference.binary_threshold,
+        dtypes=FLOATING + INTEGER,
+        differentiable=False,
+        casts=False,
+        example=(0.1, 3.0, -1.0),
+    ),
+    Loss(
+        "threshold_bce_loss",
+        formula="binary cross entropy of a probability",
+        weighing="weight_above where p >= t, else weight_below",
+        equivalent="(F.binary_cross_entropy(input, target, reduction='none') * torch.where(input >= t, above, below)).mean()",
+        base="bce",
+        rule=ByPrediction,
+    ),
+    Loss(
+        "threshold_bce_with_logits_loss",
+        formula="binary cross entropy of a logit",
+        weighing="weight_above where x >= logit(t), else weight_below",
+        equivalent="(F.binary_cross_entropy_with_logits(input, target, reduction='none') * torch.where(input >= logit(t), above, below)).mean()",
+        base="bce_with_logits",
+        rule=ByPrediction,
+    ),
+    Loss(
+        "threshold_mse_loss",
+        formula="(x - y)²",
+        weighing="weight_above where x >= t, else weight_below",
+        equivalent="((input - target) ** 2 * torch.where(input >= t, above, below)).mean()",
+        base="mse",
+        rule=ByPrediction,
+    ),
+    Loss(
+        "proximity_mse_loss",
+        formula="(x - y)²",
+        weighing="1 + factor·(1 - d/range) where d = |x - t| < range, else 1",
+        equivalent="((input - target) ** 2 * (1 + factor * (1 - (input - t).abs() / range).clamp(min=0))).mean()",
+        base="mse",
+        rule=ByProximity,
+    ),
+    Loss(
+        "exceedance_mse_loss",
+        formula="(x - y)²",
+        weighing="factor where (x - y)² > bound, else 1",
+        equivalent="(l * torch.where(l > bound, factor, 1.0)).mean() with l = (input - target) ** 2",
+        base="mse",
+        rule=ByLoss,
+    ),
+    Loss(
+        "threshold_loss",
+        formula="any base: bce, bce_with_logits, mse",
+        weighing="any rule: ByPrediction, ByProximity, ByLoss",
+        equivalent="the base loss with reduction='none', times the rule's weight, reduced",
+    ),
+)
+
+OPS: Mapping[str, Op] = MappingProxyType({op.name: op for op in _OPS})
+
+
+def ops() -> Mapping[str, Op]:
+    """The ops by name, in the order of the documentation."""
+    return OPS

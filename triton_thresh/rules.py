@@ -1,0 +1,76 @@
+"""The rules of threshold-weighted losses: what a rule looks at, and its settings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Union
+
+import torch
+from torch import Tensor
+
+Operand = Union[float, int, Tensor]
+"""A number, a 0-dim tensor, or a tensor that broadcasts to the input's shape."""
+
+
+def _logit(t: Operand) -> Operand:
+    """The logit at which a probability reaches t: -inf for t <= 0 (every prediction is above), NaN for t > 1 (none is)."""
+    if isinstance(t, Tensor):
+        t = t if t.is_floating_point() else t.to(torch.get_default_dtype())
+        if t.dtype in (torch.float16, torch.bfloat16):
+            t = t.float()
+        return torch.where(t > 1, math.nan, torch.logit(t.clamp(min=0.0)))
+    if t <= 0:
+        return -math.inf
+    if t == 1:
+        return math.inf
+    return math.log(t / (1 - t)) if t < 1 else math.nan
+
+
+@dataclass(frozen=True)
+class ByPrediction:
+    """Weigh an element by its prediction: `weight_above` where prediction >= `threshold`, else `weight_below`.
+
+    On logits `threshold` is a probability, compared as ``x >= logit(threshold)``.
+    """
+
+    threshold: Operand = 0.7
+    weight_above: Operand = 1.0
+    weight_below: Operand = 0.1
+
+    def operands(self, base: str) -> tuple[Operand, ...]:
+        """(threshold on the scale of the input, weight above, weight below)."""
+        threshold = _logit(self.threshold) if base == "bce_with_logits" else self.threshold
+        return threshold, self.weight_above, self.weight_below
+
+
+@dataclass(frozen=True)
+class ByProximity:
+    """Weigh an element by how near its prediction q is to `threshold`.
+
+    ``1 + penalty_factor * (1 - d / penalty_range)`` where ``d = |q - threshold| < penalty_range``, else 1; the gradient flows
+    through this weight. On logits q is the sigmoid of the input.
+    """
+
+    threshold: Operand
+    penalty_range: Operand = 0.2
+    penalty_factor: Operand = 1.5
+
+    def operands(self, base: str) -> tuple[Operand, ...]:
+        """(threshold, range, factor)."""
+        return self.threshold, self.penalty_range, self.penalty_factor
+
+
+@dataclass(frozen=True)
+class ByLoss:
+    """Weigh an element by its own loss: `penalty_factor` where loss > `loss_threshold`, else 1."""
+
+    loss_threshold: Operand = 1.0
+    penalty_factor: Operand = 2.0
+
+    def operands(self, base: str) -> tuple[Operand, ...]:
+        """(bound, factor)."""
+        return self.loss_threshold, self.penalty_factor
+
+
+Rule = Union[ByPrediction, ByProximity, ByLoss]

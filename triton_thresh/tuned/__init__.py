@@ -1,0 +1,1 @@
+"""Block sizes measured per device, one JSON file each (see tuning.py)."""

@@ -1,0 +1,213 @@
+"""Block sizes: from the table shipped for this GPU, then the user's cache, then a search on first use, else a default.
+
+A table is ``{"device": ..., "entries": {"<op>/<dtype>/<log2 of the size>": [block, num_warps]}}``; a size takes the nearest
+entry of its op and dtype. Reductions never search (block and warps fix the order of summation), nor does anything while a
+CUDA graph is captured or a process group is up (ranks must agree); ranks use shipped tables and defaults alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .backend import interpreting
+
+
+class Config(NamedTuple):
+    """Elements a thread block covers (a gate's tile is 8 times that), and its warps."""
+
+    block: int
+    num_warps: int
+
+
+class Choice(NamedTuple):
+    """A configuration and where it came from: shipped table, user cache, search, default or interpreter."""
+
+    config: Config
+    source: str
+
+
+# COLS 512 with 512 / (32 * vector) warps gives each thread 16 bytes a load; vector = 16 bytes / item size
+GATE_BLOCK = 512
+LOSS_BLOCK = 2048
+INTERPRETER = {"gate": Config(1024, 4), "loss": Config(4096, 4)}
+CANDIDATE_BLOCKS = (256, 512, 1024)
+
+
+def bucket(numel: int) -> int:
+    """The power-of-two size bucket: ceil(log2(numel))."""
+    return max(numel - 1, 0).bit_length()
+
+
+def default(shell: str, itemsize: int) -> Config:
+    """The configuration where nothing was measured."""
+    if shell == "loss":
+        return Config(LOSS_BLOCK, 4)
+    return Config(GATE_BLOCK, max(1, min(8, GATE_BLOCK * itemsize // (32 * 16))))
+
+
+def candidates(shell: str, itemsize: int) -> list[Config]:
+    """What a search tries: 16 bytes a thread a load at three tile sizes, and the same with half the threads."""
+    start = default(shell, itemsize)
+    found = [start]
+    for size in CANDIDATE_BLOCKS:
+        scale = size / GATE_BLOCK
+        for warps in (start.num_warps * scale, start.num_warps * scale / 2):
+            config = Config(int(start.block * scale), int(warps))
+            if warps >= 1 and config not in found:
+                found.append(config)
+    return found
+
+
+def slug(device_name: str) -> str:
+    """A device's name as a file name."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", device_name).strip("_")
+
+
+def _valid(entry: object) -> bool:
+    if not (isinstance(entry, (list, tuple)) and len(entry) == 2 and all(type(v) is int for v in entry)):
+        return False
+    block, warps = entry
+    return 32 <= block <= 65536 and block & (block - 1) == 0 and warps in (1, 2, 4, 8, 16, 32)
+
+
+def parse(text: str, origin: str) -> dict[str, Config]:
+    """The valid entries of a table; what is not valid is left out with a warning, never an error."""
+    try:
+        entries = json.loads(text)["entries"]
+        items = list(entries.items())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        warnings.warn(f"triton_thresh: ignoring {origin}: not a table of block sizes", stacklevel=2)
+        return {}
+    table = {key: Config(*entry) for key, entry in items if _valid(entry)}
+    if len(table) < len(items):
+        warnings.warn(f"triton_thresh: ignoring {len(items) - len(table)} malformed entries of {origin}", stacklevel=2)
+    return table
+
+
+def cache_path(device_name: str) -> Path:
+    """The user's table: TRITON_THRESH_CACHE_DIR, else ~/.cache/triton_thresh."""
+    folder = os.environ.get("TRITON_THRESH_CACHE_DIR") or Path.home() / ".cache" / "triton_thresh"
+    return Path(folder) / f"{slug(device_name)}.json"
+
+
+@functools.cache
+def shipped(device_name: str) -> Mapping[str, Config]:
+    """The table shipped for a device, empty if there is none."""
+    file = resources.files("triton_thresh") / "tuned" / f"{slug(device_name)}.json"
+    return parse(file.read_text(), str(file)) if file.is_file() else {}
+
+
+@functools.cache
+def cached(device_name: str) -> dict[str, Config]:
+    """The user's table as it was on disk at first use, kept up to date by `remember`."""
+    path = cache_path(device_name)
+    try:
+        return parse(path.read_text(), str(path))
+    except OSError:
+        return {}
+
+
+def remember(device_name: str, key: str, config: Config) -> None:
+    """Add an entry to the user's table, in memory and on disk; a disk that cannot be written to is no error."""
+    table = cached(device_name)
+    table[key] = config
+    path = cache_path(device_name)
+    document: dict[str, Any] = {"device": device_name, "entries": {k: list(v) for k, v in sorted(table.items())}}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+            json.dump(document, file, indent=1)
+        os.replace(file.name, path)
+    except OSError as error:
+        warnings.warn(f"triton_thresh: block sizes were not saved to {path}: {error}", stacklevel=2)
+
+
+def nearest(table: Mapping[str, Config], op: str, dtype: str, size: int) -> Config | None:
+    """The entry of this op and dtype whose size is nearest; the smaller one of two."""
+    prefix = f"{op}/{dtype}/"
+    sizes = [int(key.removeprefix(prefix)) for key in table if key.startswith(prefix) and key.removeprefix(prefix).isdigit()]
+    if not sizes:
+        return None
+    return table[f"{prefix}{min(sizes, key=lambda s: (abs(s - size), s))}"]
+
+
+def may_search() -> bool:
+    """Whether a search may run now: not where ranks could disagree, nor while a CUDA graph is captured, nor if switched off."""
+    if os.environ.get("TRITON_THRESH_AUTOTUNE", "1") == "0":
+        return False
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return False
+    return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+
+
+def search(configs: Sequence[Config], launch: Callable[[Config], object]) -> Config:
+    """The configuration with the smallest median time."""
+    from triton.testing import do_bench
+
+    times = {config: do_bench(lambda c=config: launch(c), warmup=5, rep=20, return_mode="median") for config in configs}
+    return min(times, key=lambda config: times[config])
+
+
+@functools.cache
+def _device_name(device: torch.device) -> str:
+    return str(torch.get_device_module(device).get_device_name(device))
+
+
+_settled: dict[tuple[str, torch.dtype, int, torch.device], Choice] = {}
+
+
+def choose(
+    shell: str,
+    op: str,
+    dtype: torch.dtype,
+    numel: int,
+    device: torch.device,
+    searchable: bool,
+    launch: Callable[[Config], object] | None = None,
+) -> Choice:
+    """The configuration for a call; `launch`, if a search is due, runs the op once on scratch tensors."""
+    size = bucket(numel)
+    signature = (op, dtype, size, device)
+    choice = _settled.get(signature)
+    if choice is None:
+        choice = _resolve(shell, op, dtype, size, device, searchable, launch)
+        if not searchable or choice.source != "default":
+            _settled[signature] = choice
+    return choice
+
+
+def _resolve(
+    shell: str,
+    op: str,
+    dtype: torch.dtype,
+    size: int,
+    device: torch.device,
+    searchable: bool,
+    launch: Callable[[Config], object] | None,
+) -> Choice:
+    if interpreting():
+        return Choice(INTERPRETER[shell], "interpreter")
+    name, label = _device_name(device), str(dtype).removeprefix("torch.")
+    found = nearest(shipped(name), op, label, size)
+    if found:
+        return Choice(found, "shipped table")
+    if searchable and may_search():
+        key = f"{op}/{label}/{size}"
+        if key in cached(name):
+            return Choice(cached(name)[key], "user cache")
+        if launch is not None:
+            found = search(candidates(shell, dtype.itemsize), launch)
+            remember(name, key, found)
+            return Choice(found, "search")
+    return Choice(default(shell, dtype.itemsize), "default")
