@@ -13,9 +13,26 @@ from . import operand
 
 
 @triton.jit
-def _select(x, values, y_ptr, o, mask, j, low, high, FUNCTION: tl.constexpr, COMPUTE: tl.constexpr, BITS: tl.constexpr):
+def _select(
+    x,
+    values,
+    y_ptr,
+    o,
+    mask,
+    j,
+    low,
+    high,
+    FUNCTION: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    PROMOTED: tl.constexpr,
+    BITS: tl.constexpr,
+):
     """Store y for elements o and add their code, as bit j, to the planes."""
-    y, code = FUNCTION(x, x.to(COMPUTE), values)
+    if PROMOTED is None:
+        c = x.to(COMPUTE)
+    else:
+        c = x.to(PROMOTED).to(COMPUTE)
+    y, code = FUNCTION(x, c, values)
     tl.store(y_ptr + o, y.to(y_ptr.dtype.element_ty), mask=mask)
     if BITS == 1:
         low |= code << j
@@ -37,8 +54,12 @@ def forward(
     COMPUTE: tl.constexpr,
     BITS: tl.constexpr,
     COLS: tl.constexpr,
+    PROMOTED: tl.constexpr = None,
 ):
-    """y = FUNCTION(x); BITS of its code are packed into mask_ptr (0: no gradient is wanted)."""
+    """y = FUNCTION(x); BITS of its code are packed into mask_ptr (0: no gradient is wanted).
+
+    PROMOTED: the 16-bit type in which an integer x is compared, if it is.
+    """
     pid = tl.program_id(0)
     base = pid.to(n.dtype) * (8 * COLS)
     lane = tl.arange(0, COLS)
@@ -55,7 +76,7 @@ def forward(
             vs = vs + (operand.load_all(operands, KINDS, base, j * COLS + lane, None),)
         for j in tl.static_range(8):
             low, high = _select(
-                xs[j], vs[j], y_ptr, j * COLS + lane, None, j, low, high, FUNCTION=FUNCTION, COMPUTE=COMPUTE, BITS=BITS
+                xs[j], vs[j], y_ptr, j * COLS + lane, None, j, low, high, FUNCTION, COMPUTE, PROMOTED, BITS
             )
     else:
         for j in range(8):
@@ -64,7 +85,7 @@ def forward(
             x = operand.read(x_ptr + o, valid)
             values = operand.load_all(operands, KINDS, base, o, valid)
             low, high = _select(
-                x, values, y_ptr, o, valid, j, low, high, FUNCTION=FUNCTION, COMPUTE=COMPUTE, BITS=BITS
+                x, values, y_ptr, o, valid, j, low, high, FUNCTION, COMPUTE, PROMOTED, BITS
             )
     cell = pid.to(n.dtype) * COLS
     if BITS >= 1:

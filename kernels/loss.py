@@ -1,7 +1,8 @@
 """The shell of all losses: base x rule, loss and gradient from one read; the final sum; the rescale; the recomputing backward.
 
-`operands` are those of the base (BASE_COUNT), then of the rule (RULE_COUNT), then the weight if there is one. Full tiles
-load and store without a mask (16-byte vectors for every n), the arithmetic between is compiled once for both.
+`operands` are those of the base (BASE_COUNT), then of the rule (RULE_COUNT), then the weight if there is one. A full tile runs
+without a mask (16-byte vectors for every n); the last tile has code of its own, since joining the two costs every tile 7
+instructions an element in bf16.
 """
 
 import triton
@@ -24,7 +25,7 @@ def _evaluate(
     y_ptr,
     base,
     lane,
-    left,
+    mask,
     operands,
     KINDS: tl.constexpr,
     BASE: tl.constexpr,
@@ -32,19 +33,12 @@ def _evaluate(
     RULE: tl.constexpr,
     RULE_COUNT: tl.constexpr,
     COMPUTE: tl.constexpr,
-    BLOCK: tl.constexpr,
 ):
     """Loss and slope of the elements base + lane, in the compute type."""
-    if left >= BLOCK:
-        x = tl.load(x_ptr + base + lane)
-        y = tl.load(y_ptr + base + lane)
-        values = operand.load_all(operands, KINDS, base, lane, None)
-    else:
-        x = operand.read(x_ptr + base + lane, lane < left)
-        y = operand.read(y_ptr + base + lane, lane < left)
-        values = operand.load_all(operands, KINDS, base, lane, lane < left)
-    x = x.to(COMPUTE)
-    loss, slope, q, dq = BASE(x, y.to(COMPUTE), _part(values, 0, BASE_COUNT))
+    x = operand.read(x_ptr + base + lane, mask).to(COMPUTE)
+    y = operand.read(y_ptr + base + lane, mask).to(COMPUTE)
+    values = operand.load_all(operands, KINDS, base, lane, mask)
+    loss, slope, q, dq = BASE(x, y, _part(values, 0, BASE_COUNT))
     loss, slope = RULE(loss, slope, x, q, dq, _part(values, BASE_COUNT, RULE_COUNT))
     if len(KINDS) > BASE_COUNT + RULE_COUNT:
         weight = values[BASE_COUNT + RULE_COUNT].to(COMPUTE)
@@ -54,18 +48,45 @@ def _evaluate(
 
 
 @triton.jit
-def _write(pointer, value, lane, left, BLOCK: tl.constexpr):
-    value = value.to(pointer.dtype.element_ty)
-    if left >= BLOCK:
-        tl.store(pointer + lane, value)
-    else:
-        tl.store(pointer + lane, value, mask=lane < left)
-
-
-@triton.jit
 def _reduced(total, n, REDUCTION: tl.constexpr):
     if REDUCTION == "mean":
         total = total / n.to(total.dtype)
+    return total
+
+
+@triton.jit
+def _forward_tile(
+    x_ptr,
+    y_ptr,
+    dx_ptr,
+    out_ptr,
+    n,
+    base,
+    lane,
+    mask,
+    operands,
+    KINDS: tl.constexpr,
+    BASE: tl.constexpr,
+    BASE_COUNT: tl.constexpr,
+    RULE: tl.constexpr,
+    RULE_COUNT: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    REDUCTION: tl.constexpr,
+):
+    """Store what is stored per element; return the tile's sum."""
+    loss, slope = _evaluate(
+        x_ptr, y_ptr, base, lane, mask, operands, KINDS, BASE, BASE_COUNT, RULE, RULE_COUNT, COMPUTE
+    )
+    total = tl.zeros([], COMPUTE)
+    if REDUCTION == "none":
+        tl.store(out_ptr + base + lane, loss.to(out_ptr.dtype.element_ty), mask=mask)
+    else:
+        if dx_ptr is not None:
+            scale = _reduced(tl.full([], 1.0, COMPUTE), n, REDUCTION)
+            tl.store(dx_ptr + base + lane, (slope * scale).to(dx_ptr.dtype.element_ty), mask=mask)
+        if mask is not None:
+            loss = tl.where(mask, loss, 0.0)
+        total = tl.sum(loss, axis=0)
     return total
 
 
@@ -91,18 +112,17 @@ def forward(
     base = tl.program_id(0).to(n.dtype) * BLOCK
     lane = tl.arange(0, BLOCK)
     left = n - base
-    loss, slope = _evaluate(
-        x_ptr, y_ptr, base, lane, left, operands, KINDS, BASE, BASE_COUNT, RULE, RULE_COUNT, COMPUTE, BLOCK
-    )
-    if REDUCTION == "none":
-        _write(out_ptr + base, loss, lane, left, BLOCK)
+    if left >= BLOCK:
+        total = _forward_tile(
+            x_ptr, y_ptr, dx_ptr, out_ptr, n, base, lane, None,
+            operands, KINDS, BASE, BASE_COUNT, RULE, RULE_COUNT, COMPUTE, REDUCTION,
+        )  # fmt: skip
     else:
-        if dx_ptr is not None:
-            scale = _reduced(tl.full([], 1.0, COMPUTE), n, REDUCTION)
-            _write(dx_ptr + base, slope * scale, lane, left, BLOCK)
-        if left < BLOCK:
-            loss = tl.where(lane < left, loss, 0.0)
-        total = tl.sum(loss, axis=0)
+        total = _forward_tile(
+            x_ptr, y_ptr, dx_ptr, out_ptr, n, base, lane, lane < left,
+            operands, KINDS, BASE, BASE_COUNT, RULE, RULE_COUNT, COMPUTE, REDUCTION,
+        )  # fmt: skip
+    if REDUCTION != "none":
         if SINGLE:
             total = _reduced(total, n, REDUCTION)
         tl.store(out_ptr + tl.program_id(0), total.to(out_ptr.dtype.element_ty))
@@ -118,6 +138,35 @@ def finish(partial_ptr, out_ptr, n, partials, REDUCTION: tl.constexpr, BLOCK: tl
         total += tl.load(partial_ptr + o, mask=o < partials, other=0.0)
         start += BLOCK
     tl.store(out_ptr, _reduced(tl.sum(total, axis=0), n, REDUCTION).to(out_ptr.dtype.element_ty))
+
+
+@triton.jit
+def _backward_tile(
+    x_ptr,
+    y_ptr,
+    g_ptr,
+    dx_ptr,
+    n,
+    base,
+    lane,
+    mask,
+    operands,
+    KINDS: tl.constexpr,
+    BASE: tl.constexpr,
+    BASE_COUNT: tl.constexpr,
+    RULE: tl.constexpr,
+    RULE_COUNT: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    REDUCTION: tl.constexpr,
+):
+    loss, slope = _evaluate(
+        x_ptr, y_ptr, base, lane, mask, operands, KINDS, BASE, BASE_COUNT, RULE, RULE_COUNT, COMPUTE
+    )
+    if REDUCTION == "none":
+        g = operand.read(g_ptr + base + lane, mask).to(COMPUTE)
+    else:
+        g = _reduced(tl.load(g_ptr).to(COMPUTE), n, REDUCTION)
+    tl.store(dx_ptr + base + lane, (slope * g).to(dx_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -141,18 +190,22 @@ def backward(
     base = tl.program_id(0).to(n.dtype) * BLOCK
     lane = tl.arange(0, BLOCK)
     left = n - base
-    loss, slope = _evaluate(
-        x_ptr, y_ptr, base, lane, left, operands, KINDS, BASE, BASE_COUNT, RULE, RULE_COUNT, COMPUTE, BLOCK
-    )
-    if REDUCTION == "none":
-        if left >= BLOCK:
-            g = tl.load(g_ptr + base + lane)
-        else:
-            g = operand.read(g_ptr + base + lane, lane < left)
-        slope *= g.to(COMPUTE)
+    if left >= BLOCK:
+        _backward_tile(
+            x_ptr, y_ptr, g_ptr, dx_ptr, n, base, lane, None,
+            operands, KINDS, BASE, BASE_COUNT, RULE, RULE_COUNT, COMPUTE, REDUCTION,
+        )  # fmt: skip
     else:
-        slope *= _reduced(tl.load(g_ptr).to(COMPUTE), n, REDUCTION)
-    _write(dx_ptr + base, slope, lane, left, BLOCK)
+        _backward_tile(
+            x_ptr, y_ptr, g_ptr, dx_ptr, n, base, lane, lane < left,
+            operands, KINDS, BASE, BASE_COUNT, RULE, RULE_COUNT, COMPUTE, REDUCTION,
+        )  # fmt: skip
+
+
+@triton.jit
+def _multiply(x_ptr, g, mask):
+    x = operand.read(x_ptr, mask).to(g.dtype)
+    tl.store(x_ptr, (x * g).to(x_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -163,10 +216,8 @@ def rescale(g_ptr, x_ptr, n, COMPUTE: tl.constexpr, BLOCK: tl.constexpr):
         lane = tl.arange(0, BLOCK)
         base = tl.program_id(0).to(n.dtype) * BLOCK
         while base < n:
-            left = n - base
-            if left >= BLOCK:
-                x = tl.load(x_ptr + base + lane)
+            if n - base >= BLOCK:
+                _multiply(x_ptr + base + lane, g, None)
             else:
-                x = operand.read(x_ptr + base + lane, lane < left)
-            _write(x_ptr + base, x.to(COMPUTE) * g, lane, left, BLOCK)
+                _multiply(x_ptr + base + lane, g, lane < n - base)
             base += tl.num_programs(0).to(n.dtype) * BLOCK

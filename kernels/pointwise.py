@@ -106,7 +106,9 @@ def bce(x, y, p):
     else:
         r = tl.rsqrt(variance)
         slope = (x - y) * (r * r)
-    loss = -(y * _clamped_log(x) + (1.0 - y) * _clamped_log(1.0 - x))
+    rest = 1.0 - x
+    log1p = _clamped_log(rest) + ((1.0 - rest) - x)  # what rounding took from 1 - x, back again: F.binary_cross_entropy's log1p(-x)
+    loss = -(y * _clamped_log(tl.abs(x)) + (1.0 - y) * log1p)  # abs: x may be -0
     inside = (x >= 0.0) & (x <= 1.0)
     return tl.where(inside, loss, float("nan")), tl.where(inside, slope, float("nan")), x, 1.0
 
@@ -147,13 +149,13 @@ def bce_with_logits(x, y, p):
         r = tl.rsqrt(1.0 + e)
         r = r * r
     s = tl.where(x >= 0.0, r, e * r)
-    softplus = tl.where(x < 0.0, -x, 0.0) + _softplus_neg_abs(e)
+    softplus = tl.maximum(-x, 0.0) + _softplus_neg_abs(e)  # a NaN that maximum drops comes back through e
     slope = s - y
     if len(p) == 1:
         w = 1.0 + (p[0].to(x.dtype) - 1.0) * y
         softplus *= w
         slope = (1.0 - y) - w * tl.where(x >= 0.0, e * r, r)
-    return (1.0 - y) * x + softplus, slope, s, e * r * r
+    return (1.0 - y) * x + softplus, slope, tl.where(x == 0.0, 0.5, s), e * r * r  # rsqrt(2)**2 is not quite 0.5
 
 
 # ---------------------------------------------------------------------------------------------------------------- rules
@@ -176,7 +178,8 @@ def by_proximity(loss, slope, x, q, dq, p):
     w = tl.where(near, 1.0 + factor * (1.0 - d / reach), 1.0)
     steep = factor / reach * dq
     dw = tl.where(u > 0.0, -steep, tl.where(u < 0.0, steep, 0.0))
-    return loss * w, tl.where(near, slope * w + loss * dw, slope)
+    pull = tl.where(dw == 0.0, 0.0, loss * dw)  # the loss may be inf
+    return loss * w, tl.where(near, slope * w + pull, slope)
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 from . import functional, nn
 from ._version import __version__
 from .backend import get_backend, set_backend, use_backend
+from .explain import Explanation, explain
 from .functional import (
     binary_threshold,
     exceedance_mse_loss,
@@ -24,9 +25,11 @@ __all__ = [
     "ByLoss",
     "ByPrediction",
     "ByProximity",
+    "Explanation",
     "__version__",
     "binary_threshold",
     "exceedance_mse_loss",
+    "explain",
     "functional",
     "get_backend",
     "hardshrink",

@@ -33,7 +33,7 @@ class Gate(torch.autograd.Function):
         if learns:
             assert learned is not None
             call = learned
-            ctx.threshold_shape, ctx.threshold_dtype = call.threshold.shape, call.threshold.dtype  # type: ignore[union-attr]
+            ctx.threshold_shape, ctx.threshold_dtype = threshold.shape, threshold.dtype  # type: ignore[union-attr]
         output, mask = launch.gate_forward(call, input, 2 if learns else 1, input if inplace else None)
         assert mask is not None
         ctx.save_for_backward(mask.bits)
@@ -106,8 +106,8 @@ class Loss(torch.autograd.Function):
             dx = shell.loss_backward(spec, input, target, operands, gradient)
         else:
             ctx.spent = True
-            shell.loss_rescale(spec, buffer, gradient)
-            dx = buffer.data  # a version counter of its own: what callers do to .grad must not spoil saved_tensors
+            dx = buffer.data  # a version counter of its own: neither the rescale nor what callers do to .grad spoils saved_tensors
+            shell.loss_rescale(spec, dx, gradient)
         return dx, None, None, None, None
 
 

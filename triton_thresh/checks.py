@@ -28,6 +28,14 @@ def check_input(op: str, input: object, dtypes: tuple[torch.dtype, ...], name: s
         raise TypeError(f"{op}: {name} has layout {input.layout}, expected a dense (strided) tensor")
 
 
+def check_dtype(op: str, dtype: object) -> torch.dtype:
+    """`dtype` is one that an output may have."""
+    accepted = (*FLOATING, *INTEGER, torch.bool)
+    if dtype not in accepted:
+        raise TypeError(f"{op}: dtype is {dtype}, expected one of {_names(accepted)}")
+    return dtype  # type: ignore[return-value]
+
+
 def check_number(op: str, name: str, value: object) -> float | int:
     """`value` as a Python number; a 0-dim CPU tensor counts as one."""
     if type(value) is float or type(value) is int:
@@ -45,7 +53,9 @@ def check_number(op: str, name: str, value: object) -> float | int:
 
 
 def check_integer(op: str, name: str, value: float, dtype: torch.dtype) -> int:
-    """A number truncated to an integer dtype that can hold it, as ATen does."""
+    """A number truncated to an integer dtype that can hold it, as ATen does; 0 or 1 for bool."""
+    if dtype is torch.bool:
+        return int(bool(value))
     info = torch.iinfo(dtype)
     if not info.min <= value <= info.max:
         raise RuntimeError(f"{op}: {name} is {value}, which {dtype} cannot hold; expected {info.min} to {info.max}")

@@ -34,14 +34,102 @@ _threshold_loss = OPS["threshold_loss"]
 
 
 def threshold(input: Tensor, threshold: Operand, value: float = 0.0, *, inplace: bool = False) -> Tensor:
+    """Replace what is not above a threshold: ``y = value where x <= threshold else x``.
+
+    The gradient is 0 where ``x <= threshold``, else 1. NaN inputs pass, and so does their gradient.
+
+    Args:
+        input: float16, bfloat16, float32, float64, or an integer dtype (uint8, int8, int16, int32, int64).
+        threshold: a number, a 0-dim tensor (never read by the host), or a tensor that broadcasts to the input's shape. Numbers
+            and 0-dim tensors are rounded to the input's dtype; other tensors are compared in the promoted dtype.
+        value: the number put in, rounded to the input's dtype.
+        inplace: write the result to `input`.
+
+    Shape:
+        The output has the input's shape, dtype and memory format.
+
+    Raises:
+        TypeError: for other dtypes, and for thresholds that are neither number nor tensor.
+        ValueError: for a threshold that does not broadcast to the input's shape, or that requires grad.
+        RuntimeError: in place, for a leaf that requires grad or an input whose elements overlap.
+
+    Equivalent to:
+        ``torch.where(input <= threshold, value, input)``
+
+    Source:
+        `torch.nn.functional.threshold`, whose CUDA kernel sets the rules for NaN and rounding.
+
+    Example:
+        >>> threshold(torch.tensor([-1.0, 0.1, 2.0]), 0.1, 20.0)
+        tensor([20., 20.,  2.])
+        >>> threshold(torch.tensor([[1.0, 1.0], [3.0, 3.0]]), torch.tensor([0.0, 2.0]))
+        tensor([[1., 0.],
+                [3., 3.]])
+    """
     return _threshold(input, threshold, value, inplace=inplace)
 
 
 def hardshrink(input: Tensor, lambd: Operand = 0.5, *, inplace: bool = False) -> Tensor:
+    """Zero what lies near zero: ``y = 0 where -lambd <= x <= lambd else x``.
+
+    The gradient is 0 where ``-lambd <= x <= lambd``, else 1. NaN inputs pass, and so does their gradient.
+
+    Args:
+        input: float16, bfloat16, float32 or float64.
+        lambd: a number, a 0-dim tensor (never read by the host), or a tensor that broadcasts to the input's shape. Numbers and
+            0-dim tensors are rounded to the input's dtype; other tensors are compared in the promoted dtype.
+        inplace: write the result to `input`.
+
+    Shape:
+        The output has the input's shape, dtype and memory format.
+
+    Raises:
+        TypeError: for other dtypes, and for a `lambd` that is neither number nor tensor.
+        ValueError: for a `lambd` that does not broadcast to the input's shape, or that requires grad.
+        RuntimeError: in place, for a leaf that requires grad or an input whose elements overlap.
+
+    Equivalent to:
+        ``torch.where((input >= -lambd) & (input <= lambd), 0, input)``
+
+    Source:
+        `torch.nn.functional.hardshrink`, whose CUDA kernel sets the rules for NaN and rounding.
+
+    Example:
+        >>> hardshrink(torch.tensor([-1.0, -0.5, 0.2, 0.6]))
+        tensor([-1.0000,  0.0000,  0.0000,  0.6000])
+    """
     return _hardshrink(input, lambd, inplace=inplace)
 
 
 def softshrink(input: Tensor, lambd: Operand = 0.5) -> Tensor:
+    """Shrink towards zero: ``y = x - lambd where x > lambd, x + lambd where x < -lambd, else 0``; NaN inputs pass.
+
+    The gradient to `input` is 0 where ``-lambd <= x <= lambd``, else 1. The gradient to `lambd`, if it requires grad, is the
+    sum of -1 where ``x > lambd``, 1 where ``x < -lambd`` and 0 elsewhere over the dimensions along which it was broadcast.
+
+    Args:
+        input: float16, bfloat16, float32 or float64.
+        lambd: a number of at least 0, a 0-dim tensor (never read by the host), or a tensor that broadcasts to the input's
+            shape. Numbers and 0-dim tensors are rounded to the input's dtype; other tensors are compared in the promoted dtype.
+
+    Shape:
+        The output has the input's shape, dtype and memory format.
+
+    Raises:
+        TypeError: for other dtypes, and for a `lambd` that is neither number nor tensor.
+        ValueError: for a `lambd` that does not broadcast to the input's shape.
+        RuntimeError: for a negative number.
+
+    Equivalent to:
+        ``torch.nn.functional.softshrink(input, lambd)``
+
+    Source:
+        `torch.nn.functional.softshrink`.
+
+    Example:
+        >>> softshrink(torch.tensor([-1.0, 0.5, 0.25, 1.5]))
+        tensor([-0.5000,  0.0000,  0.0000,  1.0000])
+    """
     return _softshrink(input, lambd)
 
 
@@ -53,6 +141,36 @@ def binary_threshold(
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
+    """One of two values: ``y = above_value where x > threshold else below_value``; NaN counts as not above.
+
+    The result does not require grad.
+
+    Args:
+        input: float16, bfloat16, float32, float64, or an integer dtype (uint8, int8, int16, int32, int64).
+        threshold: a number, a 0-dim tensor (never read by the host), or a tensor that broadcasts to the input's shape. On
+            floating inputs numbers and 0-dim tensors are rounded to the input's dtype; integer inputs compare by value.
+        above_value, below_value: numbers, cast to the output's dtype.
+        dtype: of the output; the input's if None.
+
+    Shape:
+        The output has the input's shape and memory format.
+
+    Raises:
+        TypeError: for other dtypes, and for thresholds that are neither number nor tensor.
+        ValueError: for a threshold that does not broadcast to the input's shape, or that requires grad.
+
+    Equivalent to:
+        ``torch.where(input > threshold, above_value, below_value)``
+
+    Source:
+        Binarisation by a Heaviside step that is 0 at 0.
+
+    Example:
+        >>> binary_threshold(torch.tensor([0.2, 0.5, 0.9]), 0.5)
+        tensor([0., 0., 1.])
+        >>> binary_threshold(torch.tensor([0.2, 0.9]), 0.5, True, False, dtype=torch.bool)
+        tensor([False,  True])
+    """
     return _binary_threshold(input, threshold, above_value, below_value, dtype=dtype)
 
 
@@ -66,6 +184,38 @@ def threshold_bce_loss(
     weight: Operand | None = None,
     reduction: str = "mean",
 ) -> Tensor:
+    """Binary cross entropy on probabilities, weighed by ``weight_above where p >= threshold else weight_below``.
+
+    Logarithms are clamped at -100 and the gradient's denominator at 1e-12, as torch does. Probabilities outside [0, 1], or NaN,
+    give NaN; no assertion stops the process.
+
+    Args:
+        input: probabilities, float16, bfloat16, float32 or float64.
+        target: of the input's shape, in any real dtype.
+        threshold: where the weight changes. Settings may be numbers, 0-dim, per-class or per-element tensors.
+        weight_above, weight_below: the two weights.
+        weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
+        reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+
+    Shape:
+        0-dim, or the input's for reduction "none". The dtype is the input's, float32 under autocast.
+
+    Raises:
+        TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
+            requires grad, and an unknown reduction. Only `input` gets a gradient.
+
+    Equivalent to:
+        ``(F.binary_cross_entropy(input, target, reduction="none") * torch.where(input >= threshold, above, below)).mean()``
+
+    Source:
+        `torch.nn.functional.binary_cross_entropy`, with masks for weights as in imbalanced classification.
+
+    Example:
+        >>> p = torch.tensor([0.9, 0.2], requires_grad=True)
+        >>> threshold_bce_loss(p, torch.tensor([1.0, 0.0]))
+        tensor(0.0638, grad_fn=<LossBackward>)
+    """
     rule = ByPrediction(threshold, weight_above, weight_below)
     return _threshold_bce_loss(input, target, rule, weight=weight, reduction=reduction)
 
@@ -81,6 +231,39 @@ def threshold_bce_with_logits_loss(
     pos_weight: Operand | None = None,
     reduction: str = "mean",
 ) -> Tensor:
+    """Binary cross entropy on logits, weighed by ``weight_above where sigmoid(x) >= threshold else weight_below``.
+
+    The threshold is a probability, compared as ``x >= logit(threshold)``: 0 or less puts every prediction above, more than 1
+    none.
+
+    Args:
+        input: logits, float16, bfloat16, float32 or float64.
+        target: of the input's shape, in any real dtype.
+        threshold: where the weight changes. Settings may be numbers, 0-dim, per-class or per-element tensors.
+        weight_above, weight_below: the two weights.
+        pos_weight: the factor of positive targets, as in torch.
+        weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
+        reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+
+    Shape:
+        0-dim, or the input's for reduction "none". The dtype is the input's, float32 under autocast.
+
+    Raises:
+        TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
+            requires grad, and an unknown reduction. Only `input` gets a gradient.
+
+    Equivalent to:
+        ``(F.binary_cross_entropy_with_logits(input, target, reduction="none") * torch.where(input >= logit, above, below)).mean()``
+
+    Source:
+        `torch.nn.functional.binary_cross_entropy_with_logits`, with masks for weights as in imbalanced classification.
+
+    Example:
+        >>> x = torch.tensor([2.0, -1.0], requires_grad=True)
+        >>> threshold_bce_with_logits_loss(x, torch.tensor([1.0, 0.0]))
+        tensor(0.0791, grad_fn=<LossBackward>)
+    """
     rule = ByPrediction(threshold, weight_above, weight_below)
     return _threshold_bce_with_logits_loss(input, target, rule, weight=weight, pos_weight=pos_weight, reduction=reduction)
 
@@ -95,6 +278,36 @@ def threshold_mse_loss(
     weight: Operand | None = None,
     reduction: str = "mean",
 ) -> Tensor:
+    """Squared error, weighed by ``weight_above where x >= threshold else weight_below``.
+
+    The prediction decides, not the target.
+
+    Args:
+        input: predictions, float16, bfloat16, float32 or float64.
+        target: of the input's shape, in any real dtype.
+        threshold: where the weight changes. Settings may be numbers, 0-dim, per-class or per-element tensors.
+        weight_above, weight_below: the two weights.
+        weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
+        reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+
+    Shape:
+        0-dim, or the input's for reduction "none". The dtype is the input's, float32 under autocast.
+
+    Raises:
+        TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
+            requires grad, and an unknown reduction. Only `input` gets a gradient.
+
+    Equivalent to:
+        ``((input - target) ** 2 * torch.where(input >= threshold, above, below)).mean()``
+
+    Source:
+        `torch.nn.functional.mse_loss`, with masks for weights.
+
+    Example:
+        >>> threshold_mse_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0]), 2.0)
+        tensor(2.0500)
+    """
     rule = ByPrediction(threshold, weight_above, weight_below)
     return _threshold_mse_loss(input, target, rule, weight=weight, reduction=reduction)
 
@@ -109,6 +322,38 @@ def proximity_mse_loss(
     weight: Operand | None = None,
     reduction: str = "mean",
 ) -> Tensor:
+    """Squared error that weighs more near a threshold: ``(x - y)**2 * (1 + p)``.
+
+    ``p = penalty_factor * (1 - d / penalty_range)`` where ``d = |x - threshold| < penalty_range``, else 0. The gradient flows
+    through p: predictions are pushed away from the threshold (sign(0) = 0).
+
+    Args:
+        input: predictions, float16, bfloat16, float32 or float64.
+        target: of the input's shape, in any real dtype.
+        threshold: what to stay away from. Settings may be numbers, 0-dim, per-class or per-element tensors.
+        penalty_range: how far its influence reaches.
+        penalty_factor: the extra weight at the threshold itself.
+        weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
+        reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+
+    Shape:
+        0-dim, or the input's for reduction "none". The dtype is the input's, float32 under autocast.
+
+    Raises:
+        TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
+            requires grad, and an unknown reduction. Only `input` gets a gradient.
+
+    Equivalent to:
+        ``((input - target) ** 2 * (1 + factor * (1 - (input - threshold).abs() / range).clamp(min=0))).mean()``
+
+    Source:
+        Decision-boundary regression; the weight is the hat function of finite elements.
+
+    Example:
+        >>> proximity_mse_loss(torch.tensor([0.5, 2.0]), torch.tensor([0.0, 1.0]), 0.5)
+        tensor(0.8125)
+    """
     rule = ByProximity(threshold, penalty_range, penalty_factor)
     return _proximity_mse_loss(input, target, rule, weight=weight, reduction=reduction)
 
@@ -122,6 +367,36 @@ def exceedance_mse_loss(
     weight: Operand | None = None,
     reduction: str = "mean",
 ) -> Tensor:
+    """Squared error that weighs large errors more: ``l * penalty_factor where l > loss_threshold else l``, l = (x - y)**2.
+
+    The loss decides, before any further weight.
+
+    Args:
+        input: predictions, float16, bfloat16, float32 or float64.
+        target: of the input's shape, in any real dtype.
+        loss_threshold: the element loss above which the factor applies. Settings may be numbers, 0-dim, per-class or per-element tensors.
+        penalty_factor: that factor.
+        weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
+        reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+
+    Shape:
+        0-dim, or the input's for reduction "none". The dtype is the input's, float32 under autocast.
+
+    Raises:
+        TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
+            requires grad, and an unknown reduction. Only `input` gets a gradient.
+
+    Equivalent to:
+        ``torch.where(l > loss_threshold, l * penalty_factor, l).mean()``
+
+    Source:
+        Exceedance penalties in anomaly detection.
+
+    Example:
+        >>> exceedance_mse_loss(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 1.0]))
+        tensor(4.1250)
+    """
     return _exceedance_mse_loss(input, target, ByLoss(loss_threshold, penalty_factor), weight=weight, reduction=reduction)
 
 
@@ -135,4 +410,36 @@ def threshold_loss(
     pos_weight: Operand | None = None,
     reduction: str = "mean",
 ) -> Tensor:
+    """Any cell of the grid base x rule: the base's element loss times the rule's weight.
+
+    The named losses are five of the nine cells.
+
+    Args:
+        input: float16, bfloat16, float32 or float64: probabilities for base "bce", logits for "bce_with_logits", predictions for "mse".
+        target: of the input's shape, in any real dtype.
+        rule: `ByPrediction`, `ByProximity` or `ByLoss`; on logits, thresholds are probabilities.
+        base: "bce", "bce_with_logits" or "mse".
+        pos_weight: the factor of positive targets, for base "bce_with_logits" alone.
+        weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
+        reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+
+    Shape:
+        0-dim, or the input's for reduction "none". The dtype is the input's, float32 under autocast.
+
+    Raises:
+        TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
+            requires grad, and an unknown reduction. Only `input` gets a gradient.
+
+    Equivalent to:
+        the base loss with reduction "none", times the rule's weight, reduced
+
+    Source:
+        This package.
+
+    Example:
+        >>> from triton_thresh import ByLoss
+        >>> threshold_loss(torch.tensor([0.0, 4.0]), torch.tensor([1.0, 0.0]), ByLoss(2.0, 3.0))
+        tensor(6.3738)
+    """
     return _threshold_loss(input, target, rule, base=base, weight=weight, pos_weight=pos_weight, reduction=reduction)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import layout, tuning
 from .kernels import gate, loss, operand, pointwise
-from .reference import RULES, LossSpec, compute_dtype
+from .reference import RULES, LossSpec, by_value, compute_dtype
 from .rounding import round_to
 from .rules import Operand
 
@@ -29,6 +29,7 @@ COMPUTE = {
     torch.int32: tl.int32,
     torch.int64: tl.int64,
 }
+ROUNDED = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 NUMBER, SCALAR, CHANNEL, ELEMENT = (kind.value for kind in (operand.NUMBER, operand.SCALAR, operand.CHANNEL, operand.ELEMENT))
 RESCALE_PROGRAMS = 1024
 FINISH_BLOCK = 1024
@@ -96,7 +97,7 @@ class GateCall(NamedTuple):
     function: str
     threshold: Operand
     constants: tuple[float, ...]
-    compute: torch.dtype
+    promoted: torch.dtype
     result: torch.dtype
 
 
@@ -109,12 +110,11 @@ def compared(input: Tensor, threshold: Operand, casts: bool) -> tuple[Operand, t
     if scalar and (input.is_floating_point() or casts):
         dtype = input.dtype
     else:
+        threshold = by_value(input, threshold)
         dtype = torch.result_type(input, threshold)
-        if not isinstance(threshold, Tensor) and not dtype.is_floating_point:
-            info = torch.iinfo(dtype)
-            dtype = dtype if info.min <= threshold <= info.max else torch.int64
     if isinstance(threshold, Tensor):
-        return (threshold.to(dtype) if scalar else threshold), dtype
+        rounds = scalar or (dtype in ROUNDED and not threshold.is_floating_point())
+        return (threshold.to(dtype) if rounds else threshold), dtype
     return (round_to(threshold, dtype) if dtype.is_floating_point else int(threshold)), dtype
 
 
@@ -129,15 +129,19 @@ def gate_forward(
     """The gate's output (written to `output` if given), and for backward `bits` bits per element (0: none)."""
     x = layout.dense(input)
     inplace = output is not None
-    y = output if output is not None and layout.is_dense(output) else torch.empty_like(x, dtype=call.result)
+    apart = output is None or not layout.is_dense(output) or layout.share_memory(call.threshold, output)
+    y = torch.empty_like(x, dtype=call.result) if output is None or apart else output
     n = x.numel()
     shape, stride = tuple(x.shape), x.stride()
     if n == 0:
         return (input if inplace else y), Mask(torch.empty(0, dtype=torch.uint8, device=x.device), 0, shape, stride)
     storage = call.result if call.result.is_floating_point else torch.int64
-    dtypes = (call.compute,) + (storage,) * len(call.constants)
+    compute = compute_dtype(call.promoted)
+    dtypes = (compute,) + (storage,) * len(call.constants)
     operands, kinds = pack_all((call.threshold, *call.constants), x, dtypes)
-    options = dict(KINDS=kinds, FUNCTION=getattr(pointwise, call.function), COMPUTE=COMPUTE[call.compute], BITS=bits)
+    options = dict(KINDS=kinds, FUNCTION=getattr(pointwise, call.function), COMPUTE=COMPUTE[compute], BITS=bits)
+    if not x.is_floating_point():
+        options["PROMOTED"] = ROUNDED.get(call.promoted)
 
     def run(config: tuning.Config, out: Tensor) -> Mask | None:
         tiles = triton.cdiv(n, 8 * config.block)

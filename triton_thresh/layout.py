@@ -42,6 +42,11 @@ def laid_out_as(tensor: Tensor, shape: Shape, stride: Shape) -> Tensor:
     return torch.empty_strided(shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
+def share_memory(operand: object, tensor: Tensor) -> bool:
+    """Whether writing `tensor` could change an operand."""
+    return isinstance(operand, Tensor) and operand.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+
+
 @functools.lru_cache(maxsize=4096)
 def broadcast_pattern(shape: Shape, stride: Shape, operand_shape: Shape) -> tuple[int, int] | None:
     """(inner, mid) such that flat element o of the dense input meets entry (o // inner) % mid of the operand.
@@ -70,4 +75,4 @@ def block(operand: Tensor, like: Tensor) -> Tensor:
     own = operand.reshape((1,) * (like.dim() - operand.dim()) + tuple(operand.shape))
     spanned = [d for d in order if own.shape[d] != 1]
     rest = [d for d in range(like.dim()) if d not in spanned]
-    return own.permute(rest + spanned).reshape(-1)
+    return own.permute(rest + spanned).reshape(-1).contiguous()

@@ -6,11 +6,13 @@ derivative in the prediction, so that loss and gradient need no tape.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .rules import ByLoss, ByPrediction, ByProximity, Operand, Rule
@@ -18,12 +20,22 @@ from .rules import ByLoss, ByPrediction, ByProximity, Operand, Rule
 # ---------------------------------------------------------------------------------------------------------------- gates
 
 
+def by_value(input: Tensor, threshold: Operand) -> Operand:
+    """An integer beyond those an integer input can hold, as an infinity: torch would wrap it around."""
+    if isinstance(threshold, int) and not input.is_floating_point():
+        info = torch.iinfo(input.dtype)
+        if not info.min <= threshold <= info.max:
+            return math.copysign(math.inf, threshold)
+    return threshold
+
+
 def compared(input: Tensor, threshold: Operand) -> Operand:
-    """The threshold as it is compared: a number or 0-dim tensor rounded to a floating input's dtype, a tensor as it is."""
+    """The threshold as it is compared: numbers, 0-dim and integer tensors in a floating input's dtype, others as they are."""
     if not input.is_floating_point():
-        return threshold
+        return by_value(input, threshold)
     if isinstance(threshold, Tensor):
-        return threshold.to(input.dtype) if threshold.dim() == 0 else threshold
+        rounds = threshold.dim() == 0 or not threshold.is_floating_point()
+        return threshold.to(input.dtype) if rounds else threshold
     if input.dtype in (torch.float16, torch.bfloat16):
         return torch.full((), threshold, dtype=input.dtype, device=input.device)
     return threshold
@@ -107,7 +119,7 @@ def mse_slope(x: Tensor, y: Tensor) -> Tensor:
 
 def bce(x: Tensor, y: Tensor) -> Tensor:
     """-(y log x + (1 - y) log(1 - x)), logs clamped at -100; NaN for x outside [0, 1]."""
-    return -(y * x.log().clamp(min=-100) + (1 - y) * (1 - x).log().clamp(min=-100))
+    return -(y * x.log().clamp(min=-100) + (1 - y) * (-x).log1p().clamp(min=-100))
 
 
 def bce_slope(x: Tensor, y: Tensor) -> Tensor:
@@ -118,7 +130,7 @@ def bce_slope(x: Tensor, y: Tensor) -> Tensor:
 
 def bce_with_logits(x: Tensor, y: Tensor, pos_weight: Operand | None = None) -> Tensor:
     """(1 - y) x + w (max(-x, 0) + log1p(exp -|x|)) with w = 1 + (pos_weight - 1) y."""
-    softplus = (-x).clamp(min=0) + x.abs().neg().exp().log1p()
+    softplus = -F.logsigmoid(x)
     if pos_weight is not None:
         softplus = softplus * (1 + (pos_weight - 1) * y)
     return (1 - y) * x + softplus
@@ -142,26 +154,43 @@ BASES: Mapping[str, Base] = {
 }
 
 
-def by_prediction(base: Base, x: Tensor, loss: Tensor, threshold: Operand, above: Operand, below: Operand) -> Tensor:
+Compare = Callable[..., Tensor]
+Pick = Callable[[Compare, Tensor, Operand, Operand, Operand], Tensor]
+
+
+def pick(compare: Compare, left: Tensor, right: Operand, a: Operand, b: Operand) -> Tensor:
+    """a where compare(left, right), else b, in the dtype of `left`."""
+    values = (v if isinstance(v, Tensor) else torch.full((), v, dtype=left.dtype, device=left.device) for v in (a, b))
+    return torch.where(compare(left, right), *values)
+
+
+def by_prediction(
+    base: Base, pick: Pick, x: Tensor, loss: Tensor, threshold: Operand, above: Operand, below: Operand
+) -> Tensor:
     """above where x >= t, else below."""
-    return _either(x >= threshold, above, below, x)
+    return pick(torch.ge, x, threshold, above, below)
 
 
-def by_loss(base: Base, x: Tensor, loss: Tensor, bound: Operand, factor: Operand) -> Tensor:
+def by_loss(base: Base, pick: Pick, x: Tensor, loss: Tensor, bound: Operand, factor: Operand) -> Tensor:
     """factor where l > bound, else 1."""
-    return _either(loss > bound, factor, 1.0, x)
+    return pick(torch.gt, loss, bound, factor, 1.0)
 
 
-def by_proximity(base: Base, x: Tensor, loss: Tensor, threshold: Operand, reach: Operand, factor: Operand) -> Tensor:
-    """1 + factor (1 - d / range) where d = |q - t| < range, else 1."""
+def by_proximity(
+    base: Base, pick: Pick, x: Tensor, loss: Tensor, threshold: Operand, reach: Operand, factor: Operand
+) -> Tensor:
+    """1 + factor (1 - min(d, range) / range) with d = |q - t|: the bracket is exactly 0 where d >= range."""
     d = (base.prediction(x) - threshold).abs()
-    return _either(d < reach, 1 + factor * (1 - d / reach), 1.0, x)
+    return 1 + factor * (1 - (d.minimum(reach) if isinstance(reach, Tensor) else d.clamp(max=reach)) / reach)
 
 
-def by_proximity_slope(base: Base, x: Tensor, threshold: Operand, reach: Operand, factor: Operand) -> Tensor:
+def by_proximity_slope(
+    base: Base, pick: Pick, x: Tensor, threshold: Operand, reach: Operand, factor: Operand
+) -> Tensor:
     """-(factor / range) sign(q - t) dq/dx where d < range, else 0; sign(0) = 0."""
     u = base.prediction(x) - threshold
-    return _either(u.abs() < reach, -(factor / reach) * u.sign() * base.prediction_slope(x), 0.0, x)
+    steep = u.sign() * pick(torch.lt, u.abs(), reach, 1.0, 0.0) * -(factor / reach)
+    return steep * base.prediction_slope(x)
 
 
 class Weighing(NamedTuple):
@@ -176,12 +205,6 @@ RULES: Mapping[type[Rule], Weighing] = {
     ByProximity: Weighing(by_proximity, by_proximity_slope),
     ByLoss: Weighing(by_loss),
 }
-
-
-def _either(condition: Tensor, a: Operand, b: Operand, like: Tensor) -> Tensor:
-    """torch.where that takes numbers in the dtype of `like`."""
-    a, b = (v if isinstance(v, Tensor) else torch.full((), v, dtype=like.dtype, device=like.device) for v in (a, b))
-    return torch.where(condition, a, b)
 
 
 @dataclass(frozen=True)
@@ -202,7 +225,14 @@ def in_compute_type(tensor: Operand, dtype: torch.dtype) -> Operand:
 
 
 def loss_and_slope(
-    spec: LossSpec, x: Tensor, y: Tensor, operands: Sequence[Operand], *, want_loss: bool = True, want_slope: bool = True
+    spec: LossSpec,
+    x: Tensor,
+    y: Tensor,
+    operands: Sequence[Operand],
+    *,
+    want_loss: bool = True,
+    want_slope: bool = True,
+    pick: Pick = pick,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The weighted element loss and its derivative in x, in the compute type."""
     dtype = compute_dtype(x.dtype)
@@ -213,18 +243,19 @@ def loss_and_slope(
     base, rule = BASES[spec.base], RULES[spec.rule]
     needs_loss = want_loss or rule.weight_slope is not None or spec.rule is ByLoss
     loss = base.value(x, y, *parameters) if needs_loss else x
-    weight = rule.weight(base, x, loss, *settings)
+    factor = rule.weight(base, pick, x, loss, *settings)
     slope = None
     if want_slope:
-        slope = base.slope(x, y, *parameters) * weight
+        slope = base.slope(x, y, *parameters) * factor
         if rule.weight_slope is not None:
-            steep = rule.weight_slope(base, x, *settings)
-            slope = slope + (loss * steep).masked_fill(steep == 0, 0.0)
+            # an infinite loss lies out of range, where dw is 0: held to a finite number so that it does not meet it as inf * 0
+            finite = loss.clamp(max=torch.finfo(dtype).max)
+            slope = slope + finite * rule.weight_slope(base, pick, x, *settings)
         for w in weights:
             slope = slope * w
     if not want_loss:
         return None, slope
-    loss = loss * weight
+    loss = loss * factor
     for w in weights:
         loss = loss * w
     return loss, slope

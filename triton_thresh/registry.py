@@ -6,7 +6,7 @@ An op is an entry here, a device function in kernels/pointwise.py and a referenc
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType, ModuleType
 from typing import Any, Union
@@ -22,6 +22,7 @@ from .backend import choose, is_plain
 from .checks import (
     FLOATING,
     INTEGER,
+    check_dtype,
     check_inplace,
     check_input,
     check_integer,
@@ -39,6 +40,10 @@ def _triton() -> ModuleType:
     from . import launch
 
     return launch
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,11 @@ class Gate:
         learns = self.learned is not None
         threshold = check_operand(name, threshold_name, parameters[0], input, learns=learns, hint=LEARN_HINT)
         constants = tuple(check_number(name, n, v) for n, v in zip(self._names[1:], parameters[1:]))
-        if self.casts and not input.is_floating_point():
-            constants = tuple(check_integer(name, n, v, input.dtype) for n, v in zip(self._names[1:], constants))
-            if not isinstance(threshold, Tensor):
-                threshold = check_integer(name, threshold_name, threshold, input.dtype)
+        result = input.dtype if dtype is None else check_dtype(name, dtype)
+        if not result.is_floating_point:
+            constants = tuple(check_integer(name, n, v, result) for n, v in zip(self._names[1:], constants))
+        if self.casts and not input.is_floating_point() and not isinstance(threshold, Tensor):
+            threshold = check_integer(name, threshold_name, threshold, input.dtype)
         if self.nonnegative and not isinstance(threshold, Tensor) and not threshold >= 0:
             raise RuntimeError(f"{name}: {threshold_name} must be at least 0, got {threshold}")
         if inplace:
@@ -97,7 +103,7 @@ class Gate:
         if not plain or inplace or isinstance(threshold, Tensor) or self.eager is None or not input.is_floating_point():
             output = self.reference(input, threshold, *constants, **keywords)
             return input.copy_(output) if inplace else output
-        return self.eager(input, threshold, *constants)
+        return self.eager(input, threshold, *constants, **keywords)
 
     def _triton(
         self, input: Tensor, threshold: Operand, constants: tuple[float, ...], inplace: bool, dtype: torch.dtype | None
@@ -116,13 +122,30 @@ class Gate:
             return input
         return output
 
+    def bytes_moved(
+        self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool
+    ) -> tuple[int, int, int]:
+        """Bytes forward, backward and saved: s in, s out, one bit an element (two where the threshold learns)."""
+        n, size = input.numel(), input.element_size()
+        result = arguments.get("dtype") or input.dtype
+        forward = n * (size + result.itemsize) + _bytes(operands)
+        if not (grad and self.differentiable):
+            return forward, 0, 0
+        learns = any(t.requires_grad for t in operands)
+        mask = (2 if learns else 1) * -(-n // 8)
+        return forward + mask, n * size * (3 if learns else 2) + mask, mask
+
+    def tuning_key(self, arguments: Mapping[str, Any]) -> str:
+        """The op's name in the tables of block sizes."""
+        return self.name
+
     def lowered(self, input: Tensor, threshold: Operand, constants: tuple[float, ...], dtype: torch.dtype | None) -> Any:
         """The call as the kernels' launcher takes it: operands rounded as the contract says."""
         launch = _triton()
         result = dtype or input.dtype
-        t, compute = launch.compared(input, threshold, self.casts)
+        t, promoted = launch.compared(input, threshold, self.casts)
         held = tuple(launch.held(value, result) for value in constants)
-        return launch.GateCall(self.name, self.name, t, held, reference.compute_dtype(compute), result)
+        return launch.GateCall(self.name, self.name, t, held, promoted, result)
 
 
 @dataclass(frozen=True)
@@ -166,6 +189,26 @@ class Loss:
             return LossFunction.apply(input, target, spec, operands, shell)  # type: ignore[no-any-return]
         output, _ = shell.loss_forward(spec, input.detach(), target.detach(), operands, want_gradient=False)
         return output  # type: ignore[no-any-return]
+
+    def bytes_moved(
+        self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool
+    ) -> tuple[int, int, int]:
+        """Bytes forward, backward for an upstream gradient of 1, and saved; `operands` starts with the target."""
+        once = input.numel() * input.element_size()
+        inputs = once + _bytes(operands)
+        if arguments["reduction"] == "none":
+            forward, backward, saved = inputs + once, inputs + 2 * once, inputs
+        elif input.dtype == torch.float16:
+            forward, backward, saved = inputs, inputs + once, inputs
+        else:
+            forward, backward, saved = inputs + (once if grad else 0), 0, inputs + once
+        return (forward, backward, saved) if grad else (forward, 0, 0)
+
+    def tuning_key(self, arguments: Mapping[str, Any]) -> str:
+        """The cell's name in the tables of block sizes."""
+        rule = self.rule or type(arguments["rule"])
+        suffix = ".none" if arguments["reduction"] == "none" else ""
+        return f"{arguments.get('base', self.base)}.{rule.__name__}{suffix}"
 
     def _check(
         self,
@@ -237,6 +280,7 @@ _OPS: tuple[Op, ...] = (
         equivalent="torch.where(input > threshold, above_value, below_value)",
         reference=reference.binary_threshold,
         dtypes=FLOATING + INTEGER,
+        eager=eager.binary_threshold,
         differentiable=False,
         casts=False,
         example=(0.1, 3.0, -1.0),

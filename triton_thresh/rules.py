@@ -57,8 +57,12 @@ class ByProximity:
     penalty_factor: Operand = 1.5
 
     def operands(self, base: str) -> tuple[Operand, ...]:
-        """(threshold, range, factor)."""
-        return self.threshold, self.penalty_range, self.penalty_factor
+        """(threshold, range, factor). A range that is not above 0 is never reached: it becomes 1, its factor 0."""
+        reach, factor = self.penalty_range, self.penalty_factor
+        if isinstance(reach, Tensor):
+            open = reach > 0
+            return self.threshold, torch.where(open, reach, 1), torch.where(open, factor, 0)
+        return (self.threshold, reach, factor) if reach > 0 else (self.threshold, 1.0, 0.0)
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,8 @@ class Choice(NamedTuple):
     source: str
 
 
-# COLS 512 with 512 / (32 * vector) warps gives each thread 16 bytes a load; vector = 16 bytes / item size
-GATE_BLOCK = 512
-LOSS_BLOCK = 2048
+GATE_BLOCK = 512  # with 512 / (32 * vector) warps each thread loads 16 bytes; vector = 16 bytes / item size
+LOSS_BYTES = 8192  # with 4 warps each thread loads four times 16 bytes
 INTERPRETER = {"gate": Config(1024, 4), "loss": Config(4096, 4)}
 CANDIDATE_BLOCKS = (256, 512, 1024)
 
@@ -52,7 +51,7 @@ def bucket(numel: int) -> int:
 def default(shell: str, itemsize: int) -> Config:
     """The configuration where nothing was measured."""
     if shell == "loss":
-        return Config(LOSS_BLOCK, 4)
+        return Config(LOSS_BYTES // itemsize, 4)
     return Config(GATE_BLOCK, max(1, min(8, GATE_BLOCK * itemsize // (32 * 16))))
 
 

@@ -1,0 +1,64 @@
+# make demo and make test need Python 3.10 or newer and the internet; each makes its own .venv.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TRITON ?= triton==3.6.0
+JOBS ?= 2
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+HAS_GPU := $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null
+
+.PHONY: help demo test check lint gpu-test table clean
+
+help:
+	@echo "make demo      four short trainings, the pack against the same formulas in torch (ARGS='--steps 100')"
+	@echo "make test      every test this machine can run"
+	@echo "make check     a quick subset of the tests"
+	@echo "make lint      ruff and mypy"
+	@echo "make gpu-test  the tests that need a GPU, alone"
+	@echo "make table     write the README's op table anew from the registry"
+
+# Where $(PYTHON) already has a torch that sees a GPU, that one is used, with whatever else is installed beside it.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	@if $(HAS_GPU); then \
+		$(PYTHON) -c 'import site; print("\n".join(site.getsitepackages()))' \
+			> "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/outer.pth"; \
+	else \
+		$(BIN)/pip install --quiet "$(TORCH)" numpy && \
+		{ $(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install --quiet "$(TRITON)"; } \
+	fi
+	$(BIN)/pip install --quiet "setuptools>=77"
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[dev]' \
+		|| $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m triton_thresh demo $(ARGS)
+
+# Two processes, since Triton reads TRITON_INTERPRET when it is imported: the kernels in the interpreter; everything else.
+test: $(READY)
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(JOBS) tests/kernels tests/interpreted $(ARGS)
+	@if $(HAS_GPU); then \
+		$(BIN)/python -m pytest -q tests --ignore=tests/interpreted --doctest-modules triton_thresh $(ARGS); \
+	else \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) tests --ignore=tests/interpreted --doctest-modules \
+			triton_thresh $(ARGS); \
+	fi
+
+check: $(READY)
+	$(MAKE) test ARGS="-m 'not slow'"
+
+gpu-test: $(READY)
+	$(BIN)/python -m pytest -q -m gpu tests $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+table: $(READY)
+	$(BIN)/python -m triton_thresh ops --write README.md
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,119 @@
+"""The demo end to end: what it writes, that the pack follows the formula written by hand, and how it refuses to run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from triton_thresh import demo
+
+STEPS = 12
+NAMES = ("classifier", "regressor", "detector", "denoiser")
+VERSIONS = {"pack", "plain", "formula"}
+
+
+def numbers_in(value: object) -> list[float]:
+    if isinstance(value, dict):
+        return [n for item in value.values() for n in numbers_in(item)]
+    if isinstance(value, list):
+        return [n for item in value for n in numbers_in(item)]
+    return [float(value)] if isinstance(value, (int, float)) else []
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_results(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    assert demo.main(["--device", device, "--steps", str(STEPS), "--seed", "3", "--out", str(tmp_path)]) == 0
+    assert torch.get_num_threads() == threads
+    printed = capsys.readouterr().out
+    assert str(tmp_path) in printed
+    assert "results.json" in printed
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+    document = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert (document["seed"], document["steps"], document["agrees"]) == (3, STEPS, True)
+    assert document["backend"] == ("triton" if device == "cuda" else "eager")
+    assert document["versions"]["torch"] == torch.__version__
+    assert all(map(math.isfinite, numbers_in(document)))
+    assert tuple(document["tasks"]) == tuple(document["losses"]) == NAMES
+    for name, task in document["tasks"].items():
+        losses = document["losses"][name]
+        assert set(task["runs"]) == set(losses) == VERSIONS
+        assert all(len(curve) == STEPS for curve in losses.values())
+        np.testing.assert_allclose(losses["pack"], losses["formula"], rtol=1e-5)
+        assert losses["pack"][-1] < losses["pack"][0]
+        for run in task["runs"].values():
+            assert run["ms_per_step"] > 0
+            assert ("peak_bytes" in run) == (device == "cuda")
+
+
+@pytest.mark.parametrize("name", ["regressor", "denoiser"])
+def test_a_seed_decides_everything(name: str) -> None:
+    from triton_thresh.demo.tasks import TASKS
+    from triton_thresh.demo.train import train
+
+    first, again, other = (train(TASKS[name], torch.device("cpu"), seed, range(3)) for seed in (5, 5, 6))
+    for version, run in first.trained.items():
+        np.testing.assert_array_equal(run.curve, again.trained[version].curve)
+        np.testing.assert_array_equal(run.prediction, again.trained[version].prediction)
+        assert not np.array_equal(run.curve, other.trained[version].curve)
+    assert first.gain_interval == again.gain_interval
+
+
+def test_a_wrong_loss_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton_thresh.demo import report, tasks
+
+    detector = tasks.TASKS["detector"]
+    monkeypatch.setitem(detector.loss, "pack", detector.loss["plain"])
+    monkeypatch.setattr(report, "draw", lambda results, path: None)
+    assert demo.main(["--device", "cpu", "--steps", "3", "--out", str(tmp_path)]) == demo.DISAGREE
+    document = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert [name for name, task in document["tasks"].items() if not task["agrees"]] == ["detector"]
+
+
+def run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, without the interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "triton_thresh", "demo", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_triton_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    done = run_demo("--device", "cpu", "--backend", "triton", "--out", str(tmp_path / "out"))
+    assert done.returncode == demo.CANNOT_RUN
+    assert "TRITON_INTERPRET=1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(demo, "find_spec", lambda module: None if module == "sklearn" else object())
+    assert demo.main([]) == demo.CANNOT_RUN
+    assert 'scikit-learn missing: pip install "triton_thresh[demo]"' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch finds a GPU")
+def test_a_missing_gpu_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(["--device", "cuda"]) == demo.CANNOT_RUN
+    assert "torch finds no GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--steps", "0"], ["--seed", "-1"], ["--steps", "many"]])
+def test_bad_arguments(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        demo.main(arguments)
+    assert refused.value.code == 2
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert demo.main(["--device", "cpu", "--out", str(tmp_path / "file")]) == demo.CANNOT_RUN
+    assert "file" in capsys.readouterr().err

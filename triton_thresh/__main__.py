@@ -1,0 +1,86 @@
+"""Command line: ``python -m triton_thresh ops | explain | info | demo``."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+import triton_thresh as tt
+
+from . import backend, demo, tuning
+from .registry import Gate
+from .table import op_table, updated
+
+
+def info(args: argparse.Namespace) -> int:
+    """Versions, devices, backends, tables of block sizes."""
+    print(f"triton_thresh {tt.__version__}, Python {platform.python_version()}, torch {torch.__version__}")
+    if backend.has_triton():
+        import triton
+
+        print(f"triton {triton.__version__}{' (interpreter)' if backend.interpreting() else ''}")
+    else:
+        print("triton is not installed: every op runs in eager torch")
+    print(f"backend asked for: {tt.get_backend()}")
+    devices = [torch.device("cpu")] + [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    for device in devices:
+        chosen, reason = backend.choose(device)
+        print(f"{device}: {chosen} ({reason})")
+        if device.type != "cpu":
+            name = torch.cuda.get_device_name(device)
+            shipped = len(tuning.shipped(name))
+            print(f"  {name}: {shipped} block sizes shipped, cache at {tuning.cache_path(name)}")
+    return 0
+
+
+def explain(args: argparse.Namespace) -> int:
+    """What an op would do with a random input."""
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    input = torch.rand(args.numel, dtype=getattr(torch, args.dtype), device=device, requires_grad=True)
+    op = tt.ops()[args.op]
+    if isinstance(op, Gate):
+        print(tt.explain(args.op, input, 0.5))
+    elif args.op == "threshold_loss":
+        print(tt.explain(args.op, input, input.detach(), tt.ByPrediction()))
+    else:
+        print(tt.explain(args.op, input, input.detach(), 0.5))
+    return 0
+
+
+def ops(args: argparse.Namespace) -> int:
+    """The table of ops, printed or written into a README between its markers."""
+    if args.write:
+        args.write.write_text(updated(args.write.read_text()))
+    else:
+        print(op_table())
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the arguments and run the command."""
+    parser = argparse.ArgumentParser(prog="python -m triton_thresh", description=tt.__doc__)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("ops", help=ops.__doc__)
+    command.add_argument("--write", type=Path, metavar="README")
+    command.set_defaults(run=ops)
+    command = commands.add_parser("info", help=info.__doc__)
+    command.set_defaults(run=info)
+    command = commands.add_parser("explain", help=explain.__doc__)
+    command.add_argument("op", choices=list(tt.ops()))
+    command.add_argument("--numel", type=int, default=1 << 20)
+    command.add_argument("--dtype", default="float32", choices=["float16", "bfloat16", "float32", "float64"])
+    command.add_argument("--device")
+    command.set_defaults(run=explain)
+    command = commands.add_parser("demo", help="four short trainings: the pack against the same formulas in torch")
+    demo.add_arguments(command)
+    command.set_defaults(run=demo.run)
+    args = parser.parse_args(argv)
+    return int(args.run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""What a call would do: backend, reason, block size and where it came from, bytes moved."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import functional, tuning
+from .backend import choose, is_plain
+from .registry import OPS, Gate
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The answer of `explain`; ``print`` it. Bytes are those a kernel must move; the eager backend may move more."""
+
+    op: str
+    backend: str
+    reason: str
+    block: int | None
+    num_warps: int | None
+    block_source: str | None
+    forward_bytes: int
+    backward_bytes: int
+    saved_bytes: int
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: {self.backend} ({self.reason})"]
+        if self.block is not None:
+            lines.append(f"  block {self.block}, {self.num_warps} warps ({self.block_source})")
+        moved = f"  moves {self.forward_bytes:,} bytes forward, {self.backward_bytes:,} backward"
+        return "\n".join([*lines, f"{moved}; saves {self.saved_bytes:,} for backward"])
+
+
+def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
+    """Say what the op `name` would do with these arguments, without running it.
+
+    Args:
+        name: an op of `ops()`.
+        args, kwargs: what the public function of that name would be given.
+
+    Example:
+        >>> import torch, triton_thresh as tt
+        >>> print(tt.explain("hardshrink", torch.randn(1024), 0.5))
+        hardshrink: eager (auto: tensors on cpu run in eager torch)
+          moves 8,192 bytes forward, 0 backward; saves 0 for backward
+    """
+    if name not in OPS:
+        raise ValueError(f"explain: name must be one of {', '.join(OPS)}, got {name!r}")
+    op = OPS[name]
+    bound = inspect.signature(getattr(functional, name, op)).bind(*args, **kwargs)
+    bound.apply_defaults()
+    arguments = bound.arguments
+    input = arguments["input"]
+    if not isinstance(input, Tensor):
+        raise TypeError(f"explain: input must be a tensor, got {type(input).__name__}")
+    settings = [v for a in arguments.values() for v in (vars(a).values() if hasattr(a, "__dataclass_fields__") else [a])]
+    tensors = [v for v in settings if isinstance(v, Tensor) and v is not input]
+    grad = torch.is_grad_enabled() and (input.requires_grad or any(t.requires_grad for t in tensors))
+    forward, backward, saved = op.bytes_moved(input, tensors, arguments, grad=grad)
+    backend, reason = choose(input.device)
+    if not is_plain(input, *tensors):
+        backend, reason = "eager", "compiled, transformed or subclassed tensors run in plain torch"
+    if backend == "eager":
+        return Explanation(name, backend, reason, None, None, None, forward, backward, saved)
+    shell, searchable = ("gate", True) if isinstance(op, Gate) else ("loss", arguments["reduction"] == "none")
+    key = op.tuning_key(arguments)
+    choice = tuning.choose(shell, key, input.dtype, input.numel(), input.device, searchable)
+    source = choice.source
+    if source == "default" and searchable and tuning.may_search():
+        source = "default; the first call searches"
+    config = choice.config
+    return Explanation(name, backend, reason, config.block, config.num_warps, source, forward, backward, saved)
