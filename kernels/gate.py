@@ -3,7 +3,7 @@
 A tile is 8 * COLS elements; bit j of mask byte b is element j * COLS + b of the tile, so each thread owns whole bytes and
 packing needs no shuffle and no shared memory. A mask is a plane of tiles * COLS bytes; where the threshold learns there are
 two, the low and the high bit of a code. A full tile runs unmasked (16-byte vectors for every n), the last one apart in a
-rolled loop (unrolled it costs 87 to 152 registers).
+loop that the compiler cannot unroll (unrolled it costs up to 146 registers and, with per-channel thresholds, spills).
 """
 
 import triton
@@ -79,14 +79,14 @@ def forward(
                 xs[j], vs[j], y_ptr, j * COLS + lane, None, j, low, high, FUNCTION, COMPUTE, PROMOTED, BITS
             )
     else:
-        for j in range(8):
+        j = 0
+        while j * COLS < left:
             o = j * COLS + lane
             valid = o < left
             x = operand.read(x_ptr + o, valid)
             values = operand.load_all(operands, KINDS, base, o, valid)
-            low, high = _select(
-                x, values, y_ptr, o, valid, j, low, high, FUNCTION, COMPUTE, PROMOTED, BITS
-            )
+            low, high = _select(x, values, y_ptr, o, valid, j, low, high, FUNCTION, COMPUTE, PROMOTED, BITS)
+            j += 1
     cell = pid.to(n.dtype) * COLS
     if BITS >= 1:
         tl.store(mask_ptr + cell + lane, low.to(tl.uint8))
@@ -138,7 +138,9 @@ def backward(
             code = ((low >> j) & 1) + 2 * ((high >> j) & 1)
             _gradient(gs[j], code, dx_ptr, dt_ptr, j * COLS + lane, None, FUNCTION, COMPUTE)
     else:
-        for j in range(8):
+        j = 0
+        while j * COLS < left:
             o = j * COLS + lane
             code = ((low >> j) & 1) + 2 * ((high >> j) & 1)
             _gradient(operand.read(g_ptr + o, o < left), code, dx_ptr, dt_ptr, o, o < left, FUNCTION, COMPUTE)
+            j += 1

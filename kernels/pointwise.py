@@ -44,7 +44,7 @@ def softshrink_learned(x, c, p):
     """softshrink's y, and a code of two bits for softshrink_learned_backward: 0 dropped, 1 kept, 2 above t, 3 below -t."""
     t = p[0].to(c.dtype)
     y, keep = softshrink(x, c, p)
-    return y, tl.where(c > t, 2, tl.where(c < -t, 3, keep))
+    return y, tl.where(c > t, 2, tl.where(c < -t, 3, tl.where(c != c, 1, 0)))
 
 
 @triton.jit
@@ -71,45 +71,58 @@ def mse(x, y, p):
 
 
 @triton.jit
-def _clamped_log(v):
-    """max(log v, -100) for v in [0, 1], denormals included; other v give any number.
+def _log_polynomial(f):
+    """log(1 + f) for float32 f in [sqrt(1/2) - 1, sqrt(2) - 1]: f - f**2 / 2 + f**3 P(f), P of degree 6; relative error 9.4e-8."""
+    q = 0.08700116723775864 * f - 0.14267438650131226
+    q = q * f + 0.14914847910404205
+    q = q * f - 0.16577591001987457
+    q = q * f + 0.19963057339191437
+    q = q * f - 0.2500133812427521
+    q = q * f + 0.3333390951156616
+    q = q * f - 0.5
+    return q * (f * f) + f
 
-    float32: v = 2**k m with m in [sqrt(1/2), sqrt(2)), f = m - 1, log v = k log 2 + f - f**2 / 2 + f**3 P(f) with P of degree 6;
-    relative error 9.4e-8. tl.log costs twice the instructions.
+
+@triton.jit
+def _logs(x):
+    """log x and log(1 - x), clamped at -100, for x in [0, 1]; other x give some number. Half the instructions of two tl.log.
+
+    float32: v = 2**k m with m in [sqrt(1/2), sqrt(2)), log v = k log 2 + log(1 + f), f = m - 1. x is scaled by 2**23, so that
+    denormals count; for k = 0 log(1 - x) takes f = -x, which 1 - x has rounded. float64: that rounding is added again.
     """
-    if v.dtype == tl.float64:
-        log = tl.log(v)
+    rest = 1.0 - x
+    if x.dtype == tl.float64:
+        log_x = tl.log(tl.abs(x))
+        log_rest = tl.log(rest) + ((1.0 - rest) - x)
     else:
-        denormal = v < 1.1754943508222875e-38
-        bits = tl.where(denormal, v * 8388608.0, v).to(tl.int32, bitcast=True)
+        bits = (tl.abs(x) * 8388608.0).to(tl.int32, bitcast=True)
+        k = (bits - (0x3F3504F3 + 0x0B800000)) >> 23
+        f = (bits - 0x0B800000 - (k << 23)).to(tl.float32, bitcast=True) - 1.0
+        log_x = 0.6931471805599453 * k.to(tl.float32) + _log_polynomial(f)
+        bits = rest.to(tl.int32, bitcast=True)
         k = (bits - 0x3F3504F3) >> 23
         f = (bits - (k << 23)).to(tl.float32, bitcast=True) - 1.0
-        q = 0.08700116723775864 * f - 0.14267438650131226
-        q = q * f + 0.14914847910404205
-        q = q * f - 0.16577591001987457
-        q = q * f + 0.19963057339191437
-        q = q * f - 0.2500133812427521
-        q = q * f + 0.3333390951156616
-        q = q * f - 0.5
-        q = q * (f * f) + f
-        log = 0.6931471805599453 * tl.where(denormal, k - 23, k).to(tl.float32) + q
-    return tl.where(log < -100.0, -100.0, log)
+        f = tl.where(k == 0, -x, f)
+        log_rest = 0.6931471805599453 * k.to(tl.float32) + _log_polynomial(f)
+    return tl.maximum(log_x, -100.0), tl.where(rest == 0.0, -100.0, log_rest)
 
 
 @triton.jit
 def bce(x, y, p):
-    """l = -(y log x + (1 - y) log(1 - x)), logs clamped at -100; dl/dx = (x - y) / max(x (1 - x), 1e-12); NaN outside [0, 1]."""
+    """l = -(y log x + (1 - y) log(1 - x)), logs clamped at -100; dl/dx = (x - y) / max(x (1 - x), 1e-12); NaN outside [0, 1].
+
+    x (1 - x) >= 0 just where 0 <= x <= 1, so NaN is put in last and the clamps need not keep it.
+    """
+    log_x, log_rest = _logs(x)
+    loss = -(y * log_x + (1.0 - y) * log_rest)
     variance = x * (1.0 - x)
-    variance = tl.where(variance < 1e-12, 1e-12, variance)
+    inside = variance >= 0.0
+    variance = tl.maximum(variance, tl.full([], 1e-12, x.dtype))  # a bare 1e-12 would be a float32
     if x.dtype == tl.float64:
         slope = (x - y) / variance
     else:
         r = tl.rsqrt(variance)
         slope = (x - y) * (r * r)
-    rest = 1.0 - x
-    log1p = _clamped_log(rest) + ((1.0 - rest) - x)  # what rounding took from 1 - x, back again: F.binary_cross_entropy's log1p(-x)
-    loss = -(y * _clamped_log(tl.abs(x)) + (1.0 - y) * log1p)  # abs: x may be -0
-    inside = (x >= 0.0) & (x <= 1.0)
     return tl.where(inside, loss, float("nan")), tl.where(inside, slope, float("nan")), x, 1.0
 
 
@@ -175,8 +188,9 @@ def by_proximity(loss, slope, x, q, dq, p):
     u = q - t
     d = tl.abs(u)
     near = d < reach
-    w = tl.where(near, 1.0 + factor * (1.0 - d / reach), 1.0)
-    steep = factor / reach * dq
+    inverse = 1.0 / reach
+    w = tl.where(near, 1.0 + factor * (1.0 - d * inverse), 1.0)
+    steep = factor * inverse * dq
     dw = tl.where(u > 0.0, -steep, tl.where(u < 0.0, steep, 0.0))
     pull = tl.where(dw == 0.0, 0.0, loss * dw)  # the loss may be inf
     return loss * w, tl.where(near, slope * w + pull, slope)

@@ -111,10 +111,8 @@ class Loss(torch.autograd.Function):
         return dx, None, None, None, None
 
 
-class TransformedLoss(torch.autograd.Function):
-    """The element loss in plain torch with its closed-form derivative: what compilers and torch.func transforms see."""
-
-    generate_vmap_rule = True
+class TracedLoss(torch.autograd.Function):
+    """The element loss in plain torch with its closed-form derivative: what compilers see."""
 
     @staticmethod
     def forward(input: Tensor, target: Tensor, spec: LossSpec, operands: Sequence[Operand]) -> Tensor:
@@ -128,7 +126,6 @@ class TransformedLoss(torch.autograd.Function):
         tensors = [value for value in operands if isinstance(value, Tensor)]
         ctx.operands = [None if isinstance(value, Tensor) else value for value in operands]
         ctx.save_for_backward(input, target, *tensors)
-        ctx.save_for_forward(input, target, *tensors)
 
     @staticmethod
     def _slope(ctx: Any) -> Tensor:
@@ -141,10 +138,21 @@ class TransformedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        slope = TransformedLoss._slope(ctx)
+        slope = TracedLoss._slope(ctx)
         return (slope * gradient).to(ctx.saved_tensors[0].dtype), None, None, None
+
+
+class TransformedLoss(TracedLoss):
+    """What torch.func transforms and forward-mode AD see; torch.compile traces neither a vmap rule nor a jvp."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        TracedLoss.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*ctx.to_save)
 
     @staticmethod
     def jvp(ctx: Any, input: Tensor, *rest: Any) -> Tensor:
-        slope = TransformedLoss._slope(ctx)
+        slope = TracedLoss._slope(ctx)
         return slope * input.to(slope.dtype)

@@ -70,6 +70,8 @@ def check_operand(op: str, name: str, value: object, input: Tensor, *, learns: b
         raise TypeError(f"{op}: {name} must be a number or a tensor, got {_describe(value)}")
     if value.is_complex():
         raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected a real tensor")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} has layout {value.layout}, expected a dense (strided) tensor")
     if value.requires_grad and not learns and torch.is_grad_enabled():
         raise ValueError(f"{op}: {name} requires grad, but this op has no gradient to give it{hint}; pass {name}.detach()")
     if value.dim() == 0:
@@ -92,6 +94,8 @@ def check_target(op: str, input: Tensor, target: object) -> None:
         raise TypeError(f"{op}: target must be a tensor, got {_describe(target)}")
     if target.is_complex():
         raise TypeError(f"{op}: target has dtype {target.dtype}, expected a real tensor")
+    if target.layout is not torch.strided:
+        raise TypeError(f"{op}: target has layout {target.layout}, expected a dense (strided) tensor")
     if target.shape != input.shape:
         raise ValueError(
             f"{op}: target has shape {tuple(target.shape)}, expected the input's shape {tuple(input.shape)} (no broadcasting)"
@@ -110,7 +114,9 @@ def check_reduction(op: str, reduction: object) -> str:
 
 
 def check_inplace(op: str, input: Tensor) -> None:
-    """`input` may be written to: raised before anything is."""
+    """`input` may be written to: raised before anything is. While compiling, torch's own checks of copy_ do."""
+    if torch.compiler.is_compiling():
+        return
     if torch._debug_has_internal_overlap(input) == 1:
         raise RuntimeError(
             f"{op}: input has elements that share memory (shape {tuple(input.shape)}, strides {input.stride()}) and cannot be "

@@ -33,7 +33,7 @@ def _parts(tensors: Sequence[Operand], like: Tensor) -> Iterator[list[Any]]:
         return
     whole = [not isinstance(t, Tensor) or t.numel() == 1 for t in tensors]
     if all(w or (t.shape == like.shape and t.is_contiguous()) for w, t in zip(whole, tensors)):  # type: ignore[union-attr]
-        tensors = [t if w else t.view(-1) for w, t in zip(whole, tensors)]  # type: ignore[union-attr]
+        tensors = [(t.reshape(()) if isinstance(t, Tensor) else t) if w else t.view(-1) for w, t in zip(whole, tensors)]  # type: ignore[union-attr]
         length, step = like.numel(), SLICE
     else:
         whole = [w or t.dim() < like.dim() or t.shape[0] == 1 for w, t in zip(whole, tensors)]  # type: ignore[union-attr]
@@ -54,7 +54,8 @@ def _pick(compare: Callable[..., Tensor], left: Tensor, right: Operand, a: Opera
     indicator: Tensor = compare(left, right, out=torch.empty_like(left))
     if a != 1:
         indicator *= a
-    return indicator if b == 0 else F.threshold(indicator, 0.0, b, inplace=True)
+    plain = b == 0 and math.copysign(1.0, b) > 0
+    return indicator if plain else F.threshold(indicator, 0.0, b, inplace=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------- losses
@@ -137,10 +138,13 @@ def hardshrink(input: Tensor, lambd: float) -> Tensor:
 
 
 def softshrink(input: Tensor, lambd: float) -> Tensor:
-    """F.softshrink, with the gradient of NaN inputs."""
+    """F.softshrink, with the gradient of NaN inputs; torch's own refuses a lambd that rounds to infinity."""
+    lambd = round_to(lambd, input.dtype)
+    if lambd == math.inf:
+        return reference.softshrink(input, lambd)
     if input.requires_grad and torch.is_grad_enabled():
-        return _Shrink.apply(input, round_to(lambd, input.dtype), True)  # type: ignore[no-any-return]
-    return F.softshrink(input, round_to(lambd, input.dtype))
+        return _Shrink.apply(input, lambd, True)  # type: ignore[no-any-return]
+    return F.softshrink(input, lambd)
 
 
 def binary_threshold(

@@ -167,7 +167,7 @@ def gate_backward(mask: Mask, gradient: Tensor, function: str | None = None) -> 
     dt = torch.empty_like(dx) if function else None
     n = g.numel()
     if n:
-        warps = tuning.default("gate", g.dtype.itemsize).num_warps
+        warps = tuning.default("gate", g.dtype.itemsize, tuning.lanes(g.device)).num_warps
         with on_device(g.device):
             gate.backward[(triton.cdiv(n, 8 * mask.block),)](
                 g,
@@ -284,7 +284,7 @@ def loss_backward(
 def loss_rescale(spec: LossSpec, dx: Tensor, gradient: Tensor) -> None:
     """dx *= gradient, in place; moves nothing if the gradient is 1."""
     n = dx.numel()
-    block, warps = tuning.default("loss", dx.dtype.itemsize)
+    block, warps = tuning.default("loss", dx.dtype.itemsize, tuning.lanes(dx.device))
     with on_device(dx.device):
         loss.rescale[(min(triton.cdiv(n, block), RESCALE_PROGRAMS),)](
             gradient, dx, n, COMPUTE=COMPUTE[compute_dtype(dx.dtype)], BLOCK=block, num_warps=warps, **OPTIONS

@@ -248,8 +248,8 @@ def loss_and_slope(
     if want_slope:
         slope = base.slope(x, y, *parameters) * factor
         if rule.weight_slope is not None:
-            # an infinite loss lies out of range, where dw is 0: held to a finite number so that it does not meet it as inf * 0
-            finite = loss.clamp(max=torch.finfo(dtype).max)
+            # a loss that is not finite lies where dw is 0: held to a finite number so that it does not meet it as inf * 0
+            finite = loss.nan_to_num(0.0)
             slope = slope + finite * rule.weight_slope(base, pick, x, *settings)
         for w in weights:
             slope = slope * w

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import eager, reference
 from .autograd import Gate as GateFunction
 from .autograd import Loss as LossFunction
-from .autograd import TransformedLoss
+from .autograd import TracedLoss, TransformedLoss
 from .backend import choose, is_plain
 from .checks import (
     FLOATING,
@@ -76,6 +76,11 @@ class Gate:
         positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         object.__setattr__(self, "_names", tuple(p.name for p in positional))
         object.__setattr__(self, "_defaults", tuple(p.default for p in positional))
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """The names of the numbers that follow the threshold."""
+        return self._names[1:]
 
     def __call__(
         self, input: Tensor, *parameters: Any, inplace: bool = False, dtype: torch.dtype | None = None
@@ -180,10 +185,11 @@ class Loss:
         reduction: str = "mean",
     ) -> Tensor:
         """Check the arguments, choose the backend, run."""
-        base = self._check(input, target, rule, base or self.base, weight, pos_weight, reduction)
+        base = self._check(input, target, rule, self.base if base is None else base, weight, pos_weight, reduction)
         spec, operands = reference.specify(input, rule, base, weight, pos_weight, reduction)
         if not is_plain(input, target, *operands) or input.numel() == 0:
-            return reference.reduced(TransformedLoss.apply(input, target, spec, operands), spec)
+            function = TracedLoss if torch.compiler.is_compiling() else TransformedLoss
+            return reference.reduced(function.apply(input, target, spec, operands), spec)
         shell = _triton() if choose(input.device)[0] == "triton" else eager
         if input.requires_grad and torch.is_grad_enabled():
             return LossFunction.apply(input, target, spec, operands, shell)  # type: ignore[no-any-return]

@@ -27,6 +27,12 @@ def _logit(t: Operand) -> Operand:
     return math.log(t / (1 - t)) if t < 1 else math.nan
 
 
+def _where(condition: Tensor | bool, a: Operand, b: Operand) -> Operand:
+    if isinstance(condition, Tensor):
+        return torch.where(condition, a, b)
+    return a if condition else b
+
+
 @dataclass(frozen=True)
 class ByPrediction:
     """Weigh an element by its prediction: `weight_above` where prediction >= `threshold`, else `weight_below`.
@@ -57,12 +63,15 @@ class ByProximity:
     penalty_factor: Operand = 1.5
 
     def operands(self, base: str) -> tuple[Operand, ...]:
-        """(threshold, range, factor). A range that is not above 0 is never reached: it becomes 1, its factor 0."""
-        reach, factor = self.penalty_range, self.penalty_factor
-        if isinstance(reach, Tensor):
-            open = reach > 0
-            return self.threshold, torch.where(open, reach, 1), torch.where(open, factor, 0)
-        return (self.threshold, reach, factor) if reach > 0 else (self.threshold, 1.0, 0.0)
+        """(threshold, range, factor). Where the range is not above 0 or the threshold is NaN no prediction is near: factor 0."""
+        threshold, reach, factor = self.threshold, self.penalty_range, self.penalty_factor
+        if isinstance(threshold, Tensor) or threshold != threshold:
+            known = threshold == threshold
+            threshold, factor = _where(known, threshold, 0.0), _where(known, factor, 0.0)
+        if isinstance(reach, Tensor) or not reach > 0:
+            reaches = reach > 0
+            reach, factor = _where(reaches, reach, 1.0), _where(reaches, factor, 0.0)
+        return threshold, reach, factor
 
 
 @dataclass(frozen=True)

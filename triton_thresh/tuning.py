@@ -37,8 +37,8 @@ class Choice(NamedTuple):
     source: str
 
 
-GATE_BLOCK = 512  # with 512 / (32 * vector) warps each thread loads 16 bytes; vector = 16 bytes / item size
-LOSS_BYTES = 8192  # with 4 warps each thread loads four times 16 bytes
+GATE_BLOCK = 512  # with as many warps as give each thread 16 bytes a load
+LOSS_BYTES = 8192  # with 4 warps of 32 each thread loads four times 16 bytes
 INTERPRETER = {"gate": Config(1024, 4), "loss": Config(4096, 4)}
 CANDIDATE_BLOCKS = (256, 512, 1024)
 
@@ -48,16 +48,16 @@ def bucket(numel: int) -> int:
     return max(numel - 1, 0).bit_length()
 
 
-def default(shell: str, itemsize: int) -> Config:
-    """The configuration where nothing was measured."""
+def default(shell: str, itemsize: int, lanes: int = 32) -> Config:
+    """The configuration where nothing was measured, for warps of so many lanes."""
     if shell == "loss":
         return Config(LOSS_BYTES // itemsize, 4)
-    return Config(GATE_BLOCK, max(1, min(8, GATE_BLOCK * itemsize // (32 * 16))))
+    return Config(GATE_BLOCK, max(1, GATE_BLOCK * itemsize // (lanes * 16)))
 
 
-def candidates(shell: str, itemsize: int) -> list[Config]:
+def candidates(shell: str, itemsize: int, lanes: int = 32) -> list[Config]:
     """What a search tries: 16 bytes a thread a load at three tile sizes, and the same with half the threads."""
-    start = default(shell, itemsize)
+    start = default(shell, itemsize, lanes)
     found = [start]
     for size in CANDIDATE_BLOCKS:
         scale = size / GATE_BLOCK
@@ -112,7 +112,7 @@ def cached(device_name: str) -> dict[str, Config]:
     """The user's table as it was on disk at first use, kept up to date by `remember`."""
     path = cache_path(device_name)
     try:
-        return parse(path.read_text(), str(path))
+        return parse(path.read_text(errors="replace"), str(path))
     except OSError:
         return {}
 
@@ -163,6 +163,14 @@ def _device_name(device: torch.device) -> str:
     return str(torch.get_device_module(device).get_device_name(device))
 
 
+@functools.cache
+def lanes(device: torch.device) -> int:
+    """Threads of a warp: 64 on AMD's data-centre GPUs, else 32."""
+    if device.type != "cuda":
+        return 32
+    return int(getattr(torch.cuda.get_device_properties(device), "warp_size", 32))
+
+
 _settled: dict[tuple[str, torch.dtype, int, torch.device], Choice] = {}
 
 
@@ -206,7 +214,7 @@ def _resolve(
         if key in cached(name):
             return Choice(cached(name)[key], "user cache")
         if launch is not None:
-            found = search(candidates(shell, dtype.itemsize), launch)
+            found = search(candidates(shell, dtype.itemsize, lanes(device)), launch)
             remember(name, key, found)
             return Choice(found, "search")
-    return Choice(default(shell, dtype.itemsize), "default")
+    return Choice(default(shell, dtype.itemsize, lanes(device)), "default")

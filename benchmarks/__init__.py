@@ -1,0 +1,1 @@
+"""Benchmarks of triton_thresh, and reports on its compiled kernels."""

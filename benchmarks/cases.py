@@ -1,0 +1,175 @@
+"""What the compile report compiles: every kernel of every op in the registry, in the forms a launch gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import triton.language as tl
+
+from benchmarks.aot import Unaligned
+from triton_thresh import tuning
+from triton_thresh.kernels import gate, loss, pointwise
+from triton_thresh.launch import CHANNEL, ELEMENT, FINISH_BLOCK, NUMBER, SCALAR
+from triton_thresh.reference import RULES
+from triton_thresh.registry import OPS, Gate, Loss
+from triton_thresh.rules import ByPrediction, ByProximity
+
+ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
+PACKED = {
+    "number": (NUMBER, lambda dtype: ("fp32",)),
+    "scalar": (SCALAR, lambda dtype: (f"*{dtype}",)),
+    "channel": (CHANNEL, lambda dtype: (f"*{dtype}", 1, "i32")),
+    "channel-odd": (CHANNEL, lambda dtype: (f"*{dtype}", 1, Unaligned("i32"))),
+    "rows": (CHANNEL, lambda dtype: (f"*{dtype}", "i32", "i32")),
+    "element": (ELEMENT, lambda dtype: (f"*{dtype}",)),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel with the types and constants of one kind of launch."""
+
+    op: str
+    kernel: str
+    dtype: str
+    operands: str
+    jit: Any
+    arguments: dict[str, object]
+    num_warps: int
+    elements: int
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.kernel}-{self.dtype}-{self.operands}"
+
+
+def _compute(dtype: str) -> tl.dtype:
+    return tl.float64 if dtype == "fp64" else tl.float32
+
+
+def _wide(dtype: str) -> str:
+    return "fp64" if dtype == "fp64" else "fp32"
+
+
+def _number(dtype: str) -> str:
+    """How a number travels: by value where float32 holds it, else on the device."""
+    return "scalar" if dtype == "fp64" else "number"
+
+
+def _gate_forward(
+    op: Gate, dtype: str, lanes: int, operands: str, bits: int, function: str, n: str = "i32"
+) -> Case:
+    kind, packed = PACKED[operands]
+    constant_kind, constant = PACKED[_number(dtype)]
+    constants = len(op.constants)
+    block, warps = tuning.default("gate", ITEMSIZE[dtype], lanes)
+    arguments: dict[str, object] = dict(
+        x_ptr=f"*{dtype}",
+        y_ptr=f"*{dtype}",
+        mask_ptr="*u8" if bits else None,
+        n=n,
+        operands=(packed(dtype), *[constant(dtype)] * constants),
+        KINDS=(kind, *[constant_kind] * constants),
+        FUNCTION=getattr(pointwise, function),
+        COMPUTE=_compute(dtype),
+        BITS=bits,
+        COLS=block,
+    )
+    return Case(op.name, f"forward{bits}", dtype, operands, gate.forward, arguments, warps, 8 * block)
+
+
+def _gate_backward(op: Gate, dtype: str, lanes: int, function: str | None) -> Case:
+    block, warps = tuning.default("gate", ITEMSIZE[dtype], lanes)
+    arguments: dict[str, object] = dict(
+        g_ptr=f"*{dtype}",
+        mask_ptr="*u8",
+        dx_ptr=f"*{dtype}",
+        dt_ptr=f"*{dtype}" if function else None,
+        n="i32",
+        FUNCTION=getattr(pointwise, function) if function else None,
+        COMPUTE=_compute(dtype),
+        COLS=block,
+    )
+    return Case(
+        op.name, "backward-learned" if function else "backward", dtype, "-", gate.backward, arguments, warps, 8 * block
+    )
+
+
+def gate_cases(op: Gate, dtype: str, lanes: int) -> Iterator[Case]:
+    """A gate's kernels: forward for every kind of threshold, with and without a mask; backward; both again if it learns."""
+    bits = 1 if op.differentiable else 0
+    for operands in (_number(dtype), "channel", "channel-odd", "rows", "element"):
+        yield _gate_forward(op, dtype, lanes, operands, bits, op.name)
+    yield _gate_forward(op, dtype, lanes, _number(dtype), 0, op.name, n="i64")
+    if op.differentiable:
+        yield _gate_backward(op, dtype, lanes, None)
+    if op.learned:
+        yield _gate_forward(op, dtype, lanes, "scalar", 2, op.learned)
+        yield _gate_backward(op, dtype, lanes, f"{op.learned}_backward")
+
+
+def _loss_arguments(
+    base: str, rule: type, dtype: str, operands: str, reduction: str, pos_weight: bool
+) -> dict[str, object]:
+    settings = len((rule() if rule is not ByProximity else rule(0.5)).operands(base))
+    base_count = int(pos_weight)
+    kind, packed = PACKED[operands]
+    return dict(
+        x_ptr=f"*{dtype}",
+        y_ptr=f"*{dtype}",
+        dx_ptr=f"*{dtype}",
+        n="i32",
+        operands=(packed(_wide(dtype)),) * (base_count + settings),
+        KINDS=(kind,) * (base_count + settings),
+        BASE=getattr(pointwise, base),
+        BASE_COUNT=base_count,
+        RULE=getattr(pointwise, RULES[rule].weight.__name__),
+        RULE_COUNT=settings,
+        COMPUTE=_compute(dtype),
+        REDUCTION=reduction,
+    )
+
+
+def cell_cases(base: str, rule: type, dtype: str, lanes: int) -> Iterator[Case]:
+    """A cell's kernels: fused forward, forward without reduction, recomputing backward."""
+    block, warps = tuning.default("loss", ITEMSIZE[dtype], lanes)
+    name, number = f"{base}.{rule.__name__}", _number(dtype)
+    for operands in (number, "channel") if rule is ByPrediction else (number,):
+        arguments = _loss_arguments(base, rule, dtype, operands, "mean", False)
+        arguments |= dict(out_ptr=f"*{_wide(dtype)}", SINGLE=False, BLOCK=block)
+        yield Case(name, "forward", dtype, operands, loss.forward, arguments, warps, block)
+    arguments = _loss_arguments(base, rule, dtype, number, "none", False)
+    arguments |= dict(dx_ptr=None, out_ptr=f"*{dtype}", SINGLE=False, BLOCK=block)
+    yield Case(name, "forward-none", dtype, number, loss.forward, arguments, warps, block)
+    arguments = _loss_arguments(base, rule, dtype, number, "mean", base == "bce_with_logits")
+    arguments |= dict(g_ptr=f"*{dtype}", BLOCK=block)
+    yield Case(name, "backward", dtype, number, loss.backward, arguments, warps, block)
+
+
+def shared_loss_cases(dtype: str, lanes: int) -> Iterator[Case]:
+    """The final sum and the rescale, one for all losses."""
+    block, warps = tuning.default("loss", ITEMSIZE[dtype], lanes)
+    arguments: dict[str, object] = dict(
+        partial_ptr=f"*{_wide(dtype)}",
+        out_ptr=f"*{dtype}",
+        n="i32",
+        partials="i32",
+        REDUCTION="mean",
+        BLOCK=FINISH_BLOCK,
+    )
+    yield Case("loss", "finish", dtype, "-", loss.finish, arguments, 4, FINISH_BLOCK)
+    arguments = dict(g_ptr=f"*{dtype}", x_ptr=f"*{dtype}", n="i32", COMPUTE=_compute(dtype), BLOCK=block)
+    yield Case("loss", "rescale", dtype, "-", loss.rescale, arguments, warps, block)
+
+
+def cases(dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16"), lanes: int = 32) -> Iterator[Case]:
+    """Everything the registry holds, for warps of so many lanes."""
+    for dtype in dtypes:
+        for op in OPS.values():
+            if isinstance(op, Gate):
+                yield from gate_cases(op, dtype, lanes)
+        cells = dict.fromkeys(cell for op in OPS.values() if isinstance(op, Loss) for cell in op.cells)
+        for base, rule in cells:
+            yield from cell_cases(base, rule, dtype, lanes)
+        yield from shared_loss_cases(dtype, lanes)

@@ -1,0 +1,1 @@
+"""Tests that run the kernels under Triton's interpreter, without a GPU."""

@@ -1,0 +1,125 @@
+"""Every kernel of the registry, compiled ahead of time for four targets, held to its budget; and what a launch specialises."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the kernels need Triton to be compiled")
+
+from benchmarks.aot import TARGETS, Report, compile_kernel
+from benchmarks.cases import ITEMSIZE, Case, cases
+from triton_thresh import launch, reference, rules, tuning
+from triton_thresh.kernels import gate
+from triton_thresh.registry import OPS, Gate
+
+from .conftest import INTERPRETED
+from .stub_driver import StubDriver
+
+pytestmark = [pytest.mark.skipif(INTERPRETED, reason="this process interprets kernels"), pytest.mark.slow]
+
+# An H200 moves 4.3 TB/s and issues 132 * 4 instructions of 32 lanes a cycle at 1.98 GHz: 7.77 slots an element a byte.
+SLOTS_PER_BYTE = 132 * 4 * 32 * 1.98e9 / 4.3e12
+
+
+def _violations(case: Case, report: Report) -> list[str]:
+    """What of the budget a compiled kernel breaks."""
+    found = []
+    if report.spills:
+        found.append(f"spills {report.spills}")
+    size = ITEMSIZE[case.dtype]
+    reads, writes = _full_size_operands(case)
+    wide_reads = report.per_element(report.hot.load_bits[128] * 16)
+    wide_writes = report.per_element(report.hot.store_bits[128] * 16)
+    if wide_reads < reads * size:
+        found.append(f"reads {wide_reads} of {reads * size} bytes an element in 16-byte vectors: {dict(report.hot.load_bits)}")
+    if wide_writes < writes * size:
+        found.append(f"writes {wide_writes} of {writes * size} bytes an element in 16-byte vectors")
+    if case.jit is gate.forward or case.jit is gate.backward:
+        if report.shared_bytes or report.barriers or report.shuffles:
+            found.append(f"uses shared memory ({report.shared_bytes} bytes), barriers or shuffles")
+        limit = SLOTS_PER_BYTE * (reads + writes) * size
+        if report.target == "sm_90" and report.hot_instructions_per_element > limit:
+            found.append(f"{report.hot_instructions_per_element:.1f} instructions an element, time for {limit:.1f}")
+    if report.target == "sm_90" and report.hot_instructions_per_element > INSTRUCTIONS.get(str(case), float("inf")):
+        found.append(f"{report.hot_instructions_per_element:.1f} instructions an element, expected {INSTRUCTIONS[str(case)]}")
+    return found
+
+
+INSTRUCTIONS = {
+    "bce_with_logits.ByPrediction-forward-bf16-number": 32.0,
+    "bce.ByPrediction-forward-bf16-number": SLOTS_PER_BYTE * 6 / 0.7,
+}
+
+
+def _full_size_operands(case: Case) -> tuple[int, int]:
+    """How many tensors of the input's size and dtype a full tile reads and writes."""
+    pointers = [name for name in ("x_ptr", "y_ptr", "g_ptr", "dx_ptr", "dt_ptr", "out_ptr") if case.arguments.get(name)]
+    if case.jit is gate.forward:
+        return 2 if case.operands in ("channel", "element") else 1, 1
+    if case.jit is gate.backward:
+        return 1, len(pointers) - 1
+    if case.kernel == "finish":
+        return 0, 0
+    if case.kernel == "rescale":
+        return 1, 1
+    return 2, 1
+
+
+def _all_cases() -> list[object]:
+    """Every form in fp32 and bf16 on sm_90; elsewhere, and in other dtypes, the forms that differ most."""
+    found = []
+    for target, gpu in TARGETS.items():
+        for case in cases(("fp32", "bf16", "fp16", "fp64") if target == "sm_90" else ("fp32", "bf16"), gpu.warp_size):
+            kept = case.operands not in ("channel-odd", "rows") and case.kernel not in ("forward0", "forward-none")
+            if kept or (target == "sm_90" and case.dtype in ("fp32", "bf16")):
+                found.append(pytest.param(target, case, id=f"{target}-{case}"))
+    return found
+
+
+@pytest.mark.parametrize(("target", "case"), _all_cases())
+def test_budget(target: str, case: Case) -> None:
+    report = compile_kernel(case.jit, case.arguments, target, num_warps=case.num_warps, elements=case.elements)
+    assert not _violations(case, report), report
+
+
+def test_a_scalar_load_is_noticed() -> None:
+    """Tiles half as large leave each thread 8 bytes a load: the budget must say so."""
+    case = next(case for case in cases(("fp32",)) if str(case) == "hardshrink-forward1-fp32-number")
+    narrow = dataclasses.replace(case, arguments={**case.arguments, "COLS": 128}, elements=8 * 128)
+    report = compile_kernel(case.jit, narrow.arguments, "sm_90", num_warps=4, elements=narrow.elements)
+    assert any("16-byte vectors" in violation for violation in _violations(narrow, report))
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubDriver]:
+    monkeypatch.setattr(tuning, "_device_name", lambda device: "stub")
+    monkeypatch.setattr(tuning, "lanes", lambda device: 32)
+    monkeypatch.setenv("TRITON_THRESH_AUTOTUNE", "0")
+    tuning._settled.clear()
+    driver = StubDriver()
+    with driver:
+        yield driver
+    tuning._settled.clear()
+
+
+@pytest.mark.parametrize("op", ["threshold", "hardshrink", "softshrink", "binary_threshold"])
+def test_gate_numbers_are_not_specialised(stub: StubDriver, op: str) -> None:
+    x, gate_op = torch.randn(1), OPS[op]
+    assert isinstance(gate_op, Gate)
+    for value in (0.5, 1.0, 0.0, 16.0):
+        constants = (value,) * len(gate_op.constants)
+        launch.gate_forward(gate_op.lowered(x, value, constants, None), x, 0)
+    assert all(made.signature == stub.launches[0].signature for made in stub.launches)
+    assert not any(made.specialised for made in stub.launches)
+
+
+@pytest.mark.parametrize("value", [0.25, 1.0])
+def test_loss_numbers_are_not_specialised(stub: StubDriver, value: float) -> None:
+    x = torch.randn(1)
+    spec, operands = reference.specify(x, rules.ByPrediction(value, value, value), "bce_with_logits", value, value)
+    launch.loss_forward(spec, x, x, operands, want_gradient=True)
+    assert not any(made.specialised for made in stub.launches)

@@ -1,0 +1,319 @@
+"""The eager backend's gates: bits and gradients, transforms, forward-mode AD, torch.compile; and the reference itself.
+
+A gradient of -0 may come back as 0: autograd adds the branches of torch.where.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import triton_thresh as tt
+
+from .gates import (
+    DIFFERENTIABLE,
+    GATES,
+    INPLACE,
+    LAYOUTS,
+    LEARNED,
+    OPERANDS,
+    Case,
+    Layout,
+    Operand,
+    bits,
+    cases,
+    equal,
+    gradient,
+    inputs,
+    kept,
+    label,
+    same,
+    threshold_gradient,
+    upstream,
+)
+from .gates import Gate as Op
+
+CPU = torch.device("cpu")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+CASES = list(cases(full=True))
+NUMBERS = (0.1, 0, 3, -0.0, -0.75, torch.inf, -torch.inf, torch.nan, 1e-41, 1e-8, 65519.0)
+SIZES = (1, 7, 31, 64, 1000)  # vector lanes and tails
+
+# the contract's formulas, on Python numbers: what is dropped, and y
+CONTRACT: dict[str, tuple[Callable[[float, float], bool], Callable[[float, float], float]]] = {
+    "threshold": (lambda x, t: x <= t, lambda x, t: -2.0 if x <= t else x),
+    "hardshrink": (lambda x, t: -t <= x <= t, lambda x, t: 0.0 if -t <= x <= t else x),
+    "softshrink": (
+        lambda x, t: -t <= x <= t,
+        lambda x, t: x - t if x > t else x + t if x < -t else x if math.isnan(x) else 0.0,
+    ),
+    "binary_threshold": (lambda x, t: True, lambda x, t: 3.0 if x > t else -1.0),
+}
+
+
+@pytest.fixture(autouse=True)
+def eager_backend() -> Iterator[None]:
+    with tt.use_backend("eager"):
+        yield
+
+
+def by_id(value: object) -> str | None:
+    return getattr(value, "id", None) or getattr(value, "name", None) or label(value)
+
+
+def example(op: Op, dtype: torch.dtype = torch.float32, n: int = 60) -> Tensor:
+    return inputs(op.example[0], dtype, (n,), CPU)
+
+
+def agree(op: Op, x: Tensor, *rest: Any, result: Tensor) -> None:
+    """The reference's bits, but for the sign of a zero in a dropped element's place (F.softshrink's tails keep it)."""
+    expected = op.reference(x, *rest)
+    if op.differentiable and x.is_floating_point():
+        dropped = ~kept(op, x, *rest) & (expected == 0) & (result == 0)
+        result = torch.where(dropped, expected, result)
+    same(result, expected)
+
+
+# -------------------------------------------------------------------------------------------------------- the reference
+
+
+@pytest.mark.parametrize("t", [0.5, 0.0, -0.75, math.inf, math.nan])
+@pytest.mark.parametrize("name", CONTRACT)
+def test_the_reference_is_the_contract(name: str, t: float) -> None:
+    op, (drops, value) = tt.ops()[name], CONTRACT[name]
+    x = inputs(t, torch.float64, (60,), CPU)
+    same(op.reference(x, t, *op.example[1:]), torch.tensor([value(v, t) for v in x.tolist()], dtype=x.dtype))
+    if op.differentiable and not (op.nonnegative and not t >= 0):
+        assert kept(op, x, t, *op.example[1:]).tolist() == [not drops(v, t) for v in x.tolist()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=label)
+@pytest.mark.parametrize("op", GATES, ids=label)
+def test_numbers_and_scalars_are_rounded(op: Op, dtype: torch.dtype) -> None:
+    """A number just below x rounds to x, so that x lies on the boundary; a tensor with dimensions does not round."""
+    x = torch.tensor([0.1], dtype=dtype)
+    t = x.item() * (1 - 2**-13)
+    for function in (op, op.reference):
+        boundary = function(x, x.item(), *op.example[1:])
+        for rounds in (t, torch.tensor(t), torch.tensor(t, dtype=torch.float64)):
+            same(function(x, rounds, *op.example[1:]), boundary)
+        assert function(x, torch.tensor([t]), *op.example[1:]) != boundary
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=label)
+@pytest.mark.parametrize("name", ["threshold", "hardshrink", "softshrink"])
+def test_torch_agrees(name: str, dtype: torch.dtype) -> None:
+    """With a threshold that the dtype holds, the values are torch's own."""
+    op = tt.ops()[name]
+    x = inputs(0.5, dtype, (1000,), CPU)
+    agree(op, x, 0.5, *op.example[1:], result=getattr(torch.nn.functional, name)(x, 0.5, *op.example[1:]))
+
+
+# ------------------------------------------------------------------------------------------------ values and gradients
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_case(case: Case) -> None:
+    x, rest = case.make(CPU)
+    g = upstream(x)
+    arguments = [x, g, *(t for t in rest if isinstance(t, Tensor))]
+    before, versions = [bits(t) for t in arguments], [t._version for t in arguments]
+    agree(case.op, x, *rest, result=case.op(x, *rest))
+    if case.op.differentiable and case.dtype.is_floating_point:
+        y = case.op(x.requires_grad_(), *rest)
+        agree(case.op, x.detach(), *rest, result=y.detach())
+        (dx,) = torch.autograd.grad(y, x, g)
+        equal(dx, gradient(case.op, x, *rest, g=g))
+    assert all(torch.equal(bits(t), b) for t, b in zip(arguments, before, strict=True)), "an argument was written to"
+    assert [t._version for t in arguments] == versions
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("op", GATES, ids=label)
+def test_numbers(op: Op, number: float) -> None:
+    if op.nonnegative and not number >= 0:
+        pytest.skip("raises: see tests/test_errors.py")
+    for dtype in FLOATS:
+        x = inputs(number, dtype, (60,), CPU)
+        agree(op, x, number, *op.example[1:], result=op(x, number, *op.example[1:]))
+        if op.differentiable:
+            g = upstream(x)
+            (dx,) = torch.autograd.grad(op(x.requires_grad_(), number, *op.example[1:]), x, g)
+            equal(dx, gradient(op, x, number, *op.example[1:], g=g))
+
+
+@pytest.mark.parametrize("constant", [-0.0, torch.nan, -torch.inf, torch.inf, 0.1, 1e-41])
+@pytest.mark.parametrize("op", [op for op in GATES if len(op.example) > 1], ids=label)
+def test_constants(op: Op, constant: float) -> None:
+    for dtype in FLOATS:
+        x = example(op, dtype)
+        for constants in ((constant,) * (len(op.example) - 1), (2.5, constant)[: len(op.example) - 1]):
+            same(op(x, op.example[0], *constants), op.reference(x, op.example[0], *constants))
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("op", DIFFERENTIABLE, ids=label)
+def test_nan_keeps_its_gradient_in_lanes_and_tails(op: Op, n: int) -> None:
+    for dtype in FLOATS:
+        for x in (torch.full((n,), torch.nan, dtype=dtype), example(op, dtype, n)):
+            g = upstream(x)
+            (dx,) = torch.autograd.grad(op(x.requires_grad_(), *op.example), x, g)
+            equal(dx, gradient(op, x, *op.example, g=g))
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE, ids=label)
+def test_backward_twice(op: Op) -> None:
+    x = example(op).requires_grad_()
+    y, g = op(x, *op.example), upstream(x, special=False)
+    y.backward(g, retain_graph=True)
+    y.backward(2 * g)
+    equal(x.grad, gradient(op, x, *op.example, g=3 * g))
+
+
+@pytest.mark.parametrize("operand", [o for o in OPERANDS if o.spans != "number" and not o.dtype], ids=by_id)
+@pytest.mark.parametrize("dtype", FLOATS, ids=label)
+@pytest.mark.parametrize("op", LEARNED, ids=label)
+def test_gradient_of_the_threshold(op: Op, dtype: torch.dtype, operand: Operand) -> None:
+    """Exact sums; autograd adds one sum a branch, each rounded to the threshold's dtype."""
+    x, (t, *constants) = Case(op, dtype, operand, LAYOUTS[0]).make(CPU)
+    g = upstream(x, special=False)
+    (dt,) = torch.autograd.grad(op(x, t.requires_grad_(), *constants), t, g)
+    slack = torch.finfo(dtype).eps * g.double().abs().sum_to_size(t.shape)
+    assert dt.dtype == t.dtype
+    assert ((dt - threshold_gradient(op, x, t, *constants, g=g)).abs() <= slack).all()
+
+
+# ------------------------------------------------------------------------------------------------------------- in place
+
+
+@pytest.mark.parametrize("operand", [OPERANDS[0], Operand("nchw")], ids=by_id)
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout.name != "expanded"], ids=by_id)
+@pytest.mark.parametrize("op", INPLACE, ids=label)
+def test_inplace(op: Op, layout: Layout, operand: Operand) -> None:
+    if not operand.fits(layout.shape):
+        pytest.skip("no such threshold of a 0-dim input")
+    for dtype in (torch.bfloat16, torch.float32):
+        x, rest = Case(op, dtype, operand, layout).make(CPU)
+        expected, version = op.reference(x, *rest), x._version
+        assert op(x, *rest, inplace=True) is x
+        same(x, expected)
+        assert x._version > version
+
+
+@pytest.mark.parametrize("op", INPLACE, ids=label)
+def test_inplace_under_autograd(op: Op) -> None:
+    for threshold in (op.example[0], torch.tensor(op.example[0])):
+        rest = (threshold, *op.example[1:])
+        x = example(op).requires_grad_()
+        g, middle = upstream(x), x.clone()
+        op(middle, *rest, inplace=True).backward(g)
+        same(middle.detach(), op.reference(x.detach(), *rest))
+        equal(x.grad, gradient(op, x, *rest, g=g))
+        middle = x.clone()
+        square = middle * middle
+        op(middle, *rest, inplace=True)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            square.sum().backward()
+
+
+# ----------------------------------------------------------------------------------------------------------- transforms
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=label)
+@pytest.mark.parametrize("op", DIFFERENTIABLE, ids=label)
+def test_func_grad_and_jvp(op: Op, dtype: torch.dtype) -> None:
+    x = example(op, dtype)
+    for t in (op.example[0], torch.tensor(op.example[0]), torch.full((60,), op.example[0], dtype=dtype)):
+        rest = (t, *op.example[1:])
+        dx = torch.func.grad(lambda x, rest=rest: op(x, *rest).sum())(x)
+        equal(dx, gradient(op, x, *rest, g=torch.ones((), dtype=dtype)))
+        y, tangent = torch.func.jvp(lambda x, rest=rest: op(x, *rest), (x,), (torch.full_like(x, 2.0),))
+        same(y, op.reference(x, *rest))
+        assert torch.equal(tangent, gradient(op, x, *rest, g=torch.full_like(x, 2.0)))
+
+
+@pytest.mark.parametrize("op", GATES, ids=label)
+def test_vmap(op: Op) -> None:
+    x, thresholds = example(op).view(6, 10), torch.linspace(0.0, 2.0, 6)
+    rest = op.example[1:]
+    same(torch.func.vmap(lambda x: op(x, *op.example))(x), op.reference(x, *op.example))
+    same(torch.func.vmap(lambda x, t: op(x, t, *rest))(x, thresholds), op.reference(x, thresholds[:, None], *rest))
+    over_thresholds = torch.func.vmap(lambda t: op(x, t, *rest))(thresholds)
+    same(over_thresholds, torch.stack([op.reference(x, t, *rest) for t in thresholds]))
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE, ids=label)
+def test_vmap_of_grad(op: Op) -> None:
+    x = example(op).view(6, 10)
+    grads = torch.func.vmap(torch.func.grad(lambda x: op(x, *op.example).sum()))(x)
+    equal(grads, gradient(op, x, *op.example, g=torch.ones(())))
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE, ids=label)
+def test_forward_mode(op: Op) -> None:
+    x, direction = example(op), torch.full((60,), 3.0)
+    with torch.autograd.forward_ad.dual_level():
+        y, tangent = torch.autograd.forward_ad.unpack_dual(
+            op(torch.autograd.forward_ad.make_dual(x, direction), *op.example)
+        )
+    same(y, op.reference(x, *op.example))
+    assert torch.equal(tangent, gradient(op, x, *op.example, g=direction))
+
+
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
+@pytest.mark.parametrize("op", DIFFERENTIABLE, ids=label)
+def test_gradcheck(op: Op, as_tensor: bool) -> None:
+    x = torch.tensor([-2.0, -0.05, 0.3, 1.5], dtype=torch.float64, requires_grad=True)
+    if as_tensor:
+        t = torch.tensor([0.7, 0.2, 0.1, 0.4], dtype=torch.float64, requires_grad=bool(op.learned))
+        function, points = (lambda x, t: op(x, t, *op.example[1:])), (x, t)
+    else:
+        function, points = (lambda x: op(x, *op.example)), (x,)
+    assert torch.autograd.gradcheck(function, points, check_batched_grad=True, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, points, check_batched_grad=True, check_fwd_over_rev=True)
+
+
+# -------------------------------------------------------------------------------------------------------- torch.compile
+
+
+@pytest.mark.parametrize("kind", ["number", "0dim", "w"])
+@pytest.mark.parametrize("op", GATES, ids=label)
+def test_compile_in_one_graph(op: Op, kind: str) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x, *rest: op(x, *rest), backend="eager", fullgraph=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        x, rest = Case(op, dtype, Operand(kind), LAYOUTS[0]).make(CPU)
+        same(compiled(x, *rest), op.reference(x, *rest))
+        if op.differentiable:
+            g = upstream(x)
+            (dx,) = torch.autograd.grad(compiled(x.requires_grad_(), *rest), x, g)
+            equal(dx, gradient(op, x, *rest, g=g))
+
+
+@pytest.mark.parametrize("op", GATES, ids=label)
+def test_compile_with_changing_numbers(op: Op) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x, t: op(x, t, *op.example[1:]), backend="eager", fullgraph=True)
+    x = example(op)
+    for t in (0.1, 0.7, 1, 2, 0.0):
+        same(compiled(x, t), op.reference(x, t, *op.example[1:]))
+
+
+@pytest.mark.parametrize("op", INPLACE, ids=label)
+def test_compile_inplace(op: Op) -> None:
+    torch.compiler.reset()
+    x = example(op)
+    expected = op.reference(x, *op.example)
+    torch.compile(lambda x: op(x, *op.example, inplace=True), backend="eager", fullgraph=True)(x)
+    same(x, expected)
+
+
+def test_every_gate_has_a_public_function() -> None:
+    x: Any = torch.linspace(-1, 1, 9)
+    for op in GATES:
+        equal(getattr(tt, op.name)(x, *op.example), op.reference(x, *op.example))

@@ -1,0 +1,293 @@
+"""Losses in eager torch: the tests of the Triton path over again, then transforms, torch.compile and modules."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import triton_thresh as tt
+from triton_thresh import ByLoss, ByPrediction, ByProximity, eager, reference
+
+from .kernels.test_losses import *  # noqa: F403
+from .kernels.test_losses import _case, cells, reductions, some_cells
+from .losses import CELLS, NAMED, OPERANDS, SETTINGS, SHAPE, Cell, Setup, assert_loss, run, setup, truth
+
+VALUES = [0.15, 0.33, 0.52, 0.81]  # smooth points of every cell
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cpu")
+
+
+@pytest.fixture
+def shell() -> ModuleType:
+    return eager
+
+
+@pytest.fixture(autouse=True)
+def eager_in_small_slices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(eager, "SLICE", 16)
+    with tt.use_backend("eager"):
+        yield
+
+
+def _smooth(cell: Cell, dtype: torch.dtype = torch.float64) -> Setup:
+    return _case(cell, VALUES, 0.9, torch.device("cpu"), *SETTINGS[cell.rule], dtype=dtype)
+
+
+@cells
+@reductions
+@pytest.mark.parametrize("kind", OPERANDS)
+@pytest.mark.parametrize("size", [6, 1000])
+def test_slices_meet_their_operands(
+    cell: Cell, reduction: str, kind: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slice of one row, and one slice for all."""
+    monkeypatch.setattr(eager, "SLICE", size)
+    for shape in ((40,), (6, 7), (3, 2, 5), (1, 30)):
+        case = setup(cell, torch.float32, torch.device("cpu"), shape=shape, kind=kind, weighted=True)
+        assert_loss(case, reduction, *run(case, reduction))
+
+
+@cells
+def test_the_slices_are_small(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than SLICE elements at a time, so that the passes stay in the cache."""
+    seen: list[int] = []
+    inner = reference.loss_and_slope
+
+    def spy(spec: Any, x: Tensor, *args: Any, **keywords: Any) -> Any:
+        seen.append(x.numel())
+        return inner(spec, x, *args, **keywords)
+
+    monkeypatch.setattr(reference, "loss_and_slope", spy)
+    for kind in ("number", "class", "row", "element"):
+        run(setup(cell, torch.float32, torch.device("cpu"), shape=(20, 8), kind=kind), "mean")
+    assert max(seen) == 16
+    assert sum(seen) == 4 * 160
+
+
+def test_closed_form_slopes_match_the_tape() -> None:
+    """Each base and each rule against autograd of its own value, in float64, off the kinks."""
+    x = torch.tensor(VALUES, dtype=torch.float64, requires_grad=True)
+    y, one = torch.full_like(x, 0.9), torch.ones(4, dtype=torch.float64)
+    for base in reference.BASES.values():
+        (tape,) = torch.autograd.grad(base.value(x, y).sum(), x)
+        torch.testing.assert_close(base.slope(x, y), tape)
+        (tape,) = torch.autograd.grad((base.prediction(x) + 0 * x).sum(), x)
+        torch.testing.assert_close(base.prediction_slope(x) * one, tape)
+    logits = reference.BASES["bce_with_logits"]
+    (tape,) = torch.autograd.grad(logits.value(x, y, 1.7).sum(), x)
+    torch.testing.assert_close(logits.slope(x, y, 1.7), tape)
+
+
+@cells
+def test_slopes_match_the_tape_of_the_value(cell: Cell) -> None:
+    case = _smooth(cell)
+    x = case.input.requires_grad_()
+    pos_weight = 1.5 if cell.base == "bce_with_logits" else None
+    spec, operands = reference.specify(x, case.rule, cell.base, 0.75, pos_weight, "sum")
+    value, slope = reference.loss_and_slope(spec, x, case.target, operands)
+    assert value is not None
+    (tape,) = torch.autograd.grad(value.sum(), x)
+    torch.testing.assert_close(slope, tape)
+
+
+# ----------------------------------------------------------------------------------------------------------- transforms
+
+
+@cells
+@reductions
+def test_gradcheck_forward_mode(cell: Cell, reduction: str) -> None:
+    case = _smooth(cell)
+    x = case.input.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: case(reduction, x), x, check_forward_ad=True, check_batched_forward_grad=True, check_batched_grad=True
+    )
+    assert torch.autograd.gradgradcheck(
+        lambda x: case(reduction, x), x, check_fwd_over_rev=True, check_rev_over_rev=True
+    )
+
+
+@cells
+def test_func_grad_vmap_jvp_jacobians(cell: Cell) -> None:
+    case = _smooth(cell)
+    x, y = case.input, case.target
+    value = truth(case)
+
+    def loss(x: Tensor, y: Tensor, reduction: str = "sum") -> Tensor:
+        return case._replace(target=y)(reduction, x)
+
+    close = torch.testing.assert_close
+    close(torch.func.grad(loss)(x, y), value.slope)
+    close(torch.func.vmap(loss)(x, y), value.loss)
+    close(torch.func.vmap(torch.func.grad(loss))(x, y), value.slope)
+    close(torch.func.vmap(loss, in_dims=(0, None))(x, y[0]), value.loss)
+    tangent = torch.linspace(-1, 1, 4, dtype=torch.float64)
+    primal, pushed = torch.func.jvp(lambda x: loss(x, y, "none"), (x,), (tangent,))
+    close(primal, value.loss)
+    close(pushed, value.slope * tangent)
+    for jacobian in (torch.func.jacrev, torch.func.jacfwd):
+        close(jacobian(lambda x: loss(x, y, "none"))(x), value.slope.diag())
+    leaf = x.clone().requires_grad_()
+    (curve,) = torch.autograd.grad(truth(case._replace(input=leaf)).slope.sum(), leaf, allow_unused=True)
+    close(torch.func.hessian(lambda x: loss(x, y))(x), curve.diag())
+
+
+def test_func_over_tensor_settings() -> None:
+    """Settings that are tensors go through transforms beside the input."""
+    case = setup(Cell("mse", ByProximity), torch.float64, torch.device("cpu"), kind="class", weighted=True)
+    torch.testing.assert_close(torch.func.grad(lambda x: case("sum", x))(case.input), truth(case).slope)
+    rows = torch.func.vmap(lambda x, y, t: tt.proximity_mse_loss(x, y, t, 0.3, reduction="sum"), in_dims=(0, 0, 0))(
+        case.input, case.target, torch.linspace(0, 1, SHAPE[0], dtype=torch.float64)
+    )
+    looped = [
+        tt.proximity_mse_loss(x, y, float(t), 0.3, reduction="sum")
+        for x, y, t in zip(case.input, case.target, torch.linspace(0, 1, SHAPE[0], dtype=torch.float64), strict=True)
+    ]
+    torch.testing.assert_close(rows, torch.stack(looped))
+
+
+def test_forward_ad() -> None:
+    case = setup(Cell("bce_with_logits", ByProximity), torch.float32, torch.device("cpu"))
+    tangent = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(case.input, tangent)
+        value, pushed = torch.autograd.forward_ad.unpack_dual(case("mean", dual))
+    expected = truth(case)
+    torch.testing.assert_close(value.double(), expected.loss.mean(), rtol=1e-5, atol=1e-6)
+    assert pushed is not None
+    torch.testing.assert_close(pushed.double(), (expected.slope * tangent).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_functional_call() -> None:
+    module = tt.nn.ThresholdMSELoss(torch.tensor([0.2, 0.5, 0.8]))
+    x, y = torch.rand(4, 3), torch.rand(4, 3)
+    settings = {"threshold": torch.tensor([0.6, 0.1, 0.3])}
+    expected = tt.threshold_mse_loss(x, y, settings["threshold"])
+    assert torch.equal(torch.func.functional_call(module, settings, (x, y)), expected)
+
+
+@pytest.mark.parametrize("argument", ["target", "weight", "threshold"])
+def test_func_grad_of_anything_but_the_input_is_an_error(argument: str) -> None:
+    x, others = torch.rand(3), {"target": torch.rand(3), "threshold": 0.5}
+    with pytest.raises(ValueError, match=f"{argument} requires grad"):
+        torch.func.grad(lambda v: tt.threshold_mse_loss(x, **{**others, argument: v}))(torch.rand(3))
+
+
+@cells
+@reductions
+def test_compile(cell: Cell, reduction: str) -> None:
+    """One graph, forward and backward, with settings as numbers and as tensors."""
+    for kind in ("number", "class"):
+        torch._dynamo.reset()
+        case = setup(cell, torch.float32, torch.device("cpu"), kind=kind, weighted=True)
+        compiled = torch.compile(lambda x, case=case: case(reduction, x), backend="eager", fullgraph=True)
+        x = case.input.detach().requires_grad_()
+        output = compiled(x)
+        (gradient,) = torch.autograd.grad(output, x, torch.ones_like(output))
+        assert_loss(case, reduction, output.detach(), gradient)
+
+
+@some_cells
+def test_compile_traces_forward_and_backward(cell: Cell) -> None:
+    torch._dynamo.reset()
+    case = setup(cell, torch.bfloat16, torch.device("cpu"))
+    x = case.input.detach().requires_grad_()
+    output = torch.compile(lambda x: case("mean", x), backend="aot_eager", fullgraph=True)(x)
+    output.backward()
+    assert x.grad is not None
+    assert_loss(case, "mean", output.detach(), x.grad)
+
+
+def test_meta_tensors() -> None:
+    """Shapes and dtypes without data, as fake tensors need."""
+    x = torch.empty(3, 4, device="meta", requires_grad=True)
+    for cell in CELLS:
+        output = tt.threshold_loss(x, x.detach(), cell.rule(*SETTINGS[cell.rule]), base=cell.base)
+        output.backward()
+        assert output.shape == ()
+        assert x.grad is not None
+        assert x.grad.shape == x.shape
+
+
+# -------------------------------------------------------------------------------------------------------------- modules
+
+MODULES = {
+    "threshold_bce_loss": tt.nn.ThresholdBCELoss,
+    "threshold_bce_with_logits_loss": tt.nn.ThresholdBCEWithLogitsLoss,
+    "threshold_mse_loss": tt.nn.ThresholdMSELoss,
+    "proximity_mse_loss": tt.nn.ProximityMSELoss,
+    "exceedance_mse_loss": tt.nn.ExceedanceMSELoss,
+}
+
+
+def test_every_named_loss_has_a_module() -> None:
+    assert set(MODULES) == set(NAMED)
+
+
+def _settings(op: str, kind: str) -> dict[str, Any]:
+    case = setup(NAMED[op], torch.float32, torch.device("cpu"), kind=kind, weighted=True)
+    settings = {**vars(case.rule), "weight": case.weight, "reduction": "sum"}
+    return {**settings, "pos_weight": case.pos_weight} if case.pos_weight is not None else settings
+
+
+def _data(op: str) -> tuple[Tensor, Tensor]:
+    case = setup(NAMED[op], torch.float32, torch.device("cpu"))
+    return case.input, case.target
+
+
+@pytest.mark.parametrize("kind", ["number", "0dim", "class"])
+@pytest.mark.parametrize("op", MODULES)
+def test_modules(op: str, kind: str) -> None:
+    settings, data = _settings(op, kind), _data(op)
+    module = MODULES[op](**settings)
+    expected = getattr(tt, op)(*data, **settings)
+    assert torch.equal(module(*data), expected)
+    shown = repr(module)
+    for setting, value in settings.items():
+        assert f"{setting}={value!r}" in shown if not isinstance(value, Tensor) else f"{setting}=tensor(" in shown
+    assert not list(module.parameters())
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), loaded):
+        assert torch.equal(twin(*data), expected)
+        assert repr(twin) == shown
+
+
+@pytest.mark.parametrize("op", MODULES)
+def test_tensor_settings_are_state(op: str) -> None:
+    settings = _settings(op, "class")
+    module = MODULES[op](**settings)
+    tensors = {setting for setting, value in settings.items() if isinstance(value, Tensor)}
+    assert set(module.state_dict()) == tensors
+    other = MODULES[op](**{k: v * 0 if k in tensors else v for k, v in settings.items()})
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(other(*_data(op)), module(*_data(op)))
+    moved = copy.deepcopy(module).to("meta")
+    assert all(getattr(moved, setting).device.type == "meta" for setting in tensors)
+    assert all(getattr(module.double(), setting).dtype == torch.float64 for setting in tensors)
+
+
+@pytest.mark.parametrize("op", MODULES)
+def test_module_defaults(op: str) -> None:
+    x, y = _data(op)
+    needs = {"threshold": 0.4} if op in ("threshold_mse_loss", "proximity_mse_loss") else {}
+    assert torch.equal(MODULES[op](**needs)(x, y), getattr(tt, op)(x, y, **needs))
+
+
+def test_rules_are_frozen_values() -> None:
+    for rule in (ByPrediction(), ByProximity(0.5), ByLoss()):
+        assert rule == copy.deepcopy(rule)
+        with pytest.raises(AttributeError):
+            rule.penalty_factor = 3  # type: ignore[misc]
