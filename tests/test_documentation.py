@@ -1,0 +1,58 @@
+"""What the documents say is so: the op table is the registry's, the README's example runs, CONTRIBUTING's diff adds an op."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from triton_thresh import functional
+from triton_thresh.registry import OPS
+from triton_thresh.table import updated
+
+from .conftest import INTERPRETED
+
+ROOT = Path(__file__).parents[1]
+
+
+def _blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+def test_readme_table_is_the_registrys() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert updated(readme) == readme, "run make table"
+
+
+def test_readme_example_runs() -> None:
+    (example,) = _blocks("README.md", "python")
+    exec(example, {})
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_every_op_is_public_and_documented(name: str) -> None:
+    text = getattr(functional, name).__doc__ or ""
+    for heading in ("Args:", "Shape:", "Raises:", "Equivalent to:", "Source:", "Example:"):
+        assert heading in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="starts interpreting processes of its own")
+def test_contributing_adds_an_op(tmp_path: Path) -> None:
+    for name in ("kernels", "triton_thresh", "tests", "benchmarks", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    (tmp_path / "triton_thresh" / "kernels").symlink_to(tmp_path / "kernels")
+    (diff,) = _blocks("CONTRIBUTING.md", "diff")
+    subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=tmp_path, check=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "drop_above", "tests/kernels"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": ""}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
+    assert run.returncode == 0, run.stdout[-4000:]
+    passed = re.search(r"(\d+) passed", run.stdout)
+    assert passed and int(passed[1]) > 50, run.stdout[-2000:]
