@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import triton.language as tl
+from triton_thresh.kernels import gate, loss, pointwise
 
 from benchmarks.aot import Unaligned
 from triton_thresh import tuning
-from triton_thresh.kernels import gate, loss, pointwise
 from triton_thresh.launch import CHANNEL, ELEMENT, FINISH_BLOCK, NUMBER, SCALAR
 from triton_thresh.reference import RULES
 from triton_thresh.registry import OPS, Gate, Loss
 from triton_thresh.rules import ByPrediction, ByProximity
 
 ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
-PACKED = {
+PACKED: dict[str, tuple[int, Callable[[str], tuple[object, ...]]]] = {
     "number": (NUMBER, lambda dtype: ("fp32",)),
     "scalar": (SCALAR, lambda dtype: (f"*{dtype}",)),
     "channel": (CHANNEL, lambda dtype: (f"*{dtype}", 1, "i32")),
@@ -57,9 +57,7 @@ def _number(dtype: str) -> str:
     return "scalar" if dtype == "fp64" else "number"
 
 
-def _gate_forward(
-    op: Gate, dtype: str, lanes: int, operands: str, bits: int, function: str, n: str = "i32"
-) -> Case:
+def _gate_forward(op: Gate, dtype: str, lanes: int, operands: str, bits: int, function: str, n: str = "i32") -> Case:
     kind, packed = PACKED[operands]
     constant_kind, constant = PACKED[_number(dtype)]
     constants = len(op.constants)

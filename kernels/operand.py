@@ -22,8 +22,7 @@ def read(pointer, mask):
     """Load; mask None on full tiles, so that vectors stay whole; zeros where a mask is off, so that sums stay sums."""
     if mask is None:
         return tl.load(pointer)
-    else:
-        return tl.load(pointer, mask=mask, other=0)
+    return tl.load(pointer, mask=mask, other=0)
 
 
 @triton.jit

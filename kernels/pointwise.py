@@ -72,7 +72,7 @@ def mse(x, y, p):
 
 @triton.jit
 def _log_polynomial(f):
-    """log(1 + f) for float32 f in [sqrt(1/2) - 1, sqrt(2) - 1]: f - f**2 / 2 + f**3 P(f), P of degree 6; relative error 9.4e-8."""
+    """log(1 + f) = f - f**2 / 2 + f**3 P(f) for float32 f in [sqrt(1/2) - 1, sqrt(2) - 1]; relative error 9.4e-8."""
     q = 0.08700116723775864 * f - 0.14267438650131226
     q = q * f + 0.14914847910404205
     q = q * f - 0.16577591001987457

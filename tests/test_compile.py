@@ -10,10 +10,11 @@ import torch
 
 pytest.importorskip("triton", reason="the kernels need Triton to be compiled")
 
+from triton_thresh.kernels import gate
+
 from benchmarks.aot import TARGETS, Report, compile_kernel
 from benchmarks.cases import ITEMSIZE, Case, cases
 from triton_thresh import launch, reference, rules, tuning
-from triton_thresh.kernels import gate
 from triton_thresh.registry import OPS, Gate
 
 from .conftest import INTERPRETED
@@ -35,7 +36,9 @@ def _violations(case: Case, report: Report) -> list[str]:
     wide_reads = report.per_element(report.hot.load_bits[128] * 16)
     wide_writes = report.per_element(report.hot.store_bits[128] * 16)
     if wide_reads < reads * size:
-        found.append(f"reads {wide_reads} of {reads * size} bytes an element in 16-byte vectors: {dict(report.hot.load_bits)}")
+        found.append(
+            f"reads {wide_reads} of {reads * size} bytes an element in 16-byte vectors: {dict(report.hot.load_bits)}"
+        )
     if wide_writes < writes * size:
         found.append(f"writes {wide_writes} of {writes * size} bytes an element in 16-byte vectors")
     if case.jit is gate.forward or case.jit is gate.backward:
@@ -45,7 +48,9 @@ def _violations(case: Case, report: Report) -> list[str]:
         if report.target == "sm_90" and report.hot_instructions_per_element > limit:
             found.append(f"{report.hot_instructions_per_element:.1f} instructions an element, time for {limit:.1f}")
     if report.target == "sm_90" and report.hot_instructions_per_element > INSTRUCTIONS.get(str(case), float("inf")):
-        found.append(f"{report.hot_instructions_per_element:.1f} instructions an element, expected {INSTRUCTIONS[str(case)]}")
+        found.append(
+            f"{report.hot_instructions_per_element:.1f} instructions an element, expected {INSTRUCTIONS[str(case)]}"
+        )
     return found
 
 

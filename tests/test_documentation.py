@@ -55,4 +55,5 @@ def test_contributing_adds_an_op(tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
     assert run.returncode == 0, run.stdout[-4000:]
     passed = re.search(r"(\d+) passed", run.stdout)
-    assert passed and int(passed[1]) > 50, run.stdout[-2000:]
+    assert passed is not None
+    assert int(passed[1]) > 50, run.stdout[-2000:]

@@ -92,6 +92,18 @@ def test_the_reference_is_the_contract(name: str, t: float) -> None:
         assert kept(op, x, t, *op.example[1:]).tolist() == [not drops(v, t) for v in x.tolist()]
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64], ids=label)
+@pytest.mark.parametrize("op", GATES, ids=label)
+def test_integer_thresholds_of_a_floating_input(op: Op, dtype: torch.dtype) -> None:
+    """They are values of the input's dtype, in which -t is the negative of t."""
+    t = torch.tensor([0, 1, 1, 0, 1, 1]).to(dtype).repeat(10)
+    x = inputs(t, torch.float32, (60,), CPU)
+    for threshold in (t, t[1]):
+        expected = op.reference(x, threshold.float(), *op.example[1:])
+        same(op.reference(x, threshold, *op.example[1:]), expected)
+        same(op(x, threshold, *op.example[1:]), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=label)
 @pytest.mark.parametrize("op", GATES, ids=label)
 def test_numbers_and_scalars_are_rounded(op: Op, dtype: torch.dtype) -> None:

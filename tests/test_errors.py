@@ -224,7 +224,7 @@ inplace = pytest.mark.parametrize("op", INPLACE, ids=label)
 @inplace
 def test_inplace_on_a_leaf(op: Any) -> None:
     x = example().requires_grad_()
-    with refused(RuntimeError, op.name, "leaf Variable that requires grad", "in-place", of=(x,)):
+    with refused(RuntimeError, f"{op.name}: a leaf Variable that requires grad", "in-place", of=(x,)):
         op(x, *op.example, inplace=True)
 
 

@@ -19,8 +19,6 @@ from .functional import (
 from .registry import ops
 from .rules import ByLoss, ByPrediction, ByProximity
 
-
-
 __all__ = [
     "ByLoss",
     "ByPrediction",

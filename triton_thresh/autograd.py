@@ -25,7 +25,13 @@ class Gate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, threshold: Operand, call: GateCall, learned: GateCall | None, backward: str | None, inplace: bool
+        ctx: Any,
+        input: Tensor,
+        threshold: Operand,
+        call: GateCall,
+        learned: GateCall | None,
+        backward: str | None,
+        inplace: bool,
     ) -> Tensor:
         from . import launch
 
@@ -78,14 +84,16 @@ def _summed(elementwise: Tensor, shape: torch.Size) -> Tensor:
 
 
 class Loss(torch.autograd.Function):
-    """A loss on either backend (`shell`: the module launch or eager), its gradient computed in the forward pass where that is sound.
+    """A loss on either backend (`shell`: the module launch or eager), its gradient computed in the forward pass where sound.
 
     The gradient buffer belongs to this node alone. The first backward scales it in place and hands it on; later ones
     recompute from the saved inputs.
     """
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, target: Tensor, spec: LossSpec, operands: Sequence[Operand], shell: ModuleType) -> Tensor:
+    def forward(
+        ctx: Any, input: Tensor, target: Tensor, spec: LossSpec, operands: Sequence[Operand], shell: ModuleType
+    ) -> Tensor:
         fused = spec.reduction != "none" and input.dtype != torch.float16
         output, buffer = shell.loss_forward(spec, input, target, operands, want_gradient=fused)
         tensors = [value for value in operands if isinstance(value, Tensor)]
@@ -106,7 +114,9 @@ class Loss(torch.autograd.Function):
             dx = shell.loss_backward(spec, input, target, operands, gradient)
         else:
             ctx.spent = True
-            dx = buffer.data  # a version counter of its own: neither the rescale nor what callers do to .grad spoils saved_tensors
+            dx = (
+                buffer.data
+            )  # a version counter of its own: neither the rescale nor what callers do to .grad spoils saved_tensors
             shell.loss_rescale(spec, dx, gradient)
         return dx, None, None, None, None
 
@@ -116,9 +126,7 @@ class TracedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, target: Tensor, spec: LossSpec, operands: Sequence[Operand]) -> Tensor:
-        loss, _ = reference.loss_and_slope(spec, input, target, operands, want_slope=False)
-        assert loss is not None
-        return loss
+        return reference.element_loss(spec, input, target, operands)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -132,9 +140,7 @@ class TracedLoss(torch.autograd.Function):
         input, target, *tensors = ctx.saved_tensors
         supply = iter(tensors)
         operands = [next(supply) if value is None else value for value in ctx.operands]
-        _, slope = reference.loss_and_slope(ctx.spec, input, target, operands, want_loss=False)
-        assert slope is not None
-        return slope
+        return reference.element_slope(ctx.spec, input, target, operands)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -69,11 +69,9 @@ def is_plain(*tensors: object) -> bool:
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return False
     for tensor in tensors:
-        kind = type(tensor)
-        if kind is not Tensor and kind is not torch.nn.Parameter:
-            if isinstance(tensor, Tensor):
-                return False
-        elif torch._C._functorch.is_legacy_batchedtensor(tensor):
+        if isinstance(tensor, Tensor) and (
+            type(tensor) not in (Tensor, torch.nn.Parameter) or torch._C._functorch.is_legacy_batchedtensor(tensor)
+        ):
             return False
     return True
 

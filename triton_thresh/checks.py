@@ -33,7 +33,7 @@ def check_dtype(op: str, dtype: object) -> torch.dtype:
     accepted = (*FLOATING, *INTEGER, torch.bool)
     if dtype not in accepted:
         raise TypeError(f"{op}: dtype is {dtype}, expected one of {_names(accepted)}")
-    return dtype  # type: ignore[return-value]
+    return dtype
 
 
 def check_number(op: str, name: str, value: object) -> float | int:
@@ -73,10 +73,14 @@ def check_operand(op: str, name: str, value: object, input: Tensor, *, learns: b
     if value.layout is not torch.strided:
         raise TypeError(f"{op}: {name} has layout {value.layout}, expected a dense (strided) tensor")
     if value.requires_grad and not learns and torch.is_grad_enabled():
-        raise ValueError(f"{op}: {name} requires grad, but this op has no gradient to give it{hint}; pass {name}.detach()")
+        raise ValueError(
+            f"{op}: {name} requires grad, but this op has no gradient to give it{hint}; pass {name}.detach()"
+        )
     if value.dim() == 0:
         if value.device != input.device and value.device.type != "cpu":
-            raise RuntimeError(f"{op}: {name} is on {value.device}, expected {input.device} (the input's) or a 0-dim CPU tensor")
+            raise RuntimeError(
+                f"{op}: {name} is on {value.device}, expected {input.device} (the input's) or a 0-dim CPU tensor"
+            )
         return value
     if value.device != input.device:
         raise RuntimeError(f"{op}: {name} is on {value.device}, expected {input.device}, where the input is")
@@ -124,7 +128,9 @@ def check_inplace(op: str, input: Tensor) -> None:
         )
     if input.requires_grad and torch.is_grad_enabled():
         if input.is_leaf:
-            raise RuntimeError(f"{op}: a leaf Variable that requires grad is being used in an in-place operation (input)")
+            raise RuntimeError(
+                f"{op}: a leaf Variable that requires grad is being used in an in-place operation (input)"
+            )
         if input._base is not None and input._base.is_leaf:
             raise RuntimeError(
                 f"{op}: a view of a leaf Variable that requires grad is being used in an in-place operation (input)"

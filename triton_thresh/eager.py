@@ -84,7 +84,9 @@ def loss_forward(
     return total.to(spec.result), gradient if want_gradient else None
 
 
-def loss_backward(spec: LossSpec, input: Tensor, target: Tensor, operands: Sequence[Operand], gradient: Tensor) -> Tensor:
+def loss_backward(
+    spec: LossSpec, input: Tensor, target: Tensor, operands: Sequence[Operand], gradient: Tensor
+) -> Tensor:
     """d loss / dx times the upstream gradient, recomputed from the inputs."""
     dx = torch.empty_like(input)
     scale = 1 / input.numel() if spec.reduction == "mean" else 1.0
@@ -133,7 +135,7 @@ def threshold(input: Tensor, threshold: float, value: float) -> Tensor:
 def hardshrink(input: Tensor, lambd: float) -> Tensor:
     """F.hardshrink, with the gradient of NaN inputs."""
     if input.requires_grad and torch.is_grad_enabled():
-        return _Shrink.apply(input, round_to(lambd, input.dtype), False)  # type: ignore[no-any-return]
+        return _Shrink.apply(input, round_to(lambd, input.dtype), False)  # type: ignore[no-any-return, no-untyped-call]
     return F.hardshrink(input, round_to(lambd, input.dtype))
 
 
@@ -143,7 +145,7 @@ def softshrink(input: Tensor, lambd: float) -> Tensor:
     if lambd == math.inf:
         return reference.softshrink(input, lambd)
     if input.requires_grad and torch.is_grad_enabled():
-        return _Shrink.apply(input, lambd, True)  # type: ignore[no-any-return]
+        return _Shrink.apply(input, lambd, True)  # type: ignore[no-any-return, no-untyped-call]
     return F.softshrink(input, lambd)
 
 

@@ -58,7 +58,9 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
     input = arguments["input"]
     if not isinstance(input, Tensor):
         raise TypeError(f"explain: input must be a tensor, got {type(input).__name__}")
-    settings = [v for a in arguments.values() for v in (vars(a).values() if hasattr(a, "__dataclass_fields__") else [a])]
+    settings = [
+        v for a in arguments.values() for v in (vars(a).values() if hasattr(a, "__dataclass_fields__") else [a])
+    ]
     tensors = [v for v in settings if isinstance(v, Tensor) and v is not input]
     grad = torch.is_grad_enabled() and (input.requires_grad or any(t.requires_grad for t in tensors))
     forward, backward, saved = op.bytes_moved(input, tensors, arguments, grad=grad)

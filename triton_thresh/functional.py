@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .registry import OPS
+from .registry import GATES, LOSSES
 from .rules import ByLoss, ByPrediction, ByProximity, Operand, Rule
 
 __all__ = [
@@ -21,16 +21,16 @@ __all__ = [
     "threshold_mse_loss",
 ]
 
-_threshold = OPS["threshold"]
-_hardshrink = OPS["hardshrink"]
-_softshrink = OPS["softshrink"]
-_binary_threshold = OPS["binary_threshold"]
-_threshold_bce_loss = OPS["threshold_bce_loss"]
-_threshold_bce_with_logits_loss = OPS["threshold_bce_with_logits_loss"]
-_threshold_mse_loss = OPS["threshold_mse_loss"]
-_proximity_mse_loss = OPS["proximity_mse_loss"]
-_exceedance_mse_loss = OPS["exceedance_mse_loss"]
-_threshold_loss = OPS["threshold_loss"]
+_threshold = GATES["threshold"]
+_hardshrink = GATES["hardshrink"]
+_softshrink = GATES["softshrink"]
+_binary_threshold = GATES["binary_threshold"]
+_threshold_bce_loss = LOSSES["threshold_bce_loss"]
+_threshold_bce_with_logits_loss = LOSSES["threshold_bce_with_logits_loss"]
+_threshold_mse_loss = LOSSES["threshold_mse_loss"]
+_proximity_mse_loss = LOSSES["proximity_mse_loss"]
+_exceedance_mse_loss = LOSSES["exceedance_mse_loss"]
+_threshold_loss = LOSSES["threshold_loss"]
 
 
 def threshold(input: Tensor, threshold: Operand, value: float = 0.0, *, inplace: bool = False) -> Tensor:
@@ -254,7 +254,8 @@ def threshold_bce_with_logits_loss(
             requires grad, and an unknown reduction. Only `input` gets a gradient.
 
     Equivalent to:
-        ``(F.binary_cross_entropy_with_logits(input, target, reduction="none") * torch.where(input >= logit, above, below)).mean()``
+        ``(F.binary_cross_entropy_with_logits(input, target, reduction="none") * w).mean()`` with
+        ``w = torch.where(input >= logit, above, below)``
 
     Source:
         `torch.nn.functional.binary_cross_entropy_with_logits`, with masks for weights as in imbalanced classification.
@@ -265,7 +266,9 @@ def threshold_bce_with_logits_loss(
         tensor(0.0791, grad_fn=<LossBackward>)
     """
     rule = ByPrediction(threshold, weight_above, weight_below)
-    return _threshold_bce_with_logits_loss(input, target, rule, weight=weight, pos_weight=pos_weight, reduction=reduction)
+    return _threshold_bce_with_logits_loss(
+        input, target, rule, weight=weight, pos_weight=pos_weight, reduction=reduction
+    )
 
 
 def threshold_mse_loss(
@@ -345,7 +348,7 @@ def proximity_mse_loss(
             requires grad, and an unknown reduction. Only `input` gets a gradient.
 
     Equivalent to:
-        ``((input - target) ** 2 * (1 + factor * (1 - (input - threshold).abs() / range).clamp(min=0))).mean()``
+        ``((input - target) ** 2 * (1 + factor * (1 - d / range).clamp(min=0))).mean()`` with ``d = (input - threshold).abs()``
 
     Source:
         Decision-boundary regression; the weight is the hat function of finite elements.
@@ -374,7 +377,8 @@ def exceedance_mse_loss(
     Args:
         input: predictions, float16, bfloat16, float32 or float64.
         target: of the input's shape, in any real dtype.
-        loss_threshold: the element loss above which the factor applies. Settings may be numbers, 0-dim, per-class or per-element tensors.
+        loss_threshold: the element loss above which the factor applies. Settings may be numbers, 0-dim, per-class or
+            per-element tensors.
         penalty_factor: that factor.
         weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
         reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
@@ -397,7 +401,9 @@ def exceedance_mse_loss(
         >>> exceedance_mse_loss(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 1.0]))
         tensor(4.1250)
     """
-    return _exceedance_mse_loss(input, target, ByLoss(loss_threshold, penalty_factor), weight=weight, reduction=reduction)
+    return _exceedance_mse_loss(
+        input, target, ByLoss(loss_threshold, penalty_factor), weight=weight, reduction=reduction
+    )
 
 
 def threshold_loss(
@@ -415,7 +421,8 @@ def threshold_loss(
     The named losses are five of the nine cells.
 
     Args:
-        input: float16, bfloat16, float32 or float64: probabilities for base "bce", logits for "bce_with_logits", predictions for "mse".
+        input: float16, bfloat16, float32 or float64: probabilities for base "bce", logits for "bce_with_logits",
+            predictions for "mse".
         target: of the input's shape, in any real dtype.
         rule: `ByPrediction`, `ByProximity` or `ByLoss`; on logits, thresholds are probabilities.
         base: "bce", "bce_with_logits" or "mse".

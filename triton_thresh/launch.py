@@ -30,7 +30,9 @@ COMPUTE = {
     torch.int64: tl.int64,
 }
 ROUNDED = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-NUMBER, SCALAR, CHANNEL, ELEMENT = (kind.value for kind in (operand.NUMBER, operand.SCALAR, operand.CHANNEL, operand.ELEMENT))
+NUMBER, SCALAR, CHANNEL, ELEMENT = (
+    kind.value for kind in (operand.NUMBER, operand.SCALAR, operand.CHANNEL, operand.ELEMENT)
+)
 RESCALE_PROGRAMS = 1024
 FINISH_BLOCK = 1024
 
@@ -72,7 +74,9 @@ def pack(value: Operand, input: Tensor, dtype: torch.dtype) -> tuple[tuple[Any, 
     return (torch.empty_strided(shape, stride, dtype=value.dtype, device=input.device).copy_(value),), ELEMENT
 
 
-def pack_all(values: Sequence[Operand], input: Tensor, dtypes: Sequence[torch.dtype]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+def pack_all(
+    values: Sequence[Operand], input: Tensor, dtypes: Sequence[torch.dtype]
+) -> tuple[tuple[Any, ...], tuple[int, ...]]:
     """Several operands, and the tuple of their kinds."""
     packed = [pack(value, input, dtype) for value, dtype in zip(values, dtypes)]
     return tuple(p for p, _ in packed), tuple(kind for _, kind in packed)
@@ -123,9 +127,7 @@ def held(value: float, dtype: torch.dtype) -> float:
     return round_to(value, dtype) if dtype.is_floating_point else int(value)
 
 
-def gate_forward(
-    call: GateCall, input: Tensor, bits: int, output: Tensor | None = None
-) -> tuple[Tensor, Mask | None]:
+def gate_forward(call: GateCall, input: Tensor, bits: int, output: Tensor | None = None) -> tuple[Tensor, Mask | None]:
     """The gate's output (written to `output` if given), and for backward `bits` bits per element (0: none)."""
     x = layout.dense(input)
     inplace = output is not None
@@ -167,7 +169,7 @@ def gate_backward(mask: Mask, gradient: Tensor, function: str | None = None) -> 
     dt = torch.empty_like(dx) if function else None
     n = g.numel()
     if n:
-        warps = tuning.default("gate", g.dtype.itemsize, tuning.lanes(g.device)).num_warps
+        warps = tuning.gate_warps(mask.block, g.dtype.itemsize, tuning.lanes(g.device))
         with on_device(g.device):
             gate.backward[(triton.cdiv(n, 8 * mask.block),)](
                 g,
@@ -255,7 +257,16 @@ def loss_forward(
         out = torch.empty((), dtype=spec.result, device=x.device)
         partials = out if programs == 1 else torch.empty(programs, dtype=compute_dtype(x.dtype), device=x.device)
         loss.forward[(programs,)](
-            x, y, dx, partials, n, packed, **options, SINGLE=programs == 1, BLOCK=config.block, num_warps=config.num_warps
+            x,
+            y,
+            dx,
+            partials,
+            n,
+            packed,
+            **options,
+            SINGLE=programs == 1,
+            BLOCK=config.block,
+            num_warps=config.num_warps,
         )
         if programs > 1:
             loss.finish[(1,)](

@@ -123,7 +123,11 @@ class ThresholdBCELoss(_ByPredictionLoss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(
-            threshold=threshold, weight_above=weight_above, weight_below=weight_below, weight=weight, reduction=reduction
+            threshold=threshold,
+            weight_above=weight_above,
+            weight_below=weight_below,
+            weight=weight,
+            reduction=reduction,
         )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -188,7 +192,11 @@ class ThresholdMSELoss(_ByPredictionLoss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(
-            threshold=threshold, weight_above=weight_above, weight_below=weight_below, weight=weight, reduction=reduction
+            threshold=threshold,
+            weight_above=weight_above,
+            weight_below=weight_below,
+            weight=weight,
+            reduction=reduction,
         )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

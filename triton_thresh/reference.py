@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -160,8 +160,8 @@ Pick = Callable[[Compare, Tensor, Operand, Operand, Operand], Tensor]
 
 def pick(compare: Compare, left: Tensor, right: Operand, a: Operand, b: Operand) -> Tensor:
     """a where compare(left, right), else b, in the dtype of `left`."""
-    values = (v if isinstance(v, Tensor) else torch.full((), v, dtype=left.dtype, device=left.device) for v in (a, b))
-    return torch.where(compare(left, right), *values)
+    a, b = (v if isinstance(v, Tensor) else torch.full((), v, dtype=left.dtype, device=left.device) for v in (a, b))
+    return torch.where(compare(left, right), a, b)
 
 
 def by_prediction(
@@ -233,8 +233,8 @@ def loss_and_slope(
     want_loss: bool = True,
     want_slope: bool = True,
     pick: Pick = pick,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The weighted element loss and its derivative in x, in the compute type."""
+) -> tuple[Any, Any]:
+    """The weighted element loss and its derivative in x, in the compute type; None for what is not wanted."""
     dtype = compute_dtype(x.dtype)
     x, y = x.to(dtype), y.to(dtype)
     values = [in_compute_type(v, dtype) for v in operands]
@@ -261,6 +261,18 @@ def loss_and_slope(
     return loss, slope
 
 
+def element_loss(spec: LossSpec, x: Tensor, y: Tensor, operands: Sequence[Operand]) -> Tensor:
+    """The weighted element loss in the compute type."""
+    loss: Tensor = loss_and_slope(spec, x, y, operands, want_slope=False)[0]
+    return loss
+
+
+def element_slope(spec: LossSpec, x: Tensor, y: Tensor, operands: Sequence[Operand]) -> Tensor:
+    """Its derivative in x."""
+    slope: Tensor = loss_and_slope(spec, x, y, operands, want_loss=False)[1]
+    return slope
+
+
 def reduced(loss: Tensor, spec: LossSpec) -> Tensor:
     """The element loss reduced and rounded once to the result's dtype."""
     if spec.reduction == "mean":
@@ -272,15 +284,12 @@ def reduced(loss: Tensor, spec: LossSpec) -> Tensor:
 
 def loss(spec: LossSpec, x: Tensor, y: Tensor, operands: Sequence[Operand]) -> Tensor:
     """The loss itself."""
-    value, _ = loss_and_slope(spec, x, y, operands, want_slope=False)
-    assert value is not None
-    return reduced(value, spec)
+    return reduced(element_loss(spec, x, y, operands), spec)
 
 
 def loss_gradient(spec: LossSpec, x: Tensor, y: Tensor, operands: Sequence[Operand], gradient: Tensor) -> Tensor:
     """d loss / dx times the upstream gradient; differentiable in x and in the gradient."""
-    _, slope = loss_and_slope(spec, x, y, operands, want_loss=False)
-    assert slope is not None
+    slope = element_slope(spec, x, y, operands)
     gradient = gradient.to(slope.dtype)
     if spec.reduction == "mean":
         gradient = gradient / x.numel()
@@ -301,7 +310,9 @@ def specify(
     settings = rule.operands(base)
     wide = input.dtype.itemsize == 2 and torch.is_autocast_enabled(input.device.type)
     result = torch.float32 if wide else input.dtype
-    return LossSpec(base, type(rule), len(parameters), len(settings), reduction, result), parameters + settings + weights
+    return LossSpec(
+        base, type(rule), len(parameters), len(settings), reduction, result
+    ), parameters + settings + weights
 
 
 def threshold_loss(

@@ -119,7 +119,7 @@ class Gate:
             if input.requires_grad or learns:
                 learned = call._replace(function=self.learned) if learns else None
                 backward = f"{self.learned}_backward" if learns else None
-                output: Tensor = GateFunction.apply(input, threshold, call, learned, backward, inplace)
+                output: Tensor = GateFunction.apply(input, threshold, call, learned, backward, inplace)  # type: ignore[no-untyped-call]
                 return output
         output, _ = _triton().gate_forward(call, input.detach(), 0, input.detach() if inplace else None)
         if inplace:
@@ -144,7 +144,9 @@ class Gate:
         """The op's name in the tables of block sizes."""
         return self.name
 
-    def lowered(self, input: Tensor, threshold: Operand, constants: tuple[float, ...], dtype: torch.dtype | None) -> Any:
+    def lowered(
+        self, input: Tensor, threshold: Operand, constants: tuple[float, ...], dtype: torch.dtype | None
+    ) -> Any:
         """The call as the kernels' launcher takes it: operands rounded as the contract says."""
         launch = _triton()
         result = dtype or input.dtype
@@ -189,10 +191,10 @@ class Loss:
         spec, operands = reference.specify(input, rule, base, weight, pos_weight, reduction)
         if not is_plain(input, target, *operands) or input.numel() == 0:
             function = TracedLoss if torch.compiler.is_compiling() else TransformedLoss
-            return reference.reduced(function.apply(input, target, spec, operands), spec)
+            return reference.reduced(function.apply(input, target, spec, operands), spec)  # type: ignore[no-untyped-call]
         shell = _triton() if choose(input.device)[0] == "triton" else eager
         if input.requires_grad and torch.is_grad_enabled():
-            return LossFunction.apply(input, target, spec, operands, shell)  # type: ignore[no-any-return]
+            return LossFunction.apply(input, target, spec, operands, shell)  # type: ignore[no-any-return, no-untyped-call]
         output, _ = shell.loss_forward(spec, input.detach(), target.detach(), operands, want_gradient=False)
         return output  # type: ignore[no-any-return]
 
@@ -248,7 +250,7 @@ class Loss:
 
 Op = Union[Gate, Loss]
 
-_OPS: tuple[Op, ...] = (
+_GATES = (
     Gate(
         "threshold",
         formula="value where x <= t, else x",
@@ -291,6 +293,9 @@ _OPS: tuple[Op, ...] = (
         casts=False,
         example=(0.1, 3.0, -1.0),
     ),
+)
+
+_LOSSES = (
     Loss(
         "threshold_bce_loss",
         formula="binary cross entropy of a probability",
@@ -303,7 +308,7 @@ _OPS: tuple[Op, ...] = (
         "threshold_bce_with_logits_loss",
         formula="binary cross entropy of a logit",
         weighing="weight_above where x >= logit(t), else weight_below",
-        equivalent="(F.binary_cross_entropy_with_logits(input, target, reduction='none') * torch.where(input >= logit(t), above, below)).mean()",
+        equivalent="threshold_bce_loss's, of F.binary_cross_entropy_with_logits and input >= logit(t)",
         base="bce_with_logits",
         rule=ByPrediction,
     ),
@@ -339,7 +344,9 @@ _OPS: tuple[Op, ...] = (
     ),
 )
 
-OPS: Mapping[str, Op] = MappingProxyType({op.name: op for op in _OPS})
+GATES: Mapping[str, Gate] = MappingProxyType({op.name: op for op in _GATES})
+LOSSES: Mapping[str, Loss] = MappingProxyType({op.name: op for op in _LOSSES})
+OPS: Mapping[str, Op] = MappingProxyType({**GATES, **LOSSES})
 
 
 def ops() -> Mapping[str, Op]:

@@ -37,7 +37,7 @@ class Choice(NamedTuple):
     source: str
 
 
-GATE_BLOCK = 512  # with as many warps as give each thread 16 bytes a load
+GATE_BLOCK = 512
 LOSS_BYTES = 8192  # with 4 warps of 32 each thread loads four times 16 bytes
 INTERPRETER = {"gate": Config(1024, 4), "loss": Config(4096, 4)}
 CANDIDATE_BLOCKS = (256, 512, 1024)
@@ -48,11 +48,16 @@ def bucket(numel: int) -> int:
     return max(numel - 1, 0).bit_length()
 
 
+def gate_warps(block: int, itemsize: int, lanes: int) -> int:
+    """The warps that give each thread 16 bytes a load."""
+    return max(1, block * itemsize // (lanes * 16))
+
+
 def default(shell: str, itemsize: int, lanes: int = 32) -> Config:
     """The configuration where nothing was measured, for warps of so many lanes."""
     if shell == "loss":
         return Config(LOSS_BYTES // itemsize, 4)
-    return Config(GATE_BLOCK, max(1, GATE_BLOCK * itemsize // (lanes * 16)))
+    return Config(GATE_BLOCK, gate_warps(GATE_BLOCK, itemsize, lanes))
 
 
 def candidates(shell: str, itemsize: int, lanes: int = 32) -> list[Config]:
@@ -135,7 +140,9 @@ def remember(device_name: str, key: str, config: Config) -> None:
 def nearest(table: Mapping[str, Config], op: str, dtype: str, size: int) -> Config | None:
     """The entry of this op and dtype whose size is nearest; the smaller one of two."""
     prefix = f"{op}/{dtype}/"
-    sizes = [int(key.removeprefix(prefix)) for key in table if key.startswith(prefix) and key.removeprefix(prefix).isdigit()]
+    sizes = [
+        int(key.removeprefix(prefix)) for key in table if key.startswith(prefix) and key.removeprefix(prefix).isdigit()
+    ]
     if not sizes:
         return None
     return table[f"{prefix}{min(sizes, key=lambda s: (abs(s - size), s))}"]

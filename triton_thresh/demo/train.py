@@ -88,7 +88,7 @@ class Trainee:
             held = torch.cuda.memory_allocated()
         start = time.perf_counter()
         loss = self.loss(self.model(input), target)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.gpu:
