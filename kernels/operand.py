@@ -21,8 +21,10 @@ ELEMENT = tl.constexpr(3)
 def read(pointer, mask):
     """Load; mask None on full tiles, so that vectors stay whole; zeros where a mask is off, so that sums stay sums."""
     if mask is None:
-        return tl.load(pointer)
-    return tl.load(pointer, mask=mask, other=0)
+        value = tl.load(pointer)
+    else:
+        value = tl.load(pointer, mask=mask, other=0)
+    return value
 
 
 @triton.jit

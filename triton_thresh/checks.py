@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 
 import torch
@@ -52,6 +53,14 @@ def check_number(op: str, name: str, value: object) -> float | int:
     raise TypeError(f"{op}: {name} must be a number, got {_describe(value)}")
 
 
+def check_held(op: str, name: str, value: float, dtype: torch.dtype) -> float:
+    """A number within the range of a floating dtype, as ATen demands; infinities and NaN are."""
+    limit = torch.finfo(dtype).max
+    if limit < abs(value) < math.inf:
+        raise RuntimeError(f"{op}: {name} is {value}, which {dtype} cannot hold; expected -{limit} to {limit}")
+    return value
+
+
 def check_integer(op: str, name: str, value: float, dtype: torch.dtype) -> int:
     """A number truncated to an integer dtype that can hold it, as ATen does; 0 or 1 for bool."""
     if dtype is torch.bool:
@@ -60,6 +69,16 @@ def check_integer(op: str, name: str, value: float, dtype: torch.dtype) -> int:
     if not info.min <= value <= info.max:
         raise RuntimeError(f"{op}: {name} is {value}, which {dtype} cannot hold; expected {info.min} to {info.max}")
     return int(value)
+
+
+def check_nonnegative(op: str, name: str, value: Operand, readable: bool) -> None:
+    """A number, or a 0-dim CPU tensor if it is `readable`, is at least 0."""
+    if isinstance(value, Tensor):
+        if not readable or value.dim() > 0 or value.device.type != "cpu":
+            return
+        value = value.item()
+    if not value >= 0:
+        raise RuntimeError(f"{op}: {name} must be at least 0, got {value}")
 
 
 def check_operand(op: str, name: str, value: object, input: Tensor, *, learns: bool = False, hint: str = "") -> Operand:

@@ -23,9 +23,11 @@ from .checks import (
     FLOATING,
     INTEGER,
     check_dtype,
+    check_held,
     check_inplace,
     check_input,
     check_integer,
+    check_nonnegative,
     check_number,
     check_operand,
     check_reduction,
@@ -93,16 +95,17 @@ class Gate:
         threshold = check_operand(name, threshold_name, parameters[0], input, learns=learns, hint=LEARN_HINT)
         constants = tuple(check_number(name, n, v) for n, v in zip(self._names[1:], parameters[1:]))
         result = input.dtype if dtype is None else check_dtype(name, dtype)
-        if not result.is_floating_point:
-            constants = tuple(check_integer(name, n, v, result) for n, v in zip(self._names[1:], constants))
+        if constants:
+            check = check_held if result.is_floating_point else check_integer
+            constants = tuple(check(name, n, v, result) for n, v in zip(self._names[1:], constants))
         if self.casts and not input.is_floating_point() and not isinstance(threshold, Tensor):
             threshold = check_integer(name, threshold_name, threshold, input.dtype)
-        if self.nonnegative and not isinstance(threshold, Tensor) and not threshold >= 0:
-            raise RuntimeError(f"{name}: {threshold_name} must be at least 0, got {threshold}")
         if inplace:
             check_inplace(name, input)
         keywords = {} if dtype is None else {"dtype": dtype}
         plain = is_plain(input, threshold)
+        if self.nonnegative:
+            check_nonnegative(name, threshold_name, threshold, plain)
         if plain and choose(input.device)[0] == "triton":
             return self._triton(input, threshold, constants, inplace, dtype)
         if not plain or inplace or isinstance(threshold, Tensor) or self.eager is None or not input.is_floating_point():
