@@ -49,7 +49,7 @@ def test_contributing_adds_an_op(tmp_path: Path) -> None:
         copy(ROOT / name, tmp_path / name)
     (tmp_path / "triton_thresh" / "kernels").symlink_to(tmp_path / "kernels")
     (diff,) = _blocks("CONTRIBUTING.md", "diff")
-    subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=tmp_path, check=True)
+    subprocess.run(["git", "apply", "-C1", "--recount", "-"], input=diff, text=True, cwd=tmp_path, check=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "drop_above", "tests/kernels"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": ""}
     run = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
