@@ -114,9 +114,8 @@ class Loss(torch.autograd.Function):
             dx = shell.loss_backward(spec, input, target, operands, gradient)
         else:
             ctx.spent = True
-            dx = (
-                buffer.data
-            )  # a version counter of its own: neither the rescale nor what callers do to .grad spoils saved_tensors
+            # .data has a version counter of its own: neither the rescale nor what callers do to .grad spoils saved_tensors
+            dx = buffer.data
             shell.loss_rescale(spec, dx, gradient)
         return dx, None, None, None, None
 
