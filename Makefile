@@ -30,7 +30,7 @@ $(READY): pyproject.toml
 		$(BIN)/pip install --quiet "$(TORCH)" numpy && \
 		{ $(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install --quiet "$(TRITON)"; } \
 	fi
-	$(BIN)/pip install --quiet "setuptools>=77"
+	$(BIN)/pip install --quiet "setuptools>=64" wheel
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[dev]' \
 		|| $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@

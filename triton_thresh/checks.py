@@ -83,6 +83,8 @@ def check_nonnegative(op: str, name: str, value: Operand, readable: bool) -> Non
 
 def check_operand(op: str, name: str, value: object, input: Tensor, *, learns: bool = False, hint: str = "") -> Operand:
     """`value` as a number or a tensor that broadcasts to the input's shape."""
+    if type(value) is float or type(value) is int:
+        return value
     if not isinstance(value, Tensor):
         if isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
             return check_number(op, name, value)
