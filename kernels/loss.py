@@ -214,10 +214,14 @@ def rescale(g_ptr, x_ptr, n, COMPUTE: tl.constexpr, BLOCK: tl.constexpr):
     g = tl.load(g_ptr).to(COMPUTE)
     if g != 1.0:
         lane = tl.arange(0, BLOCK)
-        base = tl.program_id(0).to(n.dtype) * BLOCK
-        while base < n:
-            if n - base >= BLOCK:
-                _multiply(x_ptr + base + lane, g, None)
+        start = tl.program_id(0).to(n.dtype) * BLOCK
+        stride = tl.num_programs(0) * BLOCK
+        left = n - start  # counts down: an offset that counts up would pass 2**31 on its last step
+        x_ptr += start
+        while left > 0:
+            if left >= BLOCK:
+                _multiply(x_ptr + lane, g, None)
             else:
-                _multiply(x_ptr + base + lane, g, lane < n - base)
-            base += tl.num_programs(0).to(n.dtype) * BLOCK
+                _multiply(x_ptr + lane, g, lane < left)
+            x_ptr += stride
+            left -= stride

@@ -63,7 +63,9 @@ def pack(value: Operand, input: Tensor, dtype: torch.dtype) -> tuple[tuple[Any, 
             return (float(value),), NUMBER
         return (torch.full((), value, dtype=dtype, device=input.device),), SCALAR
     if value.numel() == 1:
-        return (value.to(input.device),), SCALAR
+        if value.device != input.device:  # read on the CPU and filled in on the device: a copy would make the host wait
+            value = torch.full((), value.item(), dtype=value.dtype, device=input.device)
+        return (value,), SCALAR
     shape, stride = tuple(input.shape), input.stride()
     pattern = layout.broadcast_pattern(shape, stride, tuple(value.shape))
     if pattern is not None:

@@ -240,8 +240,8 @@ class Loss:
         if type(rule) not in reference.RULES:
             accepted = ", ".join(accepted.__name__ for accepted in reference.RULES)
             raise TypeError(f"{name}: rule must be one of {accepted}, got {type(rule).__name__}")
-        for setting, value in vars(rule).items():
-            check_operand(name, setting, value, input)
+        for setting in type(rule).__dataclass_fields__:
+            check_operand(name, setting, getattr(rule, setting), input)
         if weight is not None:
             check_operand(name, "weight", weight, input)
         if pos_weight is not None:
