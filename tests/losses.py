@@ -163,7 +163,7 @@ def _element(base: str, x: Tensor, y: Tensor, pos_weight: Tensor) -> tuple[Tenso
         slope = torch.where((x < 0) | (x > 1), math.nan, (x - y) / (x * (1 - x)).clamp(min=1e-12))
         return -sum(terms), slope, terms[0].abs() + terms[1].abs(), slope.abs()  # type: ignore[return-value]
     w = 1 + (pos_weight - 1) * y
-    softplus = (-x).clamp(min=0.0) + x.abs().neg().exp().log1p()
+    softplus = -F.logsigmoid(x)
     loss = (1 - y) * x + w * softplus
     slope = (1 - y) - w * torch.sigmoid(-x)
     decay = x.abs() * torch.exp(-x.abs())  # exp2 of a rounded product: relative error |x| units

@@ -101,7 +101,7 @@ def test_integer_thresholds_of_a_floating_input(op: Op, dtype: torch.dtype) -> N
     for threshold in (t, t[1]):
         expected = op.reference(x, threshold.float(), *op.example[1:])
         same(op.reference(x, threshold, *op.example[1:]), expected)
-        same(op(x, threshold, *op.example[1:]), expected)
+        equal(op(x, threshold, *op.example[1:]), expected)  # a 0 that F.softshrink drops to may be -0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=label)

@@ -22,7 +22,7 @@ def _checked(name: str, origin: str) -> str:
     return name
 
 
-_setting = [_checked(os.environ.get("TRITON_THRESH_BACKEND", "auto"), "TRITON_THRESH_BACKEND")]
+_setting = [_checked(os.environ.get("TRITON_THRESH_BACKEND") or "auto", "TRITON_THRESH_BACKEND")]
 _override: ContextVar[str | None] = ContextVar("triton_thresh_backend", default=None)
 
 
@@ -63,10 +63,12 @@ def interpreting() -> bool:
 
 
 def is_plain(*tensors: object) -> bool:
-    """Whether these may be handed to a kernel: ordinary tensors, with no compiler, transform or forward-mode AD at work."""
+    """Whether these may be handed to a kernel: ordinary tensors, no compiler, tracer, transform or forward-mode AD at work."""
     if torch.compiler.is_compiling():
         return False
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return False
+    if torch._C._len_torch_dispatch_stack() > 0:
         return False
     for tensor in tensors:
         if isinstance(tensor, Tensor) and (

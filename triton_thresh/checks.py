@@ -56,7 +56,7 @@ def check_number(op: str, name: str, value: object) -> float | int:
 def check_held(op: str, name: str, value: float, dtype: torch.dtype) -> float:
     """A number within the range of a floating dtype, as ATen demands; infinities and NaN are."""
     limit = torch.finfo(dtype).max
-    if limit < abs(value) < math.inf:
+    if not torch.compiler.is_compiling() and limit < abs(value) < math.inf:
         raise RuntimeError(f"{op}: {name} is {value}, which {dtype} cannot hold; expected -{limit} to {limit}")
     return value
 
@@ -71,20 +71,12 @@ def check_integer(op: str, name: str, value: float, dtype: torch.dtype) -> int:
     return int(value)
 
 
-def check_nonnegative(op: str, name: str, value: Operand, readable: bool) -> None:
-    """A number, or a 0-dim CPU tensor if it is `readable`, is at least 0."""
-    if isinstance(value, Tensor):
-        if not readable or value.dim() > 0 or value.device.type != "cpu":
-            return
-        value = value.item()
-    if not value >= 0:
-        raise RuntimeError(f"{op}: {name} must be at least 0, got {value}")
-
-
 def check_operand(op: str, name: str, value: object, input: Tensor, *, learns: bool = False, hint: str = "") -> Operand:
     """`value` as a number or a tensor that broadcasts to the input's shape."""
-    if type(value) is float or type(value) is int:
+    if type(value) is float:
         return value
+    if type(value) is int:
+        return float(value) if input.is_floating_point() else value
     if not isinstance(value, Tensor):
         if isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
             return check_number(op, name, value)
@@ -138,9 +130,9 @@ def check_reduction(op: str, reduction: object) -> str:
     return str(reduction)
 
 
-def check_inplace(op: str, input: Tensor) -> None:
-    """`input` may be written to: raised before anything is. While compiling, torch's own checks of copy_ do."""
-    if torch.compiler.is_compiling():
+def check_inplace(op: str, input: Tensor, plain: bool) -> None:
+    """`input` may be written to: raised before anything is. For a compiled or transformed call torch's checks of copy_ do."""
+    if not plain:
         return
     if torch._debug_has_internal_overlap(input) == 1:
         raise RuntimeError(

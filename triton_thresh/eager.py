@@ -49,7 +49,10 @@ def _pick(compare: Callable[..., Tensor], left: Tensor, right: Operand, a: Opera
 
     The comparison writes 0 and 1 in the input's dtype; times a; then b replaces what is not above 0.
     """
-    if isinstance(a, Tensor) or isinstance(b, Tensor) or not 0 < a < math.inf:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return reference.pick(compare, left, right, a, b)
+    a, b = round_to(a, left.dtype), round_to(b, left.dtype)
+    if not 0 < a < math.inf:
         return reference.pick(compare, left, right, a, b)
     indicator: Tensor = compare(left, right, out=torch.empty_like(left))
     if a != 1:
@@ -153,6 +156,8 @@ def binary_threshold(
     input: Tensor, threshold: float, above_value: float, below_value: float, *, dtype: torch.dtype | None = None
 ) -> Tensor:
     """The reference, with a comparison that writes the output's own dtype."""
+    if dtype is torch.bool and above_value and not below_value:
+        return torch.gt(input.detach(), round_to(threshold, input.dtype))
     if dtype is not None and dtype != input.dtype:
         return reference.binary_threshold(input, threshold, above_value, below_value, dtype=dtype)
     above, below = (round_to(v, input.dtype) for v in (above_value, below_value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from . import functional
@@ -92,12 +93,20 @@ class BinaryThreshold(_Settings):
     threshold: Operand
     above_value: float
     below_value: float
+    dtype: torch.dtype | None
 
-    def __init__(self, threshold: Operand, above_value: float = 1.0, below_value: float = 0.0) -> None:
-        super().__init__(threshold=threshold, above_value=above_value, below_value=below_value)
+    def __init__(
+        self,
+        threshold: Operand,
+        above_value: float = 1.0,
+        below_value: float = 0.0,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(threshold=threshold, above_value=above_value, below_value=below_value, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.binary_threshold(input, self.threshold, self.above_value, self.below_value)
+        return functional.binary_threshold(input, self.threshold, self.above_value, self.below_value, dtype=self.dtype)
 
 
 class _ByPredictionLoss(_Settings):

@@ -179,9 +179,9 @@ def by_loss(base: Base, pick: Pick, x: Tensor, loss: Tensor, bound: Operand, fac
 def by_proximity(
     base: Base, pick: Pick, x: Tensor, loss: Tensor, threshold: Operand, reach: Operand, factor: Operand
 ) -> Tensor:
-    """1 + factor (1 - min(d, range) / range) with d = |q - t|: the bracket is exactly 0 where d >= range."""
+    """1 + factor (1 - d / range) where d = |q - t| < range, else 1."""
     d = (base.prediction(x) - threshold).abs()
-    return 1 + factor * (1 - (d.minimum(reach) if isinstance(reach, Tensor) else d.clamp(max=reach)) / reach)
+    return pick(torch.lt, d, reach, 1 + factor * (1 - d / reach), 1.0)
 
 
 def by_proximity_slope(
@@ -189,8 +189,7 @@ def by_proximity_slope(
 ) -> Tensor:
     """-(factor / range) sign(q - t) dq/dx where d < range, else 0; sign(0) = 0."""
     u = base.prediction(x) - threshold
-    steep = u.sign() * pick(torch.lt, u.abs(), reach, 1.0, 0.0) * -(factor / reach)
-    return steep * base.prediction_slope(x)
+    return pick(torch.lt, u.abs(), reach, u.sign() * -(factor / reach) * base.prediction_slope(x), 0.0)
 
 
 class Weighing(NamedTuple):
@@ -308,7 +307,8 @@ def specify(
     parameters = () if pos_weight is None else (pos_weight,)
     weights = () if weight is None else (weight,)
     settings = rule.operands(base)
-    wide = input.dtype.itemsize == 2 and torch.is_autocast_enabled(input.device.type)
+    kind = input.device.type
+    wide = input.dtype.itemsize == 2 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     result = torch.float32 if wide else input.dtype
     return LossSpec(
         base, type(rule), len(parameters), len(settings), reduction, result

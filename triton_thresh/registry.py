@@ -27,12 +27,12 @@ from .checks import (
     check_inplace,
     check_input,
     check_integer,
-    check_nonnegative,
     check_number,
     check_operand,
     check_reduction,
     check_target,
 )
+from .rounding import round_to
 from .rules import ByLoss, ByPrediction, ByProximity, Operand, Rule
 
 LEARN_HINT = " (its gradient is zero almost everywhere; jumprelu has a threshold that learns)"
@@ -93,25 +93,31 @@ class Gate:
         parameters += self._defaults[len(parameters) :]
         learns = self.learned is not None
         threshold = check_operand(name, threshold_name, parameters[0], input, learns=learns, hint=LEARN_HINT)
+        plain = is_plain(input, threshold)
+        if plain and isinstance(threshold, Tensor) and threshold.dim() == 0 and threshold.device.type == "cpu":
+            learning = threshold.requires_grad and torch.is_grad_enabled()
+            threshold = threshold if learning else threshold.item()
         constants = tuple(check_number(name, n, v) for n, v in zip(self._names[1:], parameters[1:]))
         result = input.dtype if dtype is None else check_dtype(name, dtype)
         if constants:
             check = check_held if result.is_floating_point else check_integer
             constants = tuple(check(name, n, v, result) for n, v in zip(self._names[1:], constants))
-        if self.casts and not input.is_floating_point() and not isinstance(threshold, Tensor):
-            threshold = check_integer(name, threshold_name, threshold, input.dtype)
+        if not isinstance(threshold, Tensor):
+            if self.casts and not input.is_floating_point():
+                threshold = check_integer(name, threshold_name, threshold, input.dtype)
+            if self.nonnegative and not threshold >= 0:
+                raise RuntimeError(f"{name}: {threshold_name} must be at least 0, got {threshold}")
         if inplace:
-            check_inplace(name, input)
-        keywords = {} if dtype is None else {"dtype": dtype}
-        plain = is_plain(input, threshold)
-        if self.nonnegative:
-            check_nonnegative(name, threshold_name, threshold, plain)
+            check_inplace(name, input, plain)
         if plain and choose(input.device)[0] == "triton":
             return self._triton(input, threshold, constants, inplace, dtype)
-        if not plain or inplace or isinstance(threshold, Tensor) or self.eager is None or not input.is_floating_point():
-            output = self.reference(input, threshold, *constants, **keywords)
-            return input.copy_(output) if inplace else output
-        return self.eager(input, threshold, *constants, **keywords)
+        run, source = self.reference, input
+        if plain and self.eager and input.is_floating_point() and not isinstance(threshold, Tensor):
+            run = self.eager
+            if inplace and input.requires_grad and torch.is_grad_enabled():
+                source = input.clone()  # what it saves for backward must outlive the write
+        output = run(source, threshold, *constants, **({} if dtype is None else {"dtype": dtype}))
+        return input.copy_(output) if inplace else output
 
     def _triton(
         self, input: Tensor, threshold: Operand, constants: tuple[float, ...], inplace: bool, dtype: torch.dtype | None
@@ -192,6 +198,9 @@ class Loss:
         """Check the arguments, choose the backend, run."""
         base = self._check(input, target, rule, self.base if base is None else base, weight, pos_weight, reduction)
         spec, operands = reference.specify(input, rule, base, weight, pos_weight, reduction)
+        if not torch.compiler.is_compiling():
+            dtype = reference.compute_dtype(input.dtype)
+            operands = tuple(v if isinstance(v, Tensor) else round_to(float(v), dtype) for v in operands)
         if not is_plain(input, target, *operands) or input.numel() == 0:
             function = TracedLoss if torch.compiler.is_compiling() else TransformedLoss
             return reference.reduced(function.apply(input, target, spec, operands), spec)  # type: ignore[no-untyped-call]
@@ -235,7 +244,7 @@ class Loss:
         check_input(name, input, FLOATING)
         check_target(name, input, target)
         check_reduction(name, reduction)
-        if base not in reference.BASES:
+        if not isinstance(base, str) or base not in reference.BASES:
             raise ValueError(f"{name}: base must be one of {', '.join(map(repr, reference.BASES))}, got {base!r}")
         if type(rule) not in reference.RULES:
             accepted = ", ".join(accepted.__name__ for accepted in reference.RULES)

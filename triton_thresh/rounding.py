@@ -9,7 +9,7 @@ import torch
 
 @functools.lru_cache(maxsize=1024)
 def _rounded(value: float, dtype: torch.dtype) -> float:
-    return float(torch.tensor(value, dtype=dtype))
+    return float(torch.tensor(value, dtype=dtype, device="cpu"))
 
 
 def round_to(value: float, dtype: torch.dtype) -> float:

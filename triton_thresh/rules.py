@@ -16,7 +16,7 @@ Operand = Union[float, int, Tensor]
 def _logit(t: Operand) -> Operand:
     """The logit at which a probability reaches t: -inf for t <= 0 (every prediction is above), NaN for t > 1 (none is)."""
     if isinstance(t, Tensor):
-        t = t if t.is_floating_point() else t.to(torch.get_default_dtype())
+        t = t if t.is_floating_point() else t.double()
         if t.dtype in (torch.float16, torch.bfloat16):
             t = t.float()
         return torch.where(t > 1, math.nan, torch.logit(t.clamp(min=0.0)))
@@ -27,10 +27,15 @@ def _logit(t: Operand) -> Operand:
     return math.log(t / (1 - t)) if t < 1 else math.nan
 
 
-def _where(condition: Tensor | bool, a: Operand, b: Operand) -> Operand:
-    if isinstance(condition, Tensor):
-        return torch.where(condition, a, b)
-    return a if condition else b
+def _where(condition: Tensor | bool, a: Operand, b: float) -> Operand:
+    """a where the condition holds, else b; numbers and integers as float64, which rounds neither."""
+    if not isinstance(condition, Tensor):
+        return a if condition else b
+    if not isinstance(a, Tensor):
+        a = torch.full((), a, dtype=torch.float64, device=condition.device)
+    elif not a.is_floating_point():
+        a = a.double()
+    return torch.where(condition, a, torch.full((), b, dtype=a.dtype, device=condition.device))
 
 
 @dataclass(frozen=True)
