@@ -94,9 +94,11 @@ class Gate:
         learns = self.learned is not None
         threshold = check_operand(name, threshold_name, parameters[0], input, learns=learns, hint=LEARN_HINT)
         plain = is_plain(input, threshold)
+        on_triton = plain and choose(input.device)[0] == "triton"
         if plain and isinstance(threshold, Tensor) and threshold.dim() == 0 and threshold.device.type == "cpu":
+            readable = not on_triton or input.device.type != "cpu"  # to the interpreter a CPU is the device
             learning = threshold.requires_grad and torch.is_grad_enabled()
-            threshold = threshold if learning else threshold.item()
+            threshold = threshold.item() if readable and not learning else threshold
         constants = tuple(check_number(name, n, v) for n, v in zip(self._names[1:], parameters[1:]))
         result = input.dtype if dtype is None else check_dtype(name, dtype)
         if constants:
@@ -109,7 +111,7 @@ class Gate:
                 raise RuntimeError(f"{name}: {threshold_name} must be at least 0, got {threshold}")
         if inplace:
             check_inplace(name, input, plain)
-        if plain and choose(input.device)[0] == "triton":
+        if on_triton:
             return self._triton(input, threshold, constants, inplace, dtype)
         run, source = self.reference, input
         if plain and self.eager and input.is_floating_point() and not isinstance(threshold, Tensor):
