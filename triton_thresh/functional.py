@@ -42,7 +42,7 @@ def threshold(input: Tensor, threshold: Operand, value: float = 0.0, *, inplace:
         input: float16, bfloat16, float32, float64, or an integer dtype (uint8, int8, int16, int32, int64).
         threshold: a number, a 0-dim tensor (never read by the host), or a tensor that broadcasts to the input's shape. Numbers
             and 0-dim tensors are rounded to the input's dtype; other tensors are compared in the promoted dtype.
-        value: the number put in, rounded to the input's dtype.
+        value: the number put in, rounded to the input's dtype; one beyond the dtype's range raises, as in torch.
         inplace: write the result to `input`.
 
     Shape:
@@ -149,7 +149,7 @@ def binary_threshold(
         input: float16, bfloat16, float32, float64, or an integer dtype (uint8, int8, int16, int32, int64).
         threshold: a number, a 0-dim tensor (never read by the host), or a tensor that broadcasts to the input's shape. On
             floating inputs numbers and 0-dim tensors are rounded to the input's dtype; integer inputs compare by value.
-        above_value, below_value: numbers, cast to the output's dtype.
+        above_value, below_value: numbers, cast to the output's dtype; one beyond its range raises, as in torch.
         dtype: of the output; the input's if None.
 
     Shape:
