@@ -14,6 +14,9 @@ from triton_thresh import tuning
 @pytest.fixture(autouse=True)
 def _triton_with_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("TRITON_THRESH_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv(
+        "TRITON_THRESH_AUTOTUNE", "0"
+    )  # a search compiles every candidate: minutes over the whole matrix
     tuning.cached.cache_clear()
     with tt.use_backend("triton"):
         yield

@@ -43,7 +43,9 @@ def device() -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def triton_backend() -> Iterator[None]:
+def triton_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forced, with the block sizes of tables and defaults: a search would compile every candidate of every case."""
+    monkeypatch.setenv("TRITON_THRESH_AUTOTUNE", "0")
     with tt.use_backend("triton"):
         yield
 
