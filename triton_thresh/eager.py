@@ -135,6 +135,17 @@ def threshold(input: Tensor, threshold: float, value: float) -> Tensor:
     return F.threshold(input, round_to(threshold, input.dtype), value)
 
 
+def threshold_(input: Tensor, threshold: float, value: float) -> Tensor:
+    """The same in place, where autograd does not record."""
+    return F.threshold(input, round_to(threshold, input.dtype), value, inplace=True)
+
+
+def hardshrink_(input: Tensor, lambd: float) -> Tensor:
+    """F.hardshrink in place, where autograd does not record."""
+    output: Tensor = torch.ops.aten.hardshrink.out(input, round_to(lambd, input.dtype), out=input)
+    return output
+
+
 def hardshrink(input: Tensor, lambd: float) -> Tensor:
     """F.hardshrink, with the gradient of NaN inputs."""
     if input.requires_grad and torch.is_grad_enabled():

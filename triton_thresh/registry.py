@@ -65,6 +65,7 @@ class Gate:
     casts: bool = True
     nonnegative: bool = False
     eager: Callable[..., Tensor] | None = None
+    eager_inplace: Callable[..., Tensor] | None = None
     learned: str | None = None
     inplace: bool = False
     example: tuple[float, ...] = (0.5,)
@@ -116,7 +117,10 @@ class Gate:
         run, source = self.reference, input
         if plain and self.eager and input.is_floating_point() and not isinstance(threshold, Tensor):
             run = self.eager
-            if inplace and input.requires_grad and torch.is_grad_enabled():
+            records = input.requires_grad and torch.is_grad_enabled()
+            if inplace and self.eager_inplace and not records:
+                return self.eager_inplace(input, threshold, *constants)
+            if inplace and records:
                 source = input.clone()  # what it saves for backward must outlive the write
         output = run(source, threshold, *constants, **({} if dtype is None else {"dtype": dtype}))
         return input.copy_(output) if inplace else output
@@ -273,6 +277,7 @@ _GATES = (
         reference=reference.threshold,
         dtypes=FLOATING + INTEGER,
         eager=eager.threshold,
+        eager_inplace=eager.threshold_,
         inplace=True,
         example=(0.1, -2.0),
     ),
@@ -283,6 +288,7 @@ _GATES = (
         equivalent="torch.where((input >= -lambd) & (input <= lambd), 0, input)",
         reference=reference.hardshrink,
         eager=eager.hardshrink,
+        eager_inplace=eager.hardshrink_,
         inplace=True,
     ),
     Gate(
