@@ -29,8 +29,7 @@ class Gate(torch.autograd.Function):
         input: Tensor,
         threshold: Operand,
         call: GateCall,
-        learned: GateCall | None,
-        backward: str | None,
+        learned: str | None,
         inplace: bool,
     ) -> Tensor:
         from . import launch
@@ -38,12 +37,12 @@ class Gate(torch.autograd.Function):
         learns = ctx.needs_input_grad[1]
         if learns:
             assert learned is not None
-            call = learned
+            call = call._replace(function=learned)
             ctx.threshold_shape, ctx.threshold_dtype = threshold.shape, threshold.dtype  # type: ignore[union-attr]
         output, mask = launch.gate_forward(call, input, 2 if learns else 1, input if inplace else None)
         assert mask is not None
         ctx.save_for_backward(mask.bits)
-        ctx.mask, ctx.backward_function = mask._replace(bits=None), backward if learns else None  # type: ignore[arg-type]
+        ctx.mask, ctx.backward_function = mask._replace(bits=None), f"{learned}_backward" if learns else None  # type: ignore[arg-type]
         if inplace:
             ctx.mark_dirty(input)
         return output
@@ -60,7 +59,7 @@ class Gate(torch.autograd.Function):
             dx, dt = launch.gate_backward(mask, gradient, ctx.backward_function)
         if dt is not None:
             dt = _summed(dt, ctx.threshold_shape).to(ctx.threshold_dtype)
-        return dx, dt, None, None, None, None
+        return dx, dt, None, None, None
 
 
 def _masked(low: Tensor, high: Tensor | None, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -83,6 +82,18 @@ def _summed(elementwise: Tensor, shape: torch.Size) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------- losses
 
 
+def _parted(operands: Sequence[Operand]) -> tuple[list[Tensor], list[float | None]]:
+    """The tensors among the operands, for save_for_backward, and the numbers, None where a tensor goes."""
+    tensors = [value for value in operands if isinstance(value, Tensor)]
+    return tensors, [None if isinstance(value, Tensor) else value for value in operands]
+
+
+def _joined(tensors: Sequence[Tensor], numbers: Sequence[float | None]) -> list[Operand]:
+    """The operands that `_parted` took apart."""
+    supply = iter(tensors)
+    return [next(supply) if value is None else value for value in numbers]
+
+
 class Loss(torch.autograd.Function):
     """A loss on either backend (`shell`: the module launch or eager), its gradient computed in the forward pass where sound.
 
@@ -96,17 +107,15 @@ class Loss(torch.autograd.Function):
     ) -> Tensor:
         fused = spec.reduction != "none" and input.dtype != torch.float16
         output, buffer = shell.loss_forward(spec, input, target, operands, want_gradient=fused)
-        tensors = [value for value in operands if isinstance(value, Tensor)]
+        tensors, ctx.numbers = _parted(operands)
         ctx.save_for_backward(input, target, *tensors, buffer)
         ctx.spec, ctx.shell, ctx.spent = spec, shell, buffer is None
-        ctx.operands = [None if isinstance(value, Tensor) else value for value in operands]
         return output  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         input, target, *tensors, buffer = ctx.saved_tensors
-        supply = iter(tensors)
-        operands = [next(supply) if value is None else value for value in ctx.operands]
+        operands = _joined(tensors, ctx.numbers)
         spec, shell = ctx.spec, ctx.shell
         if torch.is_grad_enabled() or not is_plain(gradient):
             dx = reference.loss_gradient(spec, input, target, operands, gradient)
@@ -130,15 +139,13 @@ class TracedLoss(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, target, ctx.spec, operands = inputs
-        tensors = [value for value in operands if isinstance(value, Tensor)]
-        ctx.operands = [None if isinstance(value, Tensor) else value for value in operands]
+        tensors, ctx.numbers = _parted(operands)
         ctx.save_for_backward(input, target, *tensors)
 
     @staticmethod
     def _slope(ctx: Any) -> Tensor:
         input, target, *tensors = ctx.saved_tensors
-        supply = iter(tensors)
-        operands = [next(supply) if value is None else value for value in ctx.operands]
+        operands = _joined(tensors, ctx.numbers)
         return reference.element_slope(ctx.spec, input, target, operands)
 
     @staticmethod

@@ -132,9 +132,7 @@ class Gate:
         if self.differentiable and torch.is_grad_enabled():
             learns = isinstance(threshold, Tensor) and threshold.requires_grad
             if input.requires_grad or learns:
-                learned = call._replace(function=self.learned) if learns else None
-                backward = f"{self.learned}_backward" if learns else None
-                output: Tensor = GateFunction.apply(input, threshold, call, learned, backward, inplace)  # type: ignore[no-untyped-call]
+                output: Tensor = GateFunction.apply(input, threshold, call, self.learned, inplace)  # type: ignore[no-untyped-call]
                 return output
         output, _ = _triton().gate_forward(call, input.detach(), 0, input.detach() if inplace else None)
         if inplace:
