@@ -54,6 +54,13 @@ def softshrink_learned_backward(g, code):
 
 
 @triton.jit
+def keep_large(x, c, p):
+    """y = x where |x| > t or x is NaN else 0."""
+    keep = (tl.abs(c) > p[0].to(c.dtype)) | (c != c)
+    return tl.where(keep, x, 0.0), tl.where(keep, 1, 0)
+
+
+@triton.jit
 def binary_threshold(x, c, p):
     """y = above where x > t else below; dy/dx = 0."""
     t, above, below = p[0], p[1], p[2]

@@ -13,9 +13,12 @@ from .functional import (
     threshold,
     threshold_bce_loss,
     threshold_bce_with_logits_loss,
+    threshold_grad,
+    threshold_gradients_,
     threshold_loss,
     threshold_mse_loss,
 )
+from .gradients import GradientThreshold
 from .registry import ops
 from .rules import ByLoss, ByPrediction, ByProximity
 
@@ -24,6 +27,7 @@ __all__ = [
     "ByPrediction",
     "ByProximity",
     "Explanation",
+    "GradientThreshold",
     "__version__",
     "binary_threshold",
     "exceedance_mse_loss",
@@ -39,6 +43,8 @@ __all__ = [
     "threshold",
     "threshold_bce_loss",
     "threshold_bce_with_logits_loss",
+    "threshold_grad",
+    "threshold_gradients_",
     "threshold_loss",
     "threshold_mse_loss",
     "use_backend",

@@ -1,8 +1,8 @@
-"""Autograd over the shells: one Function for all gates, one for all losses, one for losses under transforms."""
+"""Autograd over the shells: one Function for all gates, one for all losses, one for gated gradients; more under transforms."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .backend import is_plain
+from .backend import is_plain, use_backend
 from .reference import LossSpec
 from .rules import Operand
 
@@ -168,3 +168,50 @@ class TransformedLoss(TracedLoss):
     def jvp(ctx: Any, input: Tensor, *rest: Any) -> Tensor:
         slope = TracedLoss._slope(ctx)
         return slope * input.to(slope.dtype)
+
+
+# ------------------------------------------------------------------------------------------------------------- gradients
+
+
+class GradientGate(torch.autograd.Function):
+    """The identity, as a view; backward runs a gate on the gradient, on the backend that forward chose (None: plain torch)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, threshold: Operand, gate: Callable[..., Tensor], backend: str | None
+    ) -> Tensor:
+        _keep(ctx, threshold, gate, backend)
+        return input.view_as(input)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (threshold,) = _joined(ctx.saved_tensors, ctx.numbers)
+        if ctx.backend is None:
+            return ctx.gate(gradient, threshold), None, None, None
+        with use_backend(ctx.backend):  # backward may run on another thread
+            return ctx.gate(gradient, threshold), None, None, None
+
+
+class TransformedGradientGate(torch.autograd.Function):
+    """What torch.func transforms and forward-mode AD see; they reject the cheaper form above."""
+
+    generate_vmap_rule = True
+    backward = GradientGate.backward
+
+    @staticmethod
+    def forward(input: Tensor, threshold: Operand, gate: Callable[..., Tensor], backend: None) -> Tensor:
+        return input.view_as(input)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _keep(ctx, *inputs[1:])
+
+    @staticmethod
+    def jvp(ctx: Any, input: Tensor, *rest: Any) -> Tensor:
+        return input.view_as(input)
+
+
+def _keep(ctx: Any, threshold: Operand, gate: Callable[..., Tensor], backend: str | None) -> None:
+    tensors, ctx.numbers = _parted((threshold,))
+    ctx.save_for_backward(*tensors)
+    ctx.gate, ctx.backend = gate, backend

@@ -153,6 +153,11 @@ def hardshrink(input: Tensor, lambd: float) -> Tensor:
     return F.hardshrink(input, round_to(lambd, input.dtype))
 
 
+def keep_large(input: Tensor, threshold: float) -> Tensor:
+    """F.hardshrink keeps the same, but for a threshold of NaN."""
+    return reference.keep_large(input, threshold) if math.isnan(threshold) else hardshrink(input, threshold)
+
+
 def softshrink(input: Tensor, lambd: float) -> Tensor:
     """F.softshrink, with the gradient of NaN inputs; torch's own refuses a lambd that rounds to infinity."""
     lambd = round_to(lambd, input.dtype)

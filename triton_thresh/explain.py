@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from . import functional, tuning
 from .backend import choose, is_plain
-from .registry import OPS, Gate
+from .registry import OPS, ForeachGate, Loss
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
     bound = inspect.signature(getattr(functional, name, op)).bind(*args, **kwargs)
     bound.apply_defaults()
     arguments = bound.arguments
+    if isinstance(op, ForeachGate):
+        return _explain_foreach(op, arguments)
     input = arguments["input"]
     if not isinstance(input, Tensor):
         raise TypeError(f"explain: input must be a tensor, got {type(input).__name__}")
@@ -69,7 +72,7 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
         backend, reason = "eager", "compiled, transformed or subclassed tensors run in plain torch"
     if backend == "eager":
         return Explanation(name, backend, reason, None, None, None, forward, backward, saved)
-    shell, searchable = ("gate", True) if isinstance(op, Gate) else ("loss", arguments["reduction"] == "none")
+    shell, searchable = ("loss", arguments["reduction"] == "none") if isinstance(op, Loss) else ("gate", True)
     key = op.tuning_key(arguments)
     choice = tuning.choose(shell, key, input.dtype, input.numel(), input.device, searchable)
     source = choice.source
@@ -77,3 +80,23 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
         source = "default; the first call searches"
     config = choice.config
     return Explanation(name, backend, reason, config.block, config.num_warps, source, forward, backward, saved)
+
+
+def _explain_foreach(op: ForeachGate, arguments: Mapping[str, Any]) -> Explanation:
+    """All gradients' bytes; the backend and block size of those that share dtype and device with the first."""
+    parameters = arguments["parameters"]
+    listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    gradients = [p.grad for p in listed if p.grad is not None]
+    operands = [t for t in [arguments["threshold"]] if isinstance(t, Tensor)]
+    moved = op.bytes_moved(gradients, operands, arguments, grad=False)
+    if not gradients:
+        return Explanation(op.name, "eager", "no parameter has a gradient", None, None, None, *moved)
+    first = gradients[0]
+    backend, reason = choose(first.device)
+    if not is_plain(first, *operands):
+        backend, reason = "eager", "compiled, transformed or subclassed tensors run in plain torch"
+    if backend == "eager":
+        return Explanation(op.name, backend, reason, None, None, None, *moved)
+    numel = sum(g.numel() for g in gradients if (g.dtype, g.device) == (first.dtype, first.device))
+    config, source = tuning.choose("gate", op.tuning_key(arguments), first.dtype, numel, first.device, False)
+    return Explanation(op.name, backend, reason, config.block, config.num_warps, source, *moved)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor
 
-from .registry import GATES, LOSSES
+from .registry import GATES, LOSSES, THRESHOLD_GRAD, THRESHOLD_GRADIENTS
 from .rules import ByLoss, ByPrediction, ByProximity, Operand, Rule
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "threshold",
     "threshold_bce_loss",
     "threshold_bce_with_logits_loss",
+    "threshold_grad",
+    "threshold_gradients_",
     "threshold_loss",
     "threshold_mse_loss",
 ]
@@ -450,3 +454,78 @@ def threshold_loss(
         tensor(6.3738)
     """
     return _threshold_loss(input, target, rule, base=base, weight=weight, pos_weight=pos_weight, reduction=reduction)
+
+
+def threshold_grad(input: Tensor, threshold: Operand) -> Tensor:
+    """The identity, whose gradient is thresholded: backward passes ``g where |g| > threshold or g is NaN, else 0``.
+
+    Args:
+        input: float16, bfloat16, float32 or float64.
+        threshold: a number, a 0-dim tensor (never read by the host), or a tensor that broadcasts to the input's shape. Numbers
+            and 0-dim tensors are rounded to the gradient's dtype; other tensors are compared in the promoted dtype. NaN lets
+            only NaN pass, a negative number everything.
+
+    Shape:
+        The output is a view of the input: no memory is read, written or saved in forward. torch refuses to change it in
+        place; clone it first.
+
+    Raises:
+        TypeError: for other dtypes, and for thresholds that are neither number nor tensor.
+        ValueError: for a threshold that does not broadcast to the input's shape, or that requires grad.
+
+    Equivalent to:
+        ``input.view_as(input)``, with the gradient ``torch.where((g.abs() > threshold) | g.isnan(), g, 0)``
+
+    Source:
+        Aji and Heafield 2017, "Sparse Communication for Distributed Gradient Descent" (arXiv:1704.05021), without residuals.
+
+    Example:
+        >>> x = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+        >>> (threshold_grad(x, 0.5) * torch.tensor([0.5, -0.6, 2.0])).sum().backward()
+        >>> x.grad
+        tensor([ 0.0000, -0.6000,  2.0000])
+    """
+    return THRESHOLD_GRAD(input, threshold)
+
+
+def threshold_gradients_(
+    parameters: Tensor | Iterable[Tensor], threshold: float | Sequence[float] | Tensor, *, return_kept: bool = False
+) -> Tensor | None:
+    """Threshold the gradients of many parameters in place: ``p.grad = g where |g| > threshold or g is NaN, else 0``.
+
+    On a GPU all gradients of one dtype and device take one kernel launch, and one copy of a table of their addresses; while a
+    CUDA graph is captured, torch ops for each. Call it when gradients are whole: accumulated, reduced over processes,
+    unscaled; `GradientThreshold` does so.
+
+    Args:
+        parameters: a tensor or an iterable of tensors; those whose `grad` is None are passed over.
+        threshold: a number or a 0-dim tensor (never read by the host if on a GPU), or a list, tuple or 1-dim tensor with one
+            for each of the parameters, also for those without grad. Each is rounded to the gradient's dtype. NaN lets only
+            NaN pass, a negative number everything.
+        return_kept: return the fraction of elements that were kept.
+
+    Shape:
+        None, or with `return_kept` a 0-dim float32 tensor on the device of the first gradient, NaN if there is no element.
+
+    Raises:
+        TypeError: for gradients that are sparse, or not float16, bfloat16, float32 or float64.
+        ValueError: for a number of thresholds other than that of parameters, a threshold that requires grad, and thresholds per
+            parameter for gradients that share memory.
+        RuntimeError: for a gradient whose elements overlap.
+        All before anything is written.
+
+    Equivalent to:
+        ``for p in parameters: p.grad.copy_(torch.where((p.grad.abs() > threshold) | p.grad.isnan(), p.grad, 0))``
+
+    Source:
+        `torch.nn.utils.clip_grad_value_`, which bounds what this keeps.
+
+    Example:
+        >>> weight = torch.zeros(4, requires_grad=True)
+        >>> weight.grad = torch.tensor([0.1, -0.5, 0.5, -2.0])
+        >>> threshold_gradients_([weight], 0.4, return_kept=True)
+        tensor(0.7500)
+        >>> weight.grad
+        tensor([ 0.0000, -0.5000,  0.5000, -2.0000])
+    """
+    return THRESHOLD_GRADIENTS(parameters, threshold, return_kept=return_kept)

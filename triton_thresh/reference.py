@@ -65,6 +65,16 @@ def softshrink(input: Tensor, lambd: Operand = 0.5) -> Tensor:
     return torch.where(input > t, input - t, torch.where(input < -t, input + t, kept)).to(input.dtype)
 
 
+def is_large(input: Tensor, threshold: Operand) -> Tensor:
+    """Where |x| > t or x is NaN."""
+    return (input.abs() > compared(input, threshold)) | input.isnan()
+
+
+def keep_large(input: Tensor, threshold: Operand) -> Tensor:
+    """x where |x| > t or x is NaN, else 0."""
+    return torch.where(is_large(input, threshold), input, 0)
+
+
 def binary_threshold(
     input: Tensor,
     threshold: Operand,

@@ -6,7 +6,7 @@ An op is an entry here, a device function in kernels/pointwise.py and a referenc
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType, ModuleType
 from typing import Any, Union
@@ -14,10 +14,11 @@ from typing import Any, Union
 import torch
 from torch import Tensor
 
-from . import eager, reference
+from . import eager, foreach, reference
 from .autograd import Gate as GateFunction
+from .autograd import GradientGate as GradientGateFunction
 from .autograd import Loss as LossFunction
-from .autograd import TracedLoss, TransformedLoss
+from .autograd import TracedLoss, TransformedGradientGate, TransformedLoss
 from .backend import choose, is_plain
 from .checks import (
     FLOATING,
@@ -264,7 +265,72 @@ class Loss:
         return base
 
 
-Op = Union[Gate, Loss]
+@dataclass(frozen=True)
+class GradientGate:
+    """The identity, whose gradient passes through a gate."""
+
+    name: str
+    subject: str
+    passes: str
+    equivalent: str
+    gate: Gate
+
+    family = "gradient"
+
+    def __call__(self, input: Tensor, threshold: Operand) -> Tensor:
+        """Check the arguments; a view of the input, whose backward calls the gate."""
+        check_input(self.name, input, self.gate.dtypes)
+        threshold = check_operand(self.name, "threshold", threshold, input)
+        backend = choose(input.device)[0] if is_plain(input, threshold) else None
+        if backend is None and not torch.compiler.is_compiling():
+            return TransformedGradientGate.apply(input, threshold, self.gate, backend)  # type: ignore[no-any-return, no-untyped-call]
+        if input.requires_grad and torch.is_grad_enabled():
+            return GradientGateFunction.apply(input, threshold, self.gate, backend)  # type: ignore[no-any-return, no-untyped-call]
+        return input.view_as(input)
+
+    def bytes_moved(
+        self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool
+    ) -> tuple[int, int, int]:
+        """Bytes forward, backward and saved: s in and s out in backward; a tensor threshold is saved."""
+        if not grad:
+            return 0, 0, 0
+        return 0, self.gate.bytes_moved(input, operands, {}, grad=False)[0], _bytes(operands)
+
+    def tuning_key(self, arguments: Mapping[str, Any]) -> str:
+        """The gate's name in the tables of block sizes."""
+        return self.gate.name
+
+
+@dataclass(frozen=True)
+class ForeachGate:
+    """A gate over the gradients of many parameters, in place."""
+
+    name: str
+    subject: str
+    passes: str
+    equivalent: str
+    gate: Gate
+
+    family = "foreach"
+
+    def __call__(
+        self, parameters: Tensor | Iterable[Tensor], threshold: Any, *, return_kept: bool = False
+    ) -> Tensor | None:
+        """Check the arguments, choose the backend for each device, run."""
+        return foreach.keep_large_(self.name, parameters, threshold, return_kept)
+
+    def bytes_moved(
+        self, input: Sequence[Tensor], operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool
+    ) -> tuple[int, int, int]:
+        """Bytes of the call: s in and s out for each gradient; not its table, of 32 bytes a tensor and 8 a program."""
+        return 2 * _bytes(input) + _bytes(operands), 0, 0
+
+    def tuning_key(self, arguments: Mapping[str, Any]) -> str:
+        """The op's name in the tables of block sizes."""
+        return self.name
+
+
+Op = Union[Gate, Loss, GradientGate, ForeachGate]
 
 _GATES = (
     Gate(
@@ -362,9 +428,36 @@ _LOSSES = (
     ),
 )
 
+KEEP_LARGE = Gate(
+    "keep_large",
+    formula="x where |x| > t or x is NaN, else 0",
+    gradient="1 where |x| > t or x is NaN, else 0",
+    equivalent="torch.where((input.abs() > threshold) | input.isnan(), input, 0)",
+    reference=reference.keep_large,
+    eager=eager.keep_large,
+)
+
+THRESHOLD_GRAD = GradientGate(
+    "threshold_grad",
+    subject="of the input, in backward",
+    passes="g where |g| > t or g is NaN, else 0",
+    equivalent="input.view_as(input), with the gradient torch.where((g.abs() > threshold) | g.isnan(), g, 0)",
+    gate=KEEP_LARGE,
+)
+
+THRESHOLD_GRADIENTS = ForeachGate(
+    "threshold_gradients_",
+    subject="of many parameters: their grad, in place",
+    passes="g where |g| > t or g is NaN, else 0",
+    equivalent="for p in parameters: p.grad.copy_(torch.where((p.grad.abs() > threshold) | p.grad.isnan(), p.grad, 0))",
+    gate=KEEP_LARGE,
+)
+
 GATES: Mapping[str, Gate] = MappingProxyType({op.name: op for op in _GATES})
 LOSSES: Mapping[str, Loss] = MappingProxyType({op.name: op for op in _LOSSES})
-OPS: Mapping[str, Op] = MappingProxyType({**GATES, **LOSSES})
+OPS: Mapping[str, Op] = MappingProxyType(
+    {**GATES, **LOSSES, THRESHOLD_GRAD.name: THRESHOLD_GRAD, THRESHOLD_GRADIENTS.name: THRESHOLD_GRADIENTS}
+)
 
 
 def ops() -> Mapping[str, Op]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from .registry import OPS, Gate
+from .registry import OPS, Gate, Loss
 
 BEGIN, END = "<!-- ops: begin -->", "<!-- ops: end -->"
 
 
 def op_table() -> str:
-    """Two Markdown tables: gates with value and gradient, losses with element loss and weight."""
+    """Three Markdown tables: gates with value and gradient, losses with element loss and weight, gradients with what passes."""
     gates = ["| gate | y | dy/dx |", "|---|---|---|"]
     losses = ["| loss | element loss | times |", "|---|---|---|"]
+    gradients = ["| gradient | of what | passes |", "|---|---|---|"]
     for op in OPS.values():
         if isinstance(op, Gate):
             gates.append(f"| `{op.name}` | {_cell(op.formula)} | {_cell(op.gradient)} |")
-        else:
+        elif isinstance(op, Loss):
             losses.append(f"| `{op.name}` | {_cell(op.formula)} | {_cell(op.weighing)} |")
-    return "\n".join([*gates, "", *losses])
+        else:
+            gradients.append(f"| `{op.name}` | {_cell(op.subject)} | {_cell(op.passes)} |")
+    return "\n".join([*gates, "", *losses, "", *gradients])
 
 
 def _cell(text: str) -> str:

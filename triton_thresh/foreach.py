@@ -1,0 +1,236 @@
+"""keep_large over the gradients of many parameters, in place: checks, choice of backend, and the eager path."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import numbers
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Union
+
+import torch
+from torch import Tensor
+
+from . import layout, reference
+from .backend import choose, is_plain
+from .checks import FLOATING, check_number
+from .rounding import round_to
+
+Thresholds = Union[float, list[float], Tensor]
+"""A number or 0-dim tensor for all parameters, or a list or 1-dim tensor with one for each."""
+
+SMALL = 2048  # elements; on a CPU smaller tensors are joined: two copies cost less than a call
+ORDINARY = {Tensor, torch.nn.Parameter}
+
+
+class Group(NamedTuple):
+    """Gradients of one dtype and device, the places of their parameters, and whether kernels may have them."""
+
+    gradients: list[Tensor]
+    places: list[int]
+    ordinary: bool
+
+
+# ----------------------------------------------------------------------------------------------------------- arguments
+
+
+def check_parameters(op: str, parameters: object) -> list[Tensor]:
+    """`parameters` as a list: a tensor, or an iterable of tensors."""
+    if isinstance(parameters, Tensor):
+        return [parameters]
+    if not isinstance(parameters, Iterable):
+        hint = "; pass its parameters()" if isinstance(parameters, torch.nn.Module) else ""
+        raise TypeError(
+            f"{op}: parameters must be a tensor or an iterable of tensors, got {type(parameters).__name__}{hint}"
+        )
+    found = list(parameters)
+    for place, parameter in enumerate(found):
+        if not isinstance(parameter, Tensor):
+            raise TypeError(f"{op}: parameters[{place}] must be a tensor, got {type(parameter).__name__}")
+    return found
+
+
+def check_thresholds(op: str, threshold: object, count: int) -> Thresholds:
+    """`threshold` as a number or 0-dim tensor, or a list or 1-dim tensor of `count`."""
+    if isinstance(threshold, Tensor):
+        if threshold.is_complex():
+            raise TypeError(f"{op}: threshold has dtype {threshold.dtype}, expected a real tensor")
+        if threshold.requires_grad:
+            raise ValueError(
+                f"{op}: threshold requires grad, but this op has no gradient to give it; pass threshold.detach()"
+            )
+        if threshold.dim() > 1:
+            raise ValueError(
+                f"{op}: threshold has shape {tuple(threshold.shape)}, expected a number, a 0-dim tensor or one per parameter"
+            )
+        if threshold.dim() == 0:
+            return threshold
+    elif not isinstance(threshold, (list, tuple)):
+        if not isinstance(threshold, numbers.Real):
+            raise TypeError(
+                f"{op}: threshold must be a number, a tensor, or a list with a number for each parameter, "
+                f"got {type(threshold).__name__} {threshold!r}"
+            )
+        return float(threshold)
+    if len(threshold) != count:
+        raise ValueError(
+            f"{op}: threshold has {len(threshold)} entries for {count} parameters, expected one number, or one per parameter"
+        )
+    if isinstance(threshold, Tensor):
+        return threshold
+    return [float(check_number(op, f"threshold[{place}]", value)) for place, value in enumerate(threshold)]
+
+
+def _groups(gradients: list[Tensor], places: list[int], plain: bool) -> list[Group]:
+    ordinary = plain and set(map(type, gradients)) <= ORDINARY and not any(map(Tensor.is_inference, gradients))
+    if ordinary and len({g.dtype for g in gradients}) == 1 and len({g.device for g in gradients}) == 1:
+        return [Group(gradients, places, True)]
+    kinds: dict[object, Group] = {}
+    for g, place in zip(gradients, places):
+        ordinary = plain and type(g) in ORDINARY and not g.is_inference()
+        group = kinds.setdefault((g.dtype, g.device, ordinary), Group([], [], ordinary))
+        group.gradients.append(g)
+        group.places.append(place)
+    return list(kinds.values())
+
+
+def _check_gradients(op: str, group: Group) -> None:
+    """Every gradient is strided, of a floating dtype, and may be changed in place."""
+    gradients = group.gradients
+    unsure = list(zip(gradients, group.places))
+    if group.ordinary and gradients[0].dtype in FLOATING and {g.layout for g in gradients} == {torch.strided}:
+        unsure = [(g, place) for g, place in unsure if not g.is_contiguous()]
+    for g, place in unsure:
+        name = f"parameters[{place}].grad"
+        if g.layout is not torch.strided:
+            raise TypeError(f"{op}: {name} has layout {g.layout}, expected a dense (strided) gradient")
+        if g.dtype not in FLOATING:
+            raise TypeError(f"{op}: {name} has dtype {g.dtype}, expected float16, bfloat16, float32 or float64")
+        if torch.compiler.is_compiling():
+            continue
+        if torch._debug_has_internal_overlap(g) == 1:
+            raise RuntimeError(
+                f"{op}: {name} has elements that share memory (shape {tuple(g.shape)}, strides {g.stride()}) and cannot be "
+                "changed in place; clone() it first"
+            )
+        if g.is_inference() and not torch.is_inference_mode_enabled():
+            raise RuntimeError(f"{op}: {name} is an inference tensor and cannot be changed in place; clone() it first")
+
+
+def _check_apart(op: str, group: Group) -> None:
+    """No two gradients share memory: with a threshold each, the result would depend on their order."""
+    if not group.ordinary or group.gradients[0].is_meta:
+        return
+    spans = sorted(
+        (g.data_ptr(), g.data_ptr() + g.nbytes, place)
+        for g, place in zip(group.gradients, group.places)
+        if g.numel() and layout.is_dense(g)
+    )
+    for (_, end, one), (start, _, other) in itertools.pairwise(spans):
+        if start < end:
+            raise ValueError(
+                f"{op}: parameters[{min(one, other)}].grad and parameters[{max(one, other)}].grad share memory, expected one "
+                "threshold for all, not one per parameter"
+            )
+
+
+def _thresholds_of(op: str, group: Group, thresholds: Any, on_triton: bool) -> list[float] | Tensor:
+    """A number for each gradient, or a tensor on their device. A CPU tensor is read, unless the device is a CPU to Triton."""
+    device = group.gradients[0].device
+    if isinstance(thresholds, Tensor):
+        if thresholds.device.type != "cpu" and device.type == "cpu":
+            raise RuntimeError(
+                f"{op}: threshold is on {thresholds.device}, expected cpu, where parameters[{group.places[0]}].grad is"
+            )
+        if thresholds.device.type != "cpu" or (on_triton and device.type == "cpu"):
+            return thresholds.to(device, non_blocking=True)
+        thresholds = thresholds.tolist()
+    if isinstance(thresholds, list):
+        return [float(thresholds[place]) for place in group.places]
+    return [float(thresholds)] * len(group.places)
+
+
+# --------------------------------------------------------------------------------------------------------------- eager
+
+
+def _keep_large_(x: Tensor, threshold: float | Tensor, lean: bool) -> Tensor | None:
+    """reference.keep_large in place, and how many elements it kept; if `lean`, not that, by the torch kernel of the same bits."""
+    if lean and isinstance(threshold, float) and not math.isnan(threshold):
+        torch.hardshrink(x, round_to(threshold, x.dtype), out=x)
+        return None
+    kept = reference.is_large(x, threshold)
+    x.copy_(torch.where(kept, x, 0))
+    return kept.sum()
+
+
+def _eager_(group: Group, thresholds: Sequence[float | Tensor], count: bool) -> list[Tensor | None]:
+    """By torch's own ops; on a CPU small gradients that differ in their first dimension alone run joined."""
+    gradients, lean = group.gradients, group.ordinary and not count
+    if not group.ordinary or gradients[0].device.type != "cpu":
+        return [_keep_large_(g, t, lean) for g, t in zip(gradients, thresholds)]
+    alike: dict[tuple[float | Tensor, torch.Size], list[Tensor]] = defaultdict(list)
+    counts = []
+    for g, t in zip(gradients, thresholds):
+        if g.numel() <= SMALL and g.dim() and g.is_contiguous():
+            alike[t, g.shape[1:]].append(g)
+        else:
+            counts.append(_keep_large_(g, t, lean))
+    for (t, _), members in alike.items():
+        if len(members) == 1:
+            counts.append(_keep_large_(members[0], t, lean))
+            continue
+        joined = torch.cat(members)
+        counts.append(_keep_large_(joined, t, lean))
+        torch.split_with_sizes_copy(joined, [len(g) for g in members], out=members)
+    return counts
+
+
+# ----------------------------------------------------------------------------------------------------------------- call
+
+
+def _on_triton(group: Group) -> bool:
+    """Whether a kernel runs; may raise. None does while a CUDA graph is captured: its table would have to outlive the graph."""
+    device = group.gradients[0].device
+    if not group.ordinary or choose(device)[0] != "triton":
+        return False
+    return not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+
+
+@torch.no_grad()
+def keep_large_(op: str, parameters: object, threshold: object, return_kept: bool) -> Tensor | None:
+    """Zero what is not large of every gradient, in place. All that can raise does before anything is written."""
+    listed = check_parameters(op, parameters)
+    thresholds = check_thresholds(op, threshold, len(listed))
+    gradients = [p.grad for p in listed]
+    places = [place for place, g in enumerate(gradients) if g is not None]
+    groups = _groups([g for g in gradients if g is not None], places, is_plain(thresholds)) if places else []
+    for group in groups:
+        _check_gradients(op, group)
+        if isinstance(thresholds, list) or (isinstance(thresholds, Tensor) and thresholds.dim()):
+            _check_apart(op, group)
+    backends = [_on_triton(group) for group in groups]
+    each = [_thresholds_of(op, group, thresholds, on_triton) for group, on_triton in zip(groups, backends)]
+    counts: list[Tensor | None] = []
+    for group, own, on_triton in zip(groups, each, backends):
+        if on_triton:
+            from .foreach_launch import keep_large_ as launched
+
+            counts.append(launched(op, group.gradients, own, group.places, count=return_kept))
+        elif isinstance(own, Tensor):
+            entries = own.unbind() if own.dim() else ()
+            tensors = [entries[place] if entries else own for place in group.places]
+            counts += _eager_(group, tensors, return_kept)
+        else:
+            counts += _eager_(group, own, return_kept)
+    return _fraction(listed, groups, counts) if return_kept else None
+
+
+def _fraction(parameters: list[Tensor], groups: list[Group], counts: list[Tensor | None]) -> Tensor:
+    """Kept elements over all, as float32 on the device of the first gradient; NaN where there are none."""
+    device = groups[0].gradients[0].device if groups else parameters[0].device if parameters else None
+    numel = sum(g.numel() for group in groups for g in group.gradients)
+    kept = [count.to(device) for count in counts if count is not None]
+    if not numel:
+        return torch.full((), math.nan, device=device, dtype=torch.float32)
+    return torch.stack(kept).sum().to(torch.float32) / numel

@@ -1,0 +1,92 @@
+"""Runs kernels/foreach.py: a gate over many tensors of one dtype and device, from a table of their addresses."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from . import layout, tuning
+from .kernels import foreach, pointwise
+from .launch import COMPUTE, OPTIONS, on_device
+from .reference import compute_dtype
+from .rounding import round_to
+
+TYPES = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+ALIGNMENT = 16
+
+
+def bits(value: float) -> int:
+    """The bits of a float64 as an int64."""
+    (found,) = struct.unpack("q", struct.pack("d", value))
+    return int(found)
+
+
+def _table(tensors: Sequence[Tensor], thresholds: Sequence[int], chunk: int) -> tuple[Tensor, int]:
+    """What the kernel reads, on the device, and the number of its programs: built on the host, moved by one copy."""
+    itemsize, device = tensors[0].element_size(), tensors[0].device
+    rows: list[int] = []
+    owned: list[int] = []
+    first = 0
+    for tensor, threshold in zip(tensors, thresholds):
+        address, numel = tensor.data_ptr(), tensor.numel()
+        rows += (address, numel, first, threshold)
+        programs = -(-(address % ALIGNMENT // itemsize + numel) // chunk) if numel else 0
+        owned.append(programs)
+        first += programs
+    owners = torch.repeat_interleave(torch.arange(len(tensors)), torch.tensor(owned), output_size=first)
+    table = torch.empty(len(rows) + first, dtype=torch.int64, pin_memory=device.type != "cpu")
+    torch.cat([torch.tensor(rows), owners], out=table)
+    return table.to(device, non_blocking=True), first
+
+
+def keep_large_(
+    op: str,
+    tensors: Sequence[Tensor],
+    thresholds: Sequence[float] | Tensor,
+    places: Sequence[int],
+    *,
+    count: bool,
+) -> Tensor | None:
+    """Zero what is not large; with `count`, how many elements are kept, as an int64 tensor.
+
+    thresholds: a number for each tensor, or on their device a 0-dim tensor, or a 1-dim one in which each has its place.
+    """
+    dtype, device = tensors[0].dtype, tensors[0].device
+    dense = [layout.dense(tensor) for tensor in tensors]
+    if isinstance(thresholds, Tensor):
+        pointer, own = thresholds.to(dtype).contiguous(), places if thresholds.dim() else [0] * len(places)
+    else:
+        rounded = {t: bits(round_to(t, dtype)) for t in thresholds}
+        pointer, own = None, [rounded[t] for t in thresholds]
+    numel = sum(tensor.numel() for tensor in dense)
+    config = tuning.choose("gate", op, dtype, numel, device, False).config
+    with on_device(device):
+        table, programs = _table(dense, own, 8 * config.block)
+        kept = torch.empty(programs, dtype=torch.int32, device=device) if count else None
+        if programs:
+            foreach.inplace[(programs,)](
+                table,
+                len(dense),
+                pointer,
+                kept,
+                FUNCTION=pointwise.keep_large,
+                DTYPE=TYPES[dtype],
+                COMPUTE=COMPUTE[compute_dtype(dtype)],
+                COLS=config.block,
+                num_warps=config.num_warps,
+                **OPTIONS,
+            )
+        for tensor, copy in zip(tensors, dense):
+            if copy is not tensor:
+                tensor.copy_(copy)
+    torch.autograd.graph.increment_version(tensors)
+    return None if kept is None else kept.sum(dtype=torch.int64)

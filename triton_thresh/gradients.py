@@ -1,0 +1,113 @@
+"""Gradient thresholding before every step of an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Union
+
+import torch
+from torch import Tensor
+
+from .foreach import check_thresholds
+from .functional import threshold_gradients_
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Threshold = Union[float, Sequence[float], Tensor]
+
+
+class GradientThreshold:
+    """Threshold the gradients of an optimizer's parameters before each of its steps, by `threshold_gradients_`.
+
+    ``p.grad = g where |g| > threshold or g is NaN, else 0``, when gradients are whole: accumulated over the backwards since the
+    last step, reduced over processes, and unscaled. With a `torch.amp.GradScaler` the order is that of gradient clipping::
+
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)  # thresholds, then steps
+        scaler.update()
+
+    A closure given to ``step`` (as LBFGS needs) is thresholded after each of its evaluations. Copies and pickles of an
+    optimizer have no hooks, so not this one either.
+
+    Args:
+        optimizer: whose parameters; those of groups added later are included.
+        threshold: a number or 0-dim tensor, or one for each of the parameters in the order of ``optimizer.param_groups``, as
+            `threshold_gradients_` takes it.
+        track_kept: keep the fraction of elements that the last step kept, as the 0-dim tensor `kept` (None before the first).
+
+    Raises:
+        TypeError, ValueError: as `threshold_gradients_`; at each step too, when parameters were added meanwhile.
+        RuntimeError: in a step, if a GradScaler left unscaling to the step of a fused optimizer: call ``unscale_`` first.
+
+    Equivalent to:
+        ``threshold_gradients_(parameters, threshold)`` before each ``optimizer.step()``
+
+    Source:
+        `torch.optim.Optimizer.register_step_pre_hook`.
+
+    Example:
+        >>> weight = torch.zeros(3, requires_grad=True)
+        >>> optimizer = torch.optim.SGD([weight], lr=1.0)
+        >>> with GradientThreshold(optimizer, 0.5):
+        ...     (weight * torch.tensor([0.2, 0.5, 3.0])).sum().backward()
+        ...     optimizer.step()
+        >>> weight.detach()
+        tensor([ 0.,  0., -3.])
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, threshold: Threshold, *, track_kept: bool = False) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"GradientThreshold: optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+            )
+        check_thresholds("GradientThreshold", threshold, len(_parameters(optimizer)))
+        self.threshold = threshold
+        self.track_kept = track_kept
+        self.kept: Tensor | None = None
+        self._handle = optimizer.register_step_pre_hook(self._before_step)
+
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if getattr(optimizer, "grad_scale", None) is not None:
+            raise RuntimeError(
+                "GradientThreshold: the gradients are still scaled; call scaler.unscale_(optimizer) before scaler.step(optimizer)"
+            )
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._apply(optimizer)
+            return None
+
+        def thresholded() -> Any:
+            loss = closure()
+            self._apply(optimizer)
+            return loss
+
+        if len(args) > 1:
+            return (args[0], thresholded, *args[2:]), kwargs
+        return args, {**kwargs, "closure": thresholded}
+
+    def _apply(self, optimizer: torch.optim.Optimizer) -> None:
+        self.kept = threshold_gradients_(_parameters(optimizer), self.threshold, return_kept=self.track_kept)
+
+    def remove(self) -> None:
+        """Take it off the optimizer; again does nothing."""
+        self._handle.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        return f"GradientThreshold(threshold={self.threshold!r}, track_kept={self.track_kept})"
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
