@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import triton.language as tl
-from triton_thresh.kernels import gate, loss, pointwise
+from triton_thresh.kernels import foreach, gate, loss, pointwise
 
 from benchmarks.aot import Unaligned
 from triton_thresh import tuning
 from triton_thresh.launch import CHANNEL, ELEMENT, FINISH_BLOCK, NUMBER, SCALAR
 from triton_thresh.reference import RULES
-from triton_thresh.registry import OPS, Gate, Loss
+from triton_thresh.registry import OPS, ForeachGate, Gate, GradientGate, Loss
 from triton_thresh.rules import ByPrediction, ByProximity
 
+TYPES = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32, "fp64": tl.float64}
 ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 PACKED: dict[str, tuple[int, Callable[[str], tuple[object, ...]]]] = {
     "number": (NUMBER, lambda dtype: ("fp32",)),
@@ -107,6 +108,27 @@ def gate_cases(op: Gate, dtype: str, lanes: int) -> Iterator[Case]:
         yield _gate_backward(op, dtype, lanes, f"{op.learned}_backward")
 
 
+def foreach_cases(op: ForeachGate, dtype: str, lanes: int) -> Iterator[Case]:
+    """A gate over many tensors, with thresholds in the table and on the device, and with the count of what was kept."""
+    block, warps = tuning.default("gate", ITEMSIZE[dtype], lanes)
+    for operands, thresholds, kept in (
+        ("number", None, None),
+        ("number-count", None, "*i32"),
+        ("scalar", f"*{dtype}", None),
+    ):
+        arguments: dict[str, object] = dict(
+            table_ptr="*i64",
+            tensors="i32",
+            thresholds_ptr=thresholds,
+            kept_ptr=kept,
+            FUNCTION=getattr(pointwise, op.gate.name),
+            DTYPE=TYPES[dtype],
+            COMPUTE=_compute(dtype),
+            COLS=block,
+        )
+        yield Case(op.name, "inplace", dtype, operands, foreach.inplace, arguments, warps, 8 * block)
+
+
 def _loss_arguments(
     base: str, rule: type, dtype: str, operands: str, reduction: str, pos_weight: bool
 ) -> dict[str, object]:
@@ -165,8 +187,10 @@ def cases(dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16"), lanes: int = 32) -
     """Everything the registry holds, for warps of so many lanes."""
     for dtype in dtypes:
         for op in OPS.values():
-            if isinstance(op, Gate):
-                yield from gate_cases(op, dtype, lanes)
+            if isinstance(op, (Gate, GradientGate)):
+                yield from gate_cases(op if isinstance(op, Gate) else op.gate, dtype, lanes)
+            elif isinstance(op, ForeachGate):
+                yield from foreach_cases(op, dtype, lanes)
         cells = dict.fromkeys(cell for op in OPS.values() if isinstance(op, Loss) for cell in op.cells)
         for base, rule in cells:
             yield from cell_cases(base, rule, dtype, lanes)

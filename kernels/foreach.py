@@ -41,12 +41,12 @@ def inplace(
     SIZE: tl.constexpr = DTYPE.primitive_bitwidth // 8
     lead = (address & 15) // SIZE
     base = chunk * (8 * COLS)
-    x_ptr = tl.multiple_of(address - (address & 15) + base * SIZE, 16).to(tl.pointer_type(DTYPE))
-    start = lead - base  # of the tensor, counted from the program's first element
-    end = start + numel
+    x_ptr = tl.multiple_of((address - (address & 15) + base * SIZE).to(tl.pointer_type(DTYPE)), 16)
+    start = tl.maximum(lead - base, 0).to(tl.int32)  # of the tensor, counted from the program's first element
+    end = tl.minimum(lead + numel - base, 8 * COLS).to(tl.int32)
     lane = tl.arange(0, COLS)
     kept = tl.zeros([COLS], dtype=tl.int32)
-    if (start <= 0) & (end >= 8 * COLS):
+    if (start == 0) & (end == 8 * COLS):
         xs = ()
         for j in tl.static_range(8):  # all loads in flight before the first store
             xs = xs + (tl.load(x_ptr + (j * COLS + lane)),)
@@ -55,8 +55,6 @@ def inplace(
             tl.store(x_ptr + (j * COLS + lane), y.to(DTYPE))
             kept += keep
     else:
-        start = tl.maximum(start, 0).to(tl.int32)
-        end = tl.minimum(end, 8 * COLS).to(tl.int32)
         j = 0
         while j * COLS < end:
             o = j * COLS + lane

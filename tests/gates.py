@@ -7,7 +7,7 @@ kept, else 0. What is kept is read off the reference, as its derivative.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,9 +220,9 @@ class Case:
         return x, (threshold, *constants(self.op, self.dtype))
 
 
-def cases(*, full: bool) -> Iterator[Case]:
+def cases(*, full: bool, ops: Sequence[Gate] = GATES) -> Iterator[Case]:
     """Op x dtype x operand x layout; if not full, of the layouts but the contiguous one in one dtype in turn."""
-    for op in GATES:
+    for op in ops:
         product = itertools.product(LAYOUTS, OPERANDS)
         fitting = ((layout, operand) for layout, operand in product if operand.fits(layout.shape))
         for i, (layout, operand) in enumerate(fitting):

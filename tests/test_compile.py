@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton", reason="the kernels need Triton to be compiled")
 
-from triton_thresh.kernels import gate
+from triton_thresh.kernels import foreach, gate
 
 from benchmarks.aot import TARGETS, Report, compile_kernel
 from benchmarks.cases import ITEMSIZE, Case, cases
@@ -41,7 +41,7 @@ def _violations(case: Case, report: Report) -> list[str]:
         )
     if wide_writes < writes * size:
         found.append(f"writes {wide_writes} of {writes * size} bytes an element in 16-byte vectors")
-    if case.jit is gate.forward or case.jit is gate.backward:
+    if case.jit in (gate.forward, gate.backward) or (case.jit is foreach.inplace and not case.arguments["kept_ptr"]):
         if report.shared_bytes or report.barriers or report.shuffles:
             found.append(f"uses shared memory ({report.shared_bytes} bytes), barriers or shuffles")
         limit = SLOTS_PER_BYTE * (reads + writes) * size
@@ -67,6 +67,8 @@ def _full_size_operands(case: Case) -> tuple[int, int]:
         return 2 if case.operands in ("channel", "element") else 1, 1
     if case.jit is gate.backward:
         return 1, len(pointers) - 1
+    if case.jit is foreach.inplace:
+        return 1, 1
     if case.kernel == "finish":
         return 0, 0
     if case.kernel == "rescale":

@@ -20,7 +20,7 @@ from .rounding import round_to
 Thresholds = Union[float, list[float], Tensor]
 """A number or 0-dim tensor for all parameters, or a list or 1-dim tensor with one for each."""
 
-SMALL = 2048  # elements; on a CPU smaller tensors are joined: two copies cost less than a call
+SMALL = 1024  # elements; on a CPU smaller tensors are joined: two copies cost less than a call
 ORDINARY = {Tensor, torch.nn.Parameter}
 
 
@@ -45,9 +45,10 @@ def check_parameters(op: str, parameters: object) -> list[Tensor]:
             f"{op}: parameters must be a tensor or an iterable of tensors, got {type(parameters).__name__}{hint}"
         )
     found = list(parameters)
-    for place, parameter in enumerate(found):
-        if not isinstance(parameter, Tensor):
-            raise TypeError(f"{op}: parameters[{place}] must be a tensor, got {type(parameter).__name__}")
+    if not set(map(type, found)) <= ORDINARY:
+        for place, parameter in enumerate(found):
+            if not isinstance(parameter, Tensor):
+                raise TypeError(f"{op}: parameters[{place}] must be a tensor, got {type(parameter).__name__}")
     return found
 
 
@@ -98,10 +99,10 @@ def _groups(gradients: list[Tensor], places: list[int], plain: bool) -> list[Gro
 def _check_gradients(op: str, group: Group) -> None:
     """Every gradient is strided, of a floating dtype, and may be changed in place."""
     gradients = group.gradients
-    unsure = list(zip(gradients, group.places))
-    if group.ordinary and gradients[0].dtype in FLOATING and {g.layout for g in gradients} == {torch.strided}:
-        unsure = [(g, place) for g, place in unsure if not g.is_contiguous()]
-    for g, place in unsure:
+    common = group.ordinary and gradients[0].dtype in FLOATING and {g.layout for g in gradients} == {torch.strided}
+    if common and all(map(Tensor.is_contiguous, gradients)):
+        return
+    for g, place in zip(gradients, group.places):
         name = f"parameters[{place}].grad"
         if g.layout is not torch.strided:
             raise TypeError(f"{op}: {name} has layout {g.layout}, expected a dense (strided) gradient")
@@ -154,35 +155,37 @@ def _thresholds_of(op: str, group: Group, thresholds: Any, on_triton: bool) -> l
 # --------------------------------------------------------------------------------------------------------------- eager
 
 
-def _keep_large_(x: Tensor, threshold: float | Tensor, lean: bool) -> Tensor | None:
-    """reference.keep_large in place, and how many elements it kept; if `lean`, not that, by the torch kernel of the same bits."""
+def _write(tensors: Sequence[Tensor], threshold: float | Tensor, lean: bool) -> list[Tensor]:
+    """reference.keep_large in place, and how many elements each kept; if `lean`, not that, by torch kernels of the same bits."""
     if lean and isinstance(threshold, float) and not math.isnan(threshold):
-        torch.hardshrink(x, round_to(threshold, x.dtype), out=x)
-        return None
-    kept = reference.is_large(x, threshold)
-    x.copy_(torch.where(kept, x, 0))
-    return kept.sum()
-
-
-def _eager_(group: Group, thresholds: Sequence[float | Tensor], count: bool) -> list[Tensor | None]:
-    """By torch's own ops; on a CPU small gradients that differ in their first dimension alone run joined."""
-    gradients, lean = group.gradients, group.ordinary and not count
-    if not group.ordinary or gradients[0].device.type != "cpu":
-        return [_keep_large_(g, t, lean) for g, t in zip(gradients, thresholds)]
-    alike: dict[tuple[float | Tensor, torch.Size], list[Tensor]] = defaultdict(list)
+        rounded = round_to(threshold, tensors[0].dtype)
+        for x in tensors:
+            torch.hardshrink(x, rounded, out=x)
+        return []
     counts = []
-    for g, t in zip(gradients, thresholds):
-        if g.numel() <= SMALL and g.dim() and g.is_contiguous():
-            alike[t, g.shape[1:]].append(g)
+    for x in tensors:
+        large = reference.is_large(x, threshold)
+        x.copy_(torch.where(large, x, 0))
+        counts.append(large.sum())
+    return counts
+
+
+def _eager_(group: Group, thresholds: Sequence[float | Tensor], count: bool) -> list[Tensor]:
+    """By torch's own ops; on a CPU small gradients of one shape run joined."""
+    lean = group.ordinary and not count
+    joins = group.ordinary and group.gradients[0].device.type == "cpu"
+    alike: dict[tuple[float | Tensor, torch.Size], list[Tensor]] = defaultdict(list)
+    for g, t in zip(group.gradients, thresholds):
+        alike[t, g.shape].append(g)
+    counts = []
+    for (t, shape), members in alike.items():
+        small = len(members) > 1 and len(shape) > 0 and shape.numel() <= SMALL
+        if joins and small and all(map(Tensor.is_contiguous, members)):
+            joined = torch.cat(members)
+            counts += _write([joined], t, lean)
+            torch.split_with_sizes_copy(joined, [shape[0]] * len(members), out=members)
         else:
-            counts.append(_keep_large_(g, t, lean))
-    for (t, _), members in alike.items():
-        if len(members) == 1:
-            counts.append(_keep_large_(members[0], t, lean))
-            continue
-        joined = torch.cat(members)
-        counts.append(_keep_large_(joined, t, lean))
-        torch.split_with_sizes_copy(joined, [len(g) for g in members], out=members)
+            counts += _write(members, t, lean)
     return counts
 
 
@@ -211,12 +214,12 @@ def keep_large_(op: str, parameters: object, threshold: object, return_kept: boo
             _check_apart(op, group)
     backends = [_on_triton(group) for group in groups]
     each = [_thresholds_of(op, group, thresholds, on_triton) for group, on_triton in zip(groups, backends)]
-    counts: list[Tensor | None] = []
+    counts: list[Tensor] = []
     for group, own, on_triton in zip(groups, each, backends):
         if on_triton:
             from .foreach_launch import keep_large_ as launched
 
-            counts.append(launched(op, group.gradients, own, group.places, count=return_kept))
+            counts += launched(op, group.gradients, own, group.places, count=return_kept)
         elif isinstance(own, Tensor):
             entries = own.unbind() if own.dim() else ()
             tensors = [entries[place] if entries else own for place in group.places]
@@ -226,11 +229,10 @@ def keep_large_(op: str, parameters: object, threshold: object, return_kept: boo
     return _fraction(listed, groups, counts) if return_kept else None
 
 
-def _fraction(parameters: list[Tensor], groups: list[Group], counts: list[Tensor | None]) -> Tensor:
+def _fraction(parameters: list[Tensor], groups: list[Group], counts: list[Tensor]) -> Tensor:
     """Kept elements over all, as float32 on the device of the first gradient; NaN where there are none."""
     device = groups[0].gradients[0].device if groups else parameters[0].device if parameters else None
     numel = sum(g.numel() for group in groups for g in group.gradients)
-    kept = [count.to(device) for count in counts if count is not None]
     if not numel:
         return torch.full((), math.nan, device=device, dtype=torch.float32)
-    return torch.stack(kept).sum().to(torch.float32) / numel
+    return torch.stack([count.to(device) for count in counts]).sum().to(torch.float32) / numel

@@ -55,7 +55,7 @@ def keep_large_(
     places: Sequence[int],
     *,
     count: bool,
-) -> Tensor | None:
+) -> list[Tensor]:
     """Zero what is not large; with `count`, how many elements are kept, as an int64 tensor.
 
     thresholds: a number for each tensor, or on their device a 0-dim tensor, or a 1-dim one in which each has its place.
@@ -89,4 +89,4 @@ def keep_large_(
             if copy is not tensor:
                 tensor.copy_(copy)
     torch.autograd.graph.increment_version(tensors)
-    return None if kept is None else kept.sum(dtype=torch.int64)
+    return [] if kept is None else [kept.sum(dtype=torch.int64)]
