@@ -55,9 +55,10 @@ def softshrink_learned_backward(g, code):
 
 @triton.jit
 def keep_large(x, c, p):
-    """y = x where |x| > t or x is NaN else 0."""
-    keep = (tl.abs(c) > p[0].to(c.dtype)) | (c != c)
-    return tl.where(keep, x, 0.0), tl.where(keep, 1, 0)
+    """y = x where |x| > t or x is NaN else 0; that is 0 where |x| <= t, with inf for a t of NaN."""
+    t = p[0].to(c.dtype)
+    drop = tl.abs(c) <= tl.where(t != t, float("inf"), t)
+    return tl.where(drop, 0.0, x), tl.where(drop, 0, 1)
 
 
 @triton.jit

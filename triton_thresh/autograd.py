@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from .rules import Operand
 
 if TYPE_CHECKING:
     from .launch import GateCall
+    from .registry import Gate as RegisteredGate
 
 # ----------------------------------------------------------------------------------------------------------------- gates
 
@@ -177,9 +178,7 @@ class GradientGate(torch.autograd.Function):
     """The identity, as a view; backward runs a gate on the gradient, on the backend that forward chose (None: plain torch)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, threshold: Operand, gate: Callable[..., Tensor], backend: str | None
-    ) -> Tensor:
+    def forward(ctx: Any, input: Tensor, threshold: Operand, gate: RegisteredGate, backend: str | None) -> Tensor:
         _keep(ctx, threshold, gate, backend)
         return input.view_as(input)
 
@@ -187,7 +186,7 @@ class GradientGate(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (threshold,) = _joined(ctx.saved_tensors, ctx.numbers)
         if ctx.backend is None:
-            return ctx.gate(gradient, threshold), None, None, None
+            return ctx.gate.reference(gradient, threshold), None, None, None
         with use_backend(ctx.backend):  # backward may run on another thread
             return ctx.gate(gradient, threshold), None, None, None
 
@@ -195,11 +194,10 @@ class GradientGate(torch.autograd.Function):
 class TransformedGradientGate(torch.autograd.Function):
     """What torch.func transforms and forward-mode AD see; they reject the cheaper form above."""
 
-    generate_vmap_rule = True
     backward = GradientGate.backward
 
     @staticmethod
-    def forward(input: Tensor, threshold: Operand, gate: Callable[..., Tensor], backend: None) -> Tensor:
+    def forward(input: Tensor, threshold: Operand, gate: RegisteredGate, backend: None) -> Tensor:
         return input.view_as(input)
 
     @staticmethod
@@ -210,8 +208,28 @@ class TransformedGradientGate(torch.autograd.Function):
     def jvp(ctx: Any, input: Tensor, *rest: Any) -> Tensor:
         return input.view_as(input)
 
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        input: Tensor,
+        threshold: Operand,
+        gate: RegisteredGate,
+        backend: None,
+    ) -> tuple[Tensor, int]:
+        """The output is batched if the threshold is: else its gradients would be added first and thresholded then."""
+        batched, other = in_dims[:2]
+        input = input.expand(info.batch_size, *input.shape) if batched is None else input.movedim(batched, 0)
+        if other is not None:
+            assert isinstance(threshold, Tensor)
+            threshold = threshold.movedim(other, 0)
+            if threshold.dim() == 1:
+                threshold = threshold.to(input.dtype)  # as a 0-dim tensor is
+            threshold = threshold.reshape(len(threshold), *[1] * (input.dim() - threshold.dim()), *threshold.shape[1:])
+        return TransformedGradientGate.apply(input, threshold, gate, backend), 0  # type: ignore[no-untyped-call]
 
-def _keep(ctx: Any, threshold: Operand, gate: Callable[..., Tensor], backend: str | None) -> None:
+
+def _keep(ctx: Any, threshold: Operand, gate: RegisteredGate, backend: str | None) -> None:
     tensors, ctx.numbers = _parted((threshold,))
     ctx.save_for_backward(*tensors)
     ctx.gate, ctx.backend = gate, backend

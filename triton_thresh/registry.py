@@ -282,11 +282,15 @@ class GradientGate:
         check_input(self.name, input, self.gate.dtypes)
         threshold = check_operand(self.name, "threshold", threshold, input)
         backend = choose(input.device)[0] if is_plain(input, threshold) else None
-        if backend is None and not torch.compiler.is_compiling():
-            return TransformedGradientGate.apply(input, threshold, self.gate, backend)  # type: ignore[no-any-return, no-untyped-call]
-        if input.requires_grad and torch.is_grad_enabled():
-            return GradientGateFunction.apply(input, threshold, self.gate, backend)  # type: ignore[no-any-return, no-untyped-call]
-        return input.view_as(input)
+        if backend is not None and not (input.requires_grad and torch.is_grad_enabled()):
+            return input.view_as(input)
+        compiling = torch.compiler.is_compiling()
+        if (
+            compiling
+        ):  # Dynamo skips the backward of a Function on the very argument of torch.func.grad, not on a view of it
+            input = input.view_as(input)
+        function = GradientGateFunction if compiling or backend is not None else TransformedGradientGate
+        return function.apply(input, threshold, self.gate, backend)  # type: ignore[no-any-return, no-untyped-call]
 
     def bytes_moved(
         self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool

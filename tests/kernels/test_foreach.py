@@ -18,7 +18,6 @@ from ..gradients import (
     FLOATS,
     FOREACH,
     GRADIENT_GATES,
-    SHAPES,
     THRESHOLDS,
     by_name,
     each,
