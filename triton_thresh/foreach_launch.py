@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 
 import torch
 import triton.language as tl
@@ -30,22 +31,23 @@ def bits(value: float) -> int:
     return int(found)
 
 
+def _int64(values: Iterable[int]) -> Tensor:
+    return torch.frombuffer(array("q", values), dtype=torch.int64)
+
+
 def _table(tensors: Sequence[Tensor], thresholds: Sequence[int], chunk: int) -> tuple[Tensor, int]:
     """What the kernel reads, on the device, and the number of its programs: built on the host, moved by one copy."""
     itemsize, device = tensors[0].element_size(), tensors[0].device
-    rows: list[int] = []
-    owned: list[int] = []
-    first = 0
-    for tensor, threshold in zip(tensors, thresholds):
-        address, numel = tensor.data_ptr(), tensor.numel()
-        rows += (address, numel, first, threshold)
-        programs = -(-(address % ALIGNMENT // itemsize + numel) // chunk) if numel else 0
-        owned.append(programs)
-        first += programs
-    owners = torch.repeat_interleave(torch.arange(len(tensors)), torch.tensor(owned), output_size=first)
-    table = torch.empty(len(rows) + first, dtype=torch.int64, pin_memory=device.type != "cpu")
-    torch.cat([torch.tensor(rows), owners], out=table)
-    return table.to(device, non_blocking=True), first
+    addresses, numels = _int64(map(Tensor.data_ptr, tensors)), _int64(map(Tensor.numel, tensors))
+    ends = torch.where(numels > 0, addresses % ALIGNMENT // itemsize + numels, 0)
+    programs = (ends + (chunk - 1)) // chunk
+    last = programs.cumsum(0)
+    total = int(last[-1])
+    rows = torch.stack([addresses, numels, last - programs, _int64(thresholds)], dim=1).view(-1)
+    owners = torch.repeat_interleave(programs, output_size=total)
+    table = torch.empty(len(rows) + total, dtype=torch.int64, pin_memory=device.type != "cpu")
+    torch.cat([rows, owners], out=table)
+    return table.to(device, non_blocking=True), total
 
 
 def keep_large_(
@@ -65,7 +67,7 @@ def keep_large_(
     if isinstance(thresholds, Tensor):
         pointer, own = thresholds.to(dtype).contiguous(), places if thresholds.dim() else [0] * len(places)
     else:
-        rounded = {t: bits(round_to(t, dtype)) for t in thresholds}
+        rounded = {t: bits(round_to(t, dtype)) for t in set(thresholds)}
         pointer, own = None, [rounded[t] for t in thresholds]
     numel = sum(tensor.numel() for tensor in dense)
     config = tuning.choose("gate", op, dtype, numel, device, False).config
