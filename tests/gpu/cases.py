@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import triton_thresh as tt
-from triton_thresh.registry import OPS, Gate, Loss
+from triton_thresh.registry import OPS, ForeachGate, Gate, GradientGate, Loss
 
 from ..gates import same
 from ..losses import CELLS, SETTINGS, Cell, inputs
@@ -25,7 +25,7 @@ KINDS = ("number", "cpu", "mean", "channel", "element")
 class Case:
     """An op with a kind of operand. Operands are made on the device inside the call; what learns is a leaf."""
 
-    op: Gate | Loss
+    op: Gate | Loss | GradientGate
     kind: str = "number"
     dtype: torch.dtype = torch.float32
     cell: Cell | None = None
@@ -60,6 +60,8 @@ class Case:
 
     def arguments(self, x: Tensor, *learned: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the public function is called with."""
+        if isinstance(self.op, GradientGate):
+            return (x, self.operand(self.op.gate.example[0], x)), {}
         if isinstance(self.op, Gate):
             threshold = learned[0] if learned else self.operand(self.op.example[0], x)
             inplace = {"inplace": True} if self.kind == "inplace" else {}
@@ -94,12 +96,19 @@ def _cases() -> Iterator[Case]:
                 yield from (Case(op, kind, cell=cell) for kind in KINDS)
                 yield Case(op, cell=cell, dtype=torch.float16)
                 yield Case(op, cell=cell, reduction="none")
-        else:
+        elif isinstance(op, GradientGate):
+            yield from (Case(op, kind) for kind in KINDS)
+            yield Case(op, dtype=torch.bfloat16)
+        elif not isinstance(op, ForeachGate):  # tests/gpu/test_gradients.py
             raise NotImplementedError(f"no GPU cases of {op}")
 
 
 CASES = list(_cases())
-PLAIN = [case for case in CASES if case.kind == "number" and case.dtype == torch.float32]
+PLAIN = [
+    case
+    for case in CASES
+    if case.kind == "number" and case.dtype == torch.float32 and not isinstance(case.op, GradientGate)
+]
 SUMMED = [case for case in CASES if case.kind.startswith("learned")] + [
     Case(OPS["threshold_loss"], cell=cell, reduction=reduction) for cell in CELLS for reduction in ("mean", "sum")
 ]
