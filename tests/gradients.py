@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from triton_thresh.registry import OPS, ForeachGate, GradientGate
 
-from .gates import Case, Shape, cases, inputs
+from .gates import Case, Shape, cases, inputs, same
 from .interpreted.tools import sentinel_view
 
 GRADIENT_GATES = [op for op in OPS.values() if isinstance(op, GradientGate)]
@@ -80,3 +81,24 @@ def parameters(
 
 def gradients(made: Sequence[Tensor]) -> list[Tensor]:
     return [p.grad for p in made if p.grad is not None]
+
+
+def any_list(op: ForeachGate, data: st.DataObject, device: torch.device) -> None:
+    """Draw shapes, empty ones too, dtypes, layouts, missing gradients and thresholds: each gradient is as it should be."""
+    shapes = data.draw(st.lists(st.lists(st.integers(0, 30), max_size=3).map(tuple), max_size=12))
+    shapes += data.draw(st.lists(st.sampled_from(shapes), max_size=6)) if shapes else []
+    dtypes = [data.draw(st.sampled_from(FLOATS)) for _ in shapes]
+    numbers = st.floats(-1, 4, width=32) | st.sampled_from(THRESHOLDS)
+    threshold = data.draw(numbers | st.just([data.draw(numbers) for _ in shapes]))
+    made = []
+    for shape, dtype, t in zip(shapes, dtypes, each(threshold, len(shapes)), strict=True):
+        g = inputs(_exact(t), dtype, shape, device)
+        if g.dim() and data.draw(st.booleans()):
+            g = g.transpose(0, -1).contiguous().transpose(0, -1)
+        made.append(parameter(g) if data.draw(st.integers(0, 4)) else parameter(None, g))
+    before = [None if p.grad is None else p.grad.clone() for p in made]
+    op(made, threshold)
+    for p, was, t in zip(made, before, each(threshold, len(made)), strict=True):
+        assert (p.grad is None) == (was is None)
+        if p.grad is not None and was is not None:
+            same(p.grad, thresholded(was, t))

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -29,6 +31,7 @@ from .gradients import (
     GRADIENT_GATES,
     SHAPES,
     THRESHOLDS,
+    any_list,
     by_name,
     each,
     gradient_cases,
@@ -279,6 +282,13 @@ def test_joined_and_alone(op: ForeachGate, layout: Layout, monkeypatch: pytest.M
         op([parameter(g) for g in memory], 0.5)
         for g, was in zip(memory, before, strict=True):
             same(g, thresholded(was, 0.5))
+
+
+@foreach
+@hypothesis.settings(max_examples=50, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(data=st.data())
+def test_any_list(op: ForeachGate, data: st.DataObject) -> None:
+    any_list(op, data, CPU)
 
 
 @foreach

@@ -19,6 +19,7 @@ from ..gradients import (
     FOREACH,
     GRADIENT_GATES,
     THRESHOLDS,
+    any_list,
     by_name,
     each,
     gradient_cases,
@@ -204,22 +205,7 @@ def test_autograd_notices(op: ForeachGate, device: torch.device) -> None:
 @hypothesis.settings(max_examples=15, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(data=st.data())
 def test_any_list(op: ForeachGate, data: st.DataObject, device: torch.device) -> None:
-    shapes = data.draw(st.lists(st.lists(st.integers(0, 30), max_size=3), max_size=12))
-    dtypes = [data.draw(st.sampled_from(FLOATS)) for _ in shapes]
-    numbers = st.floats(-1, 4, width=32) | st.sampled_from(THRESHOLDS)
-    threshold = data.draw(numbers | st.just([data.draw(numbers) for _ in shapes]))
-    made = []
-    for shape, dtype, t in zip(shapes, dtypes, each(threshold, len(shapes)), strict=True):
-        g = inputs(t, dtype, tuple(shape), device)
-        if data.draw(st.booleans()):
-            g = g.transpose(0, -1).contiguous().transpose(0, -1) if g.dim() else g
-        made.append(parameter(g) if data.draw(st.integers(0, 4)) else parameter(None, g))
-    before = [None if p.grad is None else p.grad.clone() for p in made]
-    op(made, threshold)
-    for p, was, t in zip(made, before, each(threshold, len(made)), strict=True):
-        assert (p.grad is None) == (was is None)
-        if p.grad is not None and was is not None:
-            same(p.grad, thresholded(was, t))
+    any_list(op, data, device)
 
 
 @interpreted
