@@ -80,6 +80,8 @@ def check_thresholds(op: str, threshold: object, count: int) -> Thresholds:
         )
     if isinstance(threshold, Tensor):
         return threshold
+    if set(map(type, threshold)) <= {float, int}:
+        return list(map(float, threshold))
     return [float(check_number(op, f"threshold[{place}]", value)) for place, value in enumerate(threshold)]
 
 
@@ -123,13 +125,10 @@ def _check_apart(op: str, group: Group) -> None:
     """No two gradients share memory: with a threshold each, the result would depend on their order."""
     if not group.ordinary or group.gradients[0].is_meta:
         return
-    spans = sorted(
-        (g.data_ptr(), g.data_ptr() + g.nbytes, place)
-        for g, place in zip(group.gradients, group.places)
-        if g.numel() and layout.is_dense(g)
-    )
-    for (_, end, one), (start, _, other) in itertools.pairwise(spans):
-        if start < end:
+    filled = [(g, place) for g, place in zip(group.gradients, group.places) if layout.is_dense(g) and g.numel()]
+    spans = sorted((g.data_ptr(), g.numel() * g.itemsize, place) for g, place in filled)
+    for (start, size, one), (following, _, other) in itertools.pairwise(spans):
+        if following < start + size:
             raise ValueError(
                 f"{op}: parameters[{min(one, other)}].grad and parameters[{max(one, other)}].grad share memory, expected one "
                 "threshold for all, not one per parameter"
