@@ -12,7 +12,7 @@ import torch
 import triton_thresh as tt
 
 from . import backend, demo, tuning
-from .registry import ForeachGate, Gate, GradientGate
+from .registry import ForeachGate, Gate, GradientGate, LearnedGate
 from .table import op_table, updated
 
 
@@ -42,7 +42,7 @@ def explain(args: argparse.Namespace) -> int:
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     input = torch.rand(args.numel, dtype=getattr(torch, args.dtype), device=device, requires_grad=True)
     op = tt.ops()[args.op]
-    if isinstance(op, (Gate, GradientGate)):
+    if isinstance(op, (Gate, LearnedGate, GradientGate)):
         print(tt.explain(args.op, input, 0.5))
     elif isinstance(op, ForeachGate):
         input.grad = torch.randn_like(input)

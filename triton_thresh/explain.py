@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import functional, tuning
 from .backend import choose, is_plain
-from .registry import OPS, ForeachGate, Loss
+from .registry import OPS, ForeachGate, GradientGate
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
         backend, reason = "eager", "compiled, transformed or subclassed tensors run in plain torch"
     if backend == "eager":
         return Explanation(name, backend, reason, None, None, None, forward, backward, saved)
-    shell, searchable = ("loss", arguments["reduction"] == "none") if isinstance(op, Loss) else ("gate", True)
-    key = op.tuning_key(arguments)
-    choice = tuning.choose(shell, key, input.dtype, input.numel(), input.device, searchable)
+    searchable = op.searches(arguments)
+    shell = "gate" if isinstance(op, GradientGate) else op.family
+    choice = tuning.choose(shell, op.tuning_key(arguments), input.dtype, input.numel(), input.device, searchable)
     source = choice.source
     if source == "default" and searchable and tuning.may_search():
         source = "default; the first call searches"

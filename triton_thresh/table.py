@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .registry import OPS, Gate, Loss
+from .registry import OPS, Gate, LearnedGate, Loss
 
 BEGIN, END = "<!-- ops: begin -->", "<!-- ops: end -->"
 
@@ -13,7 +13,7 @@ def op_table() -> str:
     losses = ["| loss | element loss | times |", "|---|---|---|"]
     gradients = ["| gradient | of what | passes |", "|---|---|---|"]
     for op in OPS.values():
-        if isinstance(op, Gate):
+        if isinstance(op, (Gate, LearnedGate)):
             gates.append(f"| `{op.name}` | {_cell(op.formula)} | {_cell(op.gradient)} |")
         elif isinstance(op, Loss):
             losses.append(f"| `{op.name}` | {_cell(op.formula)} | {_cell(op.weighing)} |")
