@@ -86,8 +86,9 @@ def forward(call: LearnedCall, input: Tensor, bits: int) -> tuple[Tensor, Tensor
     n = x.numel()
     y = torch.empty_like(x)
     shape, stride = tuple(x.shape), x.stride()
-    count = torch.zeros(shape[:-1], dtype=compute_dtype(x.dtype), device=x.device) if call.counts else None
+    count = torch.empty(shape[:-1], dtype=compute_dtype(x.dtype), device=x.device) if call.counts else None
     if n == 0:
+        count = count if count is None else count.zero_()
         empty = Mask(torch.empty(0, dtype=torch.uint8, device=x.device), 0, shape, stride)
         return torch.empty_like(input), count, Codes(empty, (0, 0))
     block, warps = tuning.choose("learned", call.op, x.dtype, n, x.device, False).config
@@ -141,10 +142,10 @@ def backward(
     rows = ROWS if by_column else 8
     down, across = _tiles(n, width, rows, block)
     dt = None
-    if shape is not None:
+    if shape is not None and by_column:
+        dt = torch.empty(down * width, dtype=call.compute, device=g.device)
+    elif shape is not None:
         dt = torch.empty_like(dx, dtype=call.compute)
-        if by_column:
-            dt = torch.empty(down * width, dtype=call.compute, device=g.device)
     read = call if call.reads_threshold else call._replace(threshold=0.0)
     operands, kinds = _column_operands(read, dx, width, pattern)
     features = mask.shape[-1] if call.counts else width
