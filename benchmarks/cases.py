@@ -11,10 +11,11 @@ from triton_thresh.kernels import foreach, gate, learned, loss, pointwise
 
 from benchmarks.aot import Unaligned
 from triton_thresh import tuning
+from triton_thresh.families import ForeachGate, Gate, GradientGate, LearnedGate, Loss
 from triton_thresh.launch import CHANNEL, ELEMENT, FINISH_BLOCK, NUMBER, SCALAR
 from triton_thresh.learned import COUNT_BLOCK, ROWS
 from triton_thresh.reference import RULES
-from triton_thresh.registry import OPS, ForeachGate, Gate, GradientGate, LearnedGate, Loss
+from triton_thresh.registry import OPS
 from triton_thresh.rules import ByPrediction, ByProximity
 
 TYPES = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32, "fp64": tl.float64}

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triton_thresh.registry import OPS, Gate, LearnedGate
+from triton_thresh.families import Gate, LearnedGate
+from triton_thresh.registry import OPS
 
 Shape = tuple[int, ...]
 

@@ -10,7 +10,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from triton_thresh.registry import OPS, ForeachGate, GradientGate
+from triton_thresh.families import ForeachGate, GradientGate
+from triton_thresh.registry import OPS
 
 from .gates import Case, Shape, cases, inputs, same
 from .interpreted.tools import sentinel_view

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from triton_thresh.registry import LEARNED_GATES, LearnedGate
+from triton_thresh.families import LearnedGate
+from triton_thresh.registry import LEARNED_GATES
 
 from . import gates
 from .gates import LAYOUTS, OPERANDS, Layout, Operand, Shape, beside, label, same

@@ -16,7 +16,8 @@ from benchmarks.aot import TARGETS, Report, compile_kernel
 from benchmarks.cases import ITEMSIZE, Case, cases
 from triton_thresh import launch, reference, rules, tuning
 from triton_thresh import learned as learned_launch
-from triton_thresh.registry import LEARNED_GATES, OPS, Gate, LearnedGate
+from triton_thresh.families import Gate, LearnedGate
+from triton_thresh.registry import LEARNED_GATES, OPS
 
 from .conftest import INTERPRETED
 from .stub_driver import StubDriver

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import triton_thresh as tt
-from triton_thresh.registry import LearnedGate
+from triton_thresh.families import LearnedGate
 
 from .gates import equal, label, same
 from .learned import BANDWIDTH, FLOATS, OPS, Case, cases, check, inputs, outputs_of, truth, upstream

@@ -21,7 +21,7 @@ import triton_thresh as tt
 from triton_thresh import foreach as module
 from triton_thresh import tuning
 from triton_thresh.backend import has_triton
-from triton_thresh.registry import ForeachGate, GradientGate
+from triton_thresh.families import ForeachGate, GradientGate
 
 from .conftest import INTERPRETED
 from .gates import LAYOUTS, Case, Layout, bits, equal, inputs, kept, label, same, upstream

@@ -12,7 +12,7 @@ import torch
 import triton_thresh as tt
 
 from . import backend, demo, tuning
-from .registry import ForeachGate, Gate, GradientGate, LearnedGate
+from .families import ForeachGate, Gate, GradientGate, LearnedGate
 from .table import op_table, updated
 
 

@@ -15,9 +15,9 @@ from .reference import LossSpec, Surrogate
 from .rules import Operand
 
 if TYPE_CHECKING:
+    from .families import Gate as RegisteredGate
     from .launch import GateCall
     from .learned import LearnedCall
-    from .registry import Gate as RegisteredGate
 
 
 def _parted(operands: Sequence[Operand]) -> tuple[list[Tensor], list[float | None]]:

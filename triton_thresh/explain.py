@@ -12,7 +12,8 @@ from torch import Tensor
 
 from . import functional, tuning
 from .backend import choose, is_plain
-from .registry import OPS, ForeachGate, GradientGate
+from .families import ForeachGate, GradientGate
+from .registry import OPS
 
 
 @dataclass(frozen=True)

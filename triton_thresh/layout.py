@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -95,3 +96,8 @@ def summed(elementwise: Tensor, shape: torch.Size) -> Tensor:
     wide = torch.float64 if elementwise.dtype == torch.float64 else torch.float32
     total = elementwise.sum(dims, dtype=wide) if dims else elementwise
     return total.reshape(shape)
+
+
+def total_bytes(tensors: Sequence[Tensor]) -> int:
+    """The bytes of all their elements."""
+    return sum(t.numel() * t.element_size() for t in tensors)

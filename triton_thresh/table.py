@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .registry import OPS, Gate, LearnedGate, Loss
+from .families import Gate, LearnedGate, Loss
+from .registry import OPS
 
 BEGIN, END = "<!-- ops: begin -->", "<!-- ops: end -->"
 

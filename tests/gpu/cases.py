@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import triton_thresh as tt
-from triton_thresh.registry import OPS, ForeachGate, Gate, GradientGate, LearnedGate, Loss
+from triton_thresh.families import ForeachGate, Gate, GradientGate, LearnedGate, Loss
+from triton_thresh.registry import OPS
 
 from ..gates import same
 from ..losses import CELLS, SETTINGS, Cell, inputs

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import triton_thresh as tt
-from triton_thresh.registry import ForeachGate
+from triton_thresh.families import ForeachGate
 
 from ..gates import inputs, same
 from ..gradients import FOREACH, THRESHOLDS, by_name, each, gradients, large, parameter, parameters, thresholded

@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from triton_thresh.registry import ForeachGate, GradientGate
+from triton_thresh.families import ForeachGate, GradientGate
 
 from ..conftest import INTERPRETED
 from ..gates import LAYOUTS, Case, Layout, inputs, kept, label, same, upstream

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from triton_thresh import ops
-from triton_thresh.registry import Gate
+from triton_thresh.families import Gate
 
 from ..conftest import INTERPRETED
 from ..gates import (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from triton_thresh import layout, learned
-from triton_thresh.registry import LearnedGate
+from triton_thresh.families import LearnedGate
 
 from ..conftest import INTERPRETED
 from ..gates import equal, label, same

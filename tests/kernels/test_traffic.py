@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from triton_thresh import ops
-from triton_thresh.registry import LEARNED_GATES, Gate, Loss
+from triton_thresh.families import Gate, Loss
+from triton_thresh.registry import LEARNED_GATES
 
 from ..conftest import INTERPRETED
 from ..gates import DIFFERENTIABLE, GATES, LEARNED, inputs, label

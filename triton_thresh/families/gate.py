@@ -1,0 +1,179 @@
+"""Gates: elementwise ops that compare their input with a threshold."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..autograd import Gate as GateFunction
+from ..autograd import LearnedGate as LearnedGateFunction
+from ..backend import choose, is_plain
+from ..checks import (
+    FLOATING,
+    check_dtype,
+    check_held,
+    check_inplace,
+    check_input,
+    check_integer,
+    check_number,
+    check_operand,
+)
+from ..layout import total_bytes
+from ..reference import Push
+from ..rules import Operand
+
+LEARN_HINT = " (its gradient is zero almost everywhere; jumprelu has a threshold that learns)"
+
+
+def _kernels() -> ModuleType:
+    from .. import launch
+
+    return launch
+
+
+def _learned_kernels() -> ModuleType:
+    from .. import learned
+
+    return learned
+
+
+@dataclass(frozen=True)
+class Gate:
+    """An elementwise op that compares its input with a threshold.
+
+    The reference's signature is the op's: input, the threshold, then constants (numbers), then `dtype` if the output has one.
+    """
+
+    name: str
+    formula: str
+    gradient: str
+    equivalent: str
+    reference: Callable[..., Tensor]
+    dtypes: tuple[torch.dtype, ...] = FLOATING
+    differentiable: bool = True
+    casts: bool = True
+    nonnegative: bool = False
+    eager: Callable[..., Tensor] | None = None
+    eager_inplace: Callable[..., Tensor] | None = None
+    push: Push | None = None
+    inplace: bool = False
+    example: tuple[float, ...] = (0.5,)
+    _names: tuple[str, ...] = field(init=False, repr=False)
+    _defaults: tuple[Any, ...] = field(init=False, repr=False)
+
+    family = "gate"
+
+    def __post_init__(self) -> None:
+        parameters = list(inspect.signature(self.reference).parameters.values())[1:]
+        positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        object.__setattr__(self, "_names", tuple(p.name for p in positional))
+        object.__setattr__(self, "_defaults", tuple(p.default for p in positional))
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """The names of the numbers that follow the threshold."""
+        return self._names[1:]
+
+    def __call__(
+        self, input: Tensor, *parameters: Any, inplace: bool = False, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Check the arguments, choose the backend, run."""
+        name, threshold_name = self.name, self._names[0]
+        check_input(name, input, self.dtypes)
+        parameters += self._defaults[len(parameters) :]
+        learns = self.push is not None
+        threshold = check_operand(name, threshold_name, parameters[0], input, learns=learns, hint=LEARN_HINT)
+        plain = is_plain(input, threshold)
+        on_triton = plain and choose(input.device)[0] == "triton"
+        if plain and isinstance(threshold, Tensor) and threshold.dim() == 0 and threshold.device.type == "cpu":
+            readable = not on_triton or input.device.type != "cpu"  # to the interpreter a CPU is the device
+            learning = threshold.requires_grad and torch.is_grad_enabled()
+            threshold = threshold.item() if readable and not learning else threshold
+        constants = tuple(check_number(name, n, v) for n, v in zip(self._names[1:], parameters[1:]))
+        result = input.dtype if dtype is None else check_dtype(name, dtype)
+        if constants:
+            check = check_held if result.is_floating_point else check_integer
+            constants = tuple(check(name, n, v, result) for n, v in zip(self._names[1:], constants))
+        if not isinstance(threshold, Tensor):
+            if self.casts and not input.is_floating_point():
+                threshold = check_integer(name, threshold_name, threshold, input.dtype)
+            if self.nonnegative and not threshold >= 0:
+                raise RuntimeError(f"{name}: {threshold_name} must be at least 0, got {threshold}")
+        if inplace:
+            check_inplace(name, input, plain)
+        if on_triton:
+            return self._triton(input, threshold, constants, inplace, dtype)
+        run, source = self.reference, input
+        if plain and self.eager and input.is_floating_point() and not isinstance(threshold, Tensor):
+            run = self.eager
+            records = input.requires_grad and torch.is_grad_enabled()
+            if inplace and self.eager_inplace and not records:
+                return self.eager_inplace(input, threshold, *constants)
+            if inplace and records:
+                source = input.clone()  # what it saves for backward must outlive the write
+        output = run(source, threshold, *constants, **({} if dtype is None else {"dtype": dtype}))
+        return input.copy_(output) if inplace else output
+
+    def _triton(
+        self, input: Tensor, threshold: Operand, constants: tuple[float, ...], inplace: bool, dtype: torch.dtype | None
+    ) -> Tensor:
+        call = self.lowered(input, threshold, constants, dtype)
+        if self.differentiable and torch.is_grad_enabled():
+            if isinstance(threshold, Tensor) and threshold.requires_grad:
+                return self._learning(input, threshold, call)
+            if input.requires_grad:
+                return GateFunction.apply(input, call, inplace)  # type: ignore[no-any-return, no-untyped-call]
+        output: Tensor
+        output, _ = _kernels().gate_forward(call, input.detach(), input.detach() if inplace else None, want_mask=False)
+        if inplace:
+            torch.autograd.graph.increment_version(input)
+            return input
+        return output
+
+    def _learning(self, input: Tensor, threshold: Tensor, call: Any) -> Tensor:
+        assert self.push is not None
+        function, compute = f"{self.name}_learned", reference.compute_dtype(call.promoted)
+        learned = _learned_kernels().LearnedCall(
+            self.name, function, f"{function}_backward", call.threshold, (), compute
+        )
+        surrogate = reference.Surrogate(self.reference, (self.push,), 0.0, False)
+        return LearnedGateFunction.apply(input, threshold, learned, surrogate)  # type: ignore[no-any-return, no-untyped-call]
+
+    def bytes_moved(
+        self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool
+    ) -> tuple[int, int, int]:
+        """Bytes forward, backward and saved: s in, s out, one bit an element (two where the threshold learns)."""
+        n, size = input.numel(), input.element_size()
+        result = arguments.get("dtype") or input.dtype
+        forward = n * (size + result.itemsize) + total_bytes(operands)
+        if not (grad and self.differentiable):
+            return forward, 0, 0
+        learning = [t for t in operands if t.requires_grad]
+        mask = (2 if learning else 1) * -(-n // 8)
+        return forward + mask, 2 * n * size + mask + total_bytes(learning), mask
+
+    def tuning_key(self, arguments: Mapping[str, Any]) -> str:
+        """The op's name in the tables of block sizes."""
+        return self.name
+
+    def searches(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether block sizes may come from a search: where they fix no order of summation."""
+        threshold = arguments.get(self._names[0])
+        return not (isinstance(threshold, Tensor) and threshold.requires_grad)
+
+    def lowered(
+        self, input: Tensor, threshold: Operand, constants: tuple[float, ...], dtype: torch.dtype | None
+    ) -> Any:
+        """The call as the kernels' launcher takes it: operands rounded as the contract says."""
+        launch = _kernels()
+        result = dtype or input.dtype
+        t, promoted = launch.compared(input, threshold, self.casts)
+        held = tuple(launch.held(value, result) for value in constants)
+        return launch.GateCall(self.name, self.name, t, held, promoted, result)

@@ -1,0 +1,112 @@
+"""Gates whose threshold learns by a straight-through estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..autograd import LearnedGate as LearnedGateFunction
+from ..autograd import TracedLearnedGate, TransformedLearnedGate
+from ..backend import choose, is_plain
+from ..checks import FLOATING, check_input, check_operand, check_positive
+from ..layout import total_bytes
+from ..reference import Push
+from ..rules import Operand
+
+
+def _kernels() -> ModuleType:
+    from .. import learned
+
+    return learned
+
+
+@dataclass(frozen=True)
+class LearnedGate:
+    """A gate that is a step at a threshold, which learns by a straight-through estimate: jumprelu and its kind.
+
+    The reference's signature is input, threshold, bandwidth. Device functions bear the op's name (`forward`: another's).
+    """
+
+    name: str
+    formula: str
+    gradient: str
+    equivalent: str
+    reference: Callable[..., Any]
+    pushes: tuple[Push, ...]
+    forward: str | None = None
+    reads_threshold: bool = True
+    counts: bool = False
+    dtypes: tuple[torch.dtype, ...] = FLOATING
+    example: tuple[float, ...] = (0.5, 0.25)
+
+    family = "learned"
+
+    def __call__(
+        self, input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gradient: bool = False
+    ) -> Any:
+        """Check the arguments, choose the backend, run."""
+        check_input(self.name, input, self.dtypes)
+        if self.counts and input.dim() == 0:
+            raise ValueError(f"{self.name}: input has shape (), expected at least one dimension to count along")
+        threshold = check_operand(self.name, "threshold", threshold, input, learns=True)
+        bandwidth = check_positive(self.name, "bandwidth", bandwidth)
+        tensors = [t for t in (input, threshold) if isinstance(t, Tensor)]
+        records = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        surrogate = reference.Surrogate(self.reference, self.pushes, bandwidth, bool(input_gradient))
+        if not is_plain(*tensors):
+            function = TracedLearnedGate if torch.compiler.is_compiling() else TransformedLearnedGate
+            return function.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
+        if choose(input.device)[0] == "triton":
+            call = self.lowered(input, threshold, bandwidth, bool(input_gradient))
+            if records:
+                return LearnedGateFunction.apply(input, threshold, call, surrogate)  # type: ignore[no-untyped-call]
+            output, count, _ = _kernels().forward(call, input.detach(), 0)
+            return output if count is None else (output, count)
+        if records:
+            return TracedLearnedGate.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
+        return self.reference(input, threshold, bandwidth)
+
+    def lowered(self, input: Tensor, threshold: Operand, bandwidth: float, input_gradient: bool) -> Any:
+        """The call as the kernels' launcher takes it: nothing is rounded to a 16-bit type."""
+        return _kernels().LearnedCall(
+            self.name,
+            self.forward or self.name,
+            f"{self.name}_backward",
+            threshold.detach() if isinstance(threshold, Tensor) else threshold,
+            (bandwidth,),
+            reference.compared_dtype(input, threshold),
+            self.reads_threshold,
+            self.counts,
+            input_gradient,
+        )
+
+    def bytes_moved(
+        self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool
+    ) -> tuple[int, int, int]:
+        """Bytes forward, backward and saved: s in, s out, two bits an element; a count adds a bit twice, and itself."""
+        n, bits = input.numel(), -(-input.numel() // 8)
+        count = 0
+        if self.counts and n:
+            count = n // input.shape[-1] * reference.compute_dtype(input.dtype).itemsize
+        once = 2 * n * input.element_size() + total_bytes(operands)
+        if not grad:
+            return once + (2 * bits + count if self.counts else 0), 0, 0
+        learning = [t for t in operands if t.requires_grad]
+        saved = 2 * bits if learning or arguments.get("input_gradient") else bits
+        forward = once + saved + (bits + count if self.counts else 0)
+        read = total_bytes(operands) if self.reads_threshold else 0
+        return forward, 2 * n * input.element_size() + saved + count + read + total_bytes(learning), saved
+
+    def tuning_key(self, arguments: Mapping[str, Any]) -> str:
+        """The op's name in the tables of block sizes."""
+        return self.name
+
+    def searches(self, arguments: Mapping[str, Any]) -> bool:
+        """Block sizes may not come from a search, which would change the order of summation."""
+        return False

@@ -1,0 +1,126 @@
+"""Losses: points of the grid base x rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import eager, reference
+from ..autograd import Loss as LossFunction
+from ..autograd import TracedLoss, TransformedLoss
+from ..backend import choose, is_plain
+from ..checks import FLOATING, check_input, check_operand, check_reduction, check_target
+from ..layout import total_bytes
+from ..rounding import round_to
+from ..rules import Operand, Rule
+
+
+def _kernels() -> ModuleType:
+    from .. import launch
+
+    return launch
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A point of the grid base x rule, or (rule None) the whole grid."""
+
+    name: str
+    formula: str
+    weighing: str
+    equivalent: str
+    base: str = "bce_with_logits"
+    rule: type[Rule] | None = None
+
+    family = "loss"
+
+    @property
+    def cells(self) -> tuple[tuple[str, type[Rule]], ...]:
+        """The cells of the grid this op reaches."""
+        if self.rule is not None:
+            return ((self.base, self.rule),)
+        return tuple((base, rule) for base in reference.BASES for rule in reference.RULES)
+
+    def __call__(
+        self,
+        input: Tensor,
+        target: Tensor,
+        rule: Rule,
+        *,
+        base: str | None = None,
+        weight: Operand | None = None,
+        pos_weight: Operand | None = None,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """Check the arguments, choose the backend, run."""
+        base = self._check(input, target, rule, self.base if base is None else base, weight, pos_weight, reduction)
+        spec, operands = reference.specify(input, rule, base, weight, pos_weight, reduction)
+        if not torch.compiler.is_compiling():
+            dtype = reference.compute_dtype(input.dtype)
+            operands = tuple(v if isinstance(v, Tensor) else round_to(float(v), dtype) for v in operands)
+        if not is_plain(input, target, *operands) or input.numel() == 0:
+            function = TracedLoss if torch.compiler.is_compiling() else TransformedLoss
+            return reference.reduced(function.apply(input, target, spec, operands), spec)  # type: ignore[no-untyped-call]
+        shell = _kernels() if choose(input.device)[0] == "triton" else eager
+        if input.requires_grad and torch.is_grad_enabled():
+            return LossFunction.apply(input, target, spec, operands, shell)  # type: ignore[no-any-return, no-untyped-call]
+        output, _ = shell.loss_forward(spec, input.detach(), target.detach(), operands, want_gradient=False)
+        return output  # type: ignore[no-any-return]
+
+    def bytes_moved(
+        self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool
+    ) -> tuple[int, int, int]:
+        """Bytes forward, backward for an upstream gradient of 1, and saved; `operands` starts with the target."""
+        once = input.numel() * input.element_size()
+        inputs = once + total_bytes(operands)
+        if arguments["reduction"] == "none":
+            forward, backward, saved = inputs + once, inputs + 2 * once, inputs
+        elif input.dtype == torch.float16:
+            forward, backward, saved = inputs, inputs + once, inputs
+        else:
+            forward, backward, saved = inputs + (once if grad else 0), 0, inputs + once
+        return (forward, backward, saved) if grad else (forward, 0, 0)
+
+    def tuning_key(self, arguments: Mapping[str, Any]) -> str:
+        """The cell's name in the tables of block sizes."""
+        rule = self.rule or type(arguments["rule"])
+        suffix = ".none" if arguments["reduction"] == "none" else ""
+        return f"{arguments.get('base', self.base)}.{rule.__name__}{suffix}"
+
+    def searches(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether block sizes may come from a search: where nothing is summed."""
+        return bool(arguments["reduction"] == "none")
+
+    def _check(
+        self,
+        input: Tensor,
+        target: Tensor,
+        rule: Rule,
+        base: str,
+        weight: Operand | None,
+        pos_weight: Operand | None,
+        reduction: str,
+    ) -> str:
+        name = self.name
+        check_input(name, input, FLOATING)
+        check_target(name, input, target)
+        check_reduction(name, reduction)
+        if not isinstance(base, str) or base not in reference.BASES:
+            raise ValueError(f"{name}: base must be one of {', '.join(map(repr, reference.BASES))}, got {base!r}")
+        if type(rule) not in reference.RULES:
+            accepted = ", ".join(accepted.__name__ for accepted in reference.RULES)
+            raise TypeError(f"{name}: rule must be one of {accepted}, got {type(rule).__name__}")
+        for setting in type(rule).__dataclass_fields__:
+            check_operand(name, setting, getattr(rule, setting), input)
+        if weight is not None:
+            check_operand(name, "weight", weight, input)
+        if pos_weight is not None:
+            if base != "bce_with_logits":
+                raise ValueError(f"{name}: pos_weight goes with base 'bce_with_logits', got base {base!r}")
+            check_operand(name, "pos_weight", pos_weight, input)
+        return base
