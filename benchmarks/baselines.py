@@ -1,0 +1,93 @@
+"""The eager baselines: each op as one writes it in torch with the fewest calls; torch.compile compiles these too.
+
+Constants are 0-dim tensors made once, outside what is timed, so that 16-bit inputs stay in their dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from triton_thresh import reference
+from triton_thresh.registry import Gate
+from triton_thresh.rules import ByLoss, ByPrediction, ByProximity, Rule
+
+Formula = Callable[..., Tensor]
+
+
+def gate(op: Gate, arguments: tuple[float, ...], like: Tensor) -> Formula:
+    """torch's own function of that name, else the entry below, else the reference."""
+    if op.name in GATES:
+        return GATES[op.name](arguments, like)
+    function: Formula = getattr(F, op.name, op.reference)
+    return lambda x: function(x, *arguments)
+
+
+def _binary_threshold(arguments: tuple[float, ...], like: Tensor) -> Formula:
+    t, *values = arguments
+    above, below = (like.new_tensor(v) for v in values)
+    return lambda x: torch.where(x > t, above, below)
+
+
+GATES: Mapping[str, Callable[[tuple[float, ...], Tensor], Formula]] = {"binary_threshold": _binary_threshold}
+
+
+def loss(base: str, rule: Rule, like: Tensor) -> Formula:
+    """The mean of a cell of the grid; the reference's formula for a base or a rule that has no entry below."""
+    if base in LOSSES and type(rule) in RULES:
+        return RULES[type(rule)](base, rule, like)
+    spec, operands = reference.specify(like, rule, base)
+    return lambda x, y: reference.loss(spec, x, y, operands)
+
+
+def _elementwise(x: Tensor, y: Tensor, base: str) -> Tensor:
+    return LOSSES[base](x, y, reduction="none")
+
+
+def _weighted_mse(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    return (F.mse_loss(x, y, reduction="none") * weight).mean()  # torch's weighted mean divides by the sum of weights
+
+
+def _by_prediction(base: str, rule: ByPrediction, like: Tensor) -> Formula:
+    t, *values = rule.operands(base)
+    above, below = (like.new_tensor(v) for v in values)
+    weighted = _weighted_mse if base == "mse" else LOSSES[base]
+    return lambda x, y: weighted(x, y, torch.where(x >= t, above, below))
+
+
+def _by_proximity(base: str, rule: ByProximity, like: Tensor) -> Formula:
+    t, reach, factor = rule.operands(base)
+    predict = torch.sigmoid if base == "bce_with_logits" else lambda x: x
+
+    def formula(x: Tensor, y: Tensor) -> Tensor:
+        penalty = torch.rsub((predict(x) - t).abs(), factor, alpha=factor / reach).clamp(min=0)
+        value = _elementwise(x, y, base)
+        return torch.addcmul(value, value, penalty).mean()
+
+    return formula
+
+
+def _by_loss(base: str, rule: ByLoss, like: Tensor) -> Formula:
+    bound, factor = rule.operands(base)
+
+    def formula(x: Tensor, y: Tensor) -> Tensor:
+        value = _elementwise(x, y, base)
+        return torch.where(value > bound, value * factor, value).mean()
+
+    return formula
+
+
+LOSSES: Mapping[str, Formula] = {
+    "mse": F.mse_loss,
+    "bce": F.binary_cross_entropy,
+    "bce_with_logits": F.binary_cross_entropy_with_logits,
+}
+RULES: Mapping[type[Rule], Callable[[str, Any, Tensor], Formula]] = {
+    ByPrediction: _by_prediction,
+    ByProximity: _by_proximity,
+    ByLoss: _by_loss,
+}
