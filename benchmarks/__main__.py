@@ -69,11 +69,13 @@ def run(args: argparse.Namespace) -> int:
         return refuse("nothing to measure: no op takes these dtypes and modes")
     everything = records.read(writer.path)
     console.print(summary(everything))
+    failed = [record for record in made if record.error]
     if not args.no_report:
         folder = writer.path.with_suffix("")
         report.write(everything, folder)
         console.print(f"{writer.path}, {folder / 'report.md'} and pictures", soft_wrap=True, markup=False)
-    return FAILED if any(record.error for record in made) else PASSED
+    console.print(f"{len(made)} cases measured, {len(failed)} of them failed")
+    return FAILED if failed else PASSED
 
 
 def _resumed(args: argparse.Namespace, path: Path) -> list[str]:
@@ -109,13 +111,17 @@ def report(args: argparse.Namespace) -> int:
     from benchmarks import records
     from benchmarks import report as reports
 
+    paths = [file for path in args.results for file in records.files(path)] or records.newest()
+    if not paths:
+        return refuse("no result files; python -m benchmarks run makes one")
     try:
-        found = records.read(args.results)
+        if args.out:
+            made = reports.write(records.read(paths), args.out)
+        else:
+            made = [file for path in paths for file in reports.write(records.read(path), path.with_suffix(""))]
     except (OSError, ValueError) as error:
         return refuse(str(error))
-    folder = args.out or args.results[0].with_suffix("")
-    for path in reports.write(found, folder):
-        print(path)
+    print("\n".join(map(str, made)))
     return PASSED
 
 
@@ -126,7 +132,7 @@ def compare(args: argparse.Namespace) -> int:
     from benchmarks.show import comparison
 
     try:
-        before, after = records.read(args.before), records.read(args.after)
+        before, after = (records.read(records.files(path)) for path in (args.before, args.after))
     except (OSError, ValueError) as error:
         return refuse(str(error))
     result = compared(before, after, args.tolerance)
@@ -147,13 +153,17 @@ def compile(args: argparse.Namespace) -> int:
     from benchmarks import compiled
     from benchmarks.roofline import GPUS
 
-    count, lines = compiled.compile_all(args.targets, args.dtypes, args.jobs)
-    found = list(track(lines, "Compiling", total=count))
-    for path in compiled.write(found, args.out, GPUS[args.gpu]):
+    if unknown := [target for target in args.targets if target not in TARGETS]:
+        return refuse(f"--targets: expected some of {', '.join(TARGETS)}; got {', '.join(unknown)}")
+    compilation = compiled.Compilation(args.targets, args.dtypes)
+    for _ in track(compilation.run(args.jobs), "Compiling", total=len(compilation.jobs)):
+        pass
+    lines = compilation.lines()
+    for path in compiled.write(lines, args.out, GPUS[args.gpu]):
         print(path)
-    spilled = [line for line in found if line.spills]
-    print(f"{count} kernels compiled, {len(spilled)} with spills")
-    return PASSED
+    spilled = [f"{line.target} {line.op} {line.kernel} {line.dtype}" for line in lines if line.spills]
+    print(f"{len(lines)} kernels, {len(spilled)} with spills: {', '.join(spilled) or 'none'}")
+    return FAILED if spilled else PASSED
 
 
 def figures(args: argparse.Namespace) -> int:
@@ -243,8 +253,8 @@ def main(argv: list[str] | None = None) -> int:
     _chosen(command)
     command.set_defaults(run=check)
     command = commands.add_parser("report", help=report.__doc__, description=report.__doc__)
-    command.add_argument("results", type=Path, nargs="+", metavar="RESULTS")
-    command.add_argument("--out", type=Path, help="folder (default: beside the first file, under its name)")
+    command.add_argument("results", type=Path, nargs="*", metavar="RESULTS", help="files or folders (default: each device's newest)")
+    command.add_argument("--out", type=Path, help="folder for one report of all (default: one beside each file, under its name)")
     command.set_defaults(run=report)
     command = commands.add_parser("compare", help=compare.__doc__, description=compare.__doc__)
     command.add_argument("before", type=Path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 from collections import Counter
@@ -105,27 +106,37 @@ def _cases(dtype: str, lanes: int) -> tuple[Case, ...]:
     return tuple(cases((dtype,), lanes))
 
 
-def _compiled(job: tuple[str, str, int, str]) -> Line:
-    target, dtype, number, commit = job
-    case = _cases(dtype, TARGETS[target].warp_size)[number]
-    return line(case, compile_case(case, target), commit)
+Job = tuple[str, str, int]  # target, dtype, number of the case: what a process that compiles finds it by
 
 
-def compile_all(targets: Iterable[str], dtypes: Iterable[str], jobs: int | None = None) -> tuple[int, Iterator[Line]]:
-    """How many cases there are, and their figures in order as they are compiled, in `jobs` processes."""
-    commit, dtypes = records.commit(), tuple(dtypes)
-    work = [
-        (target, dtype, number, commit)
-        for target in targets
-        for dtype in dtypes
-        for number in range(len(_cases(dtype, TARGETS[target].warp_size)))
-    ]
+def _compiled(job: Job) -> Report:
+    target, dtype, number = job
+    return compile_case(_cases(dtype, TARGETS[target].warp_size)[number], target)
 
-    def results() -> Iterator[Line]:
-        with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-            yield from pool.map(_compiled, work, chunksize=4)
 
-    return len(work), results()
+class Compilation:
+    """Every case for these targets and dtypes; what ops share is compiled once."""
+
+    def __init__(self, targets: Iterable[str], dtypes: Iterable[str]) -> None:
+        self.cases: list[tuple[Case, Job]] = []
+        first: dict[tuple[str, str], Job] = {}
+        for target, dtype in itertools.product(targets, tuple(dtypes)):
+            for number, case in enumerate(_cases(dtype, TARGETS[target].warp_size)):
+                form = f"{case.jit.fn.__qualname__} {case.arguments} {case.num_warps}"
+                self.cases.append((case, first.setdefault((target, form), (target, dtype, number))))
+        self.jobs = list(first.values())
+        self.reports: dict[Job, Report] = {}
+
+    def run(self, processes: int | None = None) -> Iterator[Report]:
+        """Compile, in so many processes (default: one a core)."""
+        with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+            for job, report in zip(self.jobs, pool.map(_compiled, self.jobs, chunksize=4)):
+                self.reports[job] = report
+                yield report
+
+    def lines(self) -> list[Line]:
+        commit = records.commit()
+        return [line(case, self.reports[job], commit) for case, job in self.cases]
 
 
 def write(lines: list[Line], folder: Path, gpu: Gpu) -> list[Path]:

@@ -13,15 +13,9 @@ from benchmarks.tables import described, markdown, milliseconds, number, rows
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
-def newest(folder: Path = RESULTS) -> list[Path]:
-    """A result file for each device: that of the latest record."""
-    found = [sorted(place.glob("*.jsonl"), key=lambda path: records.read(path)[-1].timestamp) for place in sorted(folder.iterdir()) if place.name != "compile"]
-    return [paths[-1] for paths in found if paths]
-
-
 def figures(folder: Path = RESULTS) -> str:
     """A table for each device, GPUs first, with device, date, commit and versions above it."""
-    paths = sorted(newest(folder), key=lambda path: records.read(path)[0].on_cpu)
+    paths = sorted(records.newest(folder), key=lambda path: records.read(path)[0].on_cpu)
     return "\n\n".join(part for path in paths for part in _device(path, folder))
 
 

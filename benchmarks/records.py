@@ -155,6 +155,18 @@ def read(paths: Path | Iterable[Path]) -> list[Record]:
     return found
 
 
+def files(path: Path) -> list[Path]:
+    """A file of records, or all of a folder's."""
+    return sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
+
+
+def newest(folder: Path = RESULTS) -> list[Path]:
+    """For each device the file that was last written to, by its last record."""
+    places = sorted(place for place in folder.iterdir() if place.is_dir() and place.name != "compile") if folder.is_dir() else []
+    found = [sorted(place.glob("*.jsonl"), key=lambda path: read(path)[-1].timestamp) for place in places]
+    return [paths[-1] for paths in found if paths]
+
+
 def _record(line: str, path: Path, number: int) -> Record:
     try:
         return Record(**json.loads(line))

@@ -106,8 +106,14 @@ def draw(points: Sequence[Point], title: str) -> Figure:
     for point in sorted(points, key=lambda point: -point.instructions / point.bytes):
         if len(labelled) < NAMED and all(abs(point.instructions - y) > top / 30 for y in labelled):
             labelled.append(point.instructions)
-            place = dict(xytext=(9, -3), textcoords="offset points", fontsize=8.5)
-            axes.annotate(f"{point.name}, {point.dtype}", (point.bytes, point.instructions), **place)
+            axes.annotate(
+                f"{point.name}, {point.dtype}",
+                (point.bytes, point.instructions),
+                xytext=(9, -3),
+                textcoords="offset points",
+                fontsize=8.5,
+                bbox=dict(facecolor="white", edgecolor="none", alpha=0.85, pad=0.6),
+            )
     axes.set(xlim=(0, right), ylim=(0, top), xlabel="bytes an element", ylabel="instructions an element")
     axes.set_title(
         f"Modelled, not measured: above a GPU's line issuing takes longer, below it the bytes do\n{title}", fontsize=10
