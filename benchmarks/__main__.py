@@ -22,7 +22,14 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 def run(args: argparse.Namespace) -> int:
     """Measure every op: a record a line, then tables and pictures."""
     import torch
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     from benchmarks import records, report
     from benchmarks.run import Bench, DeviceFailedError, measure
@@ -46,7 +53,13 @@ def run(args: argparse.Namespace) -> int:
     notice(plan, stamp, writer.path)
     bench = Bench(plan.device, timer(plan.device), stamp, writer.write)
     deadline = time.monotonic() + args.limit if args.limit else math.inf
-    bar = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    bar = (
+        TextColumn("{task.description:<44}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     made = []
     try:
         with Progress(*bar, console=console) as progress:
@@ -55,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
                 made.append(record)
                 progress.update(task, advance=1, description=f"{record.op} {record.dtype} {record.provider}"[:44])
                 if record.error:
-                    progress.console.print(f"failed: {' '.join(map(str, record.key))}: {record.error}", style="red", markup=False)
+                    progress.console.print(
+                        f"failed: {' '.join(map(str, record.key))}: {record.error}", style="red", markup=False
+                    )
     except DeviceFailedError:
         if not made or len(made) < 2:
             return refuse("the device fails at once")
@@ -204,7 +219,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    """"10,20" or "10-20": exponents of 2."""
+    """ "10,20" or "10-20": exponents of 2."""
     found: list[int] = []
     for part in _names(text):
         low, _, high = part.partition("-")
@@ -222,13 +237,18 @@ def _positive(text: str) -> float:
 
 
 def _chosen(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
+    command.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one"
+    )
     command.add_argument("--ops", type=_names, metavar="A,B", help="names of ops (default: every op of the registry)")
     command.add_argument("--dtypes", type=_names, metavar="A,B", help="float32, bfloat16, float16, float64")
     command.add_argument("--sizes", type=_sizes, metavar="10,20-24", help="exponents of 2 (default: a telling few)")
     command.add_argument("--modes", type=_names, metavar="A,B", help="forward, backward, both (default: all)")
     command.add_argument(
-        "--providers", type=_names, metavar="A,B", help="eager, torch.compile, triton_thresh (default: all; on a CPU not torch.compile)"
+        "--providers",
+        type=_names,
+        metavar="A,B",
+        help="eager, torch.compile, triton_thresh (default: all; on a CPU not torch.compile)",
     )
     command.add_argument("--full", action="store_true", help="every size from 2^0 to 2^30, every dtype, every provider")
 
@@ -240,10 +260,16 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser("run", help=run.__doc__, description=run.__doc__)
     _chosen(command)
     command.add_argument(
-        "--out", type=Path, default=RESULTS, help="folder of results, or a .jsonl file to write or append to (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=RESULTS,
+        help="folder of results, or a .jsonl file to write or append to (default: %(default)s)",
     )
     command.add_argument(
-        "--threads", type=int, default=1, help="on a CPU (default: 1, since a thread without a core of its own spoils the figures)"
+        "--threads",
+        type=int,
+        default=1,
+        help="on a CPU (default: 1, since a thread without a core of its own spoils the figures)",
     )
     command.add_argument("--resume", type=Path, metavar="FILE", help="go on with a run that was cut off")
     command.add_argument("--limit", type=_positive, metavar="SECONDS", help="start no case after so long")
@@ -253,18 +279,28 @@ def main(argv: list[str] | None = None) -> int:
     _chosen(command)
     command.set_defaults(run=check)
     command = commands.add_parser("report", help=report.__doc__, description=report.__doc__)
-    command.add_argument("results", type=Path, nargs="*", metavar="RESULTS", help="files or folders (default: each device's newest)")
-    command.add_argument("--out", type=Path, help="folder for one report of all (default: one beside each file, under its name)")
+    command.add_argument(
+        "results", type=Path, nargs="*", metavar="RESULTS", help="files or folders (default: each device's newest)"
+    )
+    command.add_argument(
+        "--out", type=Path, help="folder for one report of all (default: one beside each file, under its name)"
+    )
     command.set_defaults(run=report)
     command = commands.add_parser("compare", help=compare.__doc__, description=compare.__doc__)
     command.add_argument("before", type=Path)
     command.add_argument("after", type=Path)
-    command.add_argument("--tolerance", type=_positive, default=0.05, help="of the median, beside the noise (default: %(default)s)")
+    command.add_argument(
+        "--tolerance", type=_positive, default=0.05, help="of the median, beside the noise (default: %(default)s)"
+    )
     command.set_defaults(run=compare)
     command = commands.add_parser("compile", help=compile.__doc__, description=compile.__doc__)
     command.add_argument("--targets", type=_names, default=TARGETS, metavar="A,B", help=f"default: {','.join(TARGETS)}")
-    command.add_argument("--dtypes", type=_names, default=("fp32", "bf16", "fp16"), metavar="A,B", help="fp32, bf16, fp16, fp64")
-    command.add_argument("--gpu", choices=("H100", "H200"), default="H200", help="whose times are modelled (default: %(default)s)")
+    command.add_argument(
+        "--dtypes", type=_names, default=("fp32", "bf16", "fp16"), metavar="A,B", help="fp32, bf16, fp16, fp64"
+    )
+    command.add_argument(
+        "--gpu", choices=("H100", "H200"), default="H200", help="whose times are modelled (default: %(default)s)"
+    )
     command.add_argument("--jobs", type=int, help="processes (default: one a core)")
     command.add_argument("--out", type=Path, default=RESULTS / "compile", help="folder (default: %(default)s)")
     command.set_defaults(run=compile)
@@ -272,10 +308,14 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--write", type=Path, metavar="README")
     command.set_defaults(run=figures)
     command = commands.add_parser("gpu", help=gpu.__doc__, description=gpu.__doc__)
-    command.add_argument("--limit", type=_positive, default=1800, metavar="SECONDS", help="for all steps (default: %(default)s)")
+    command.add_argument(
+        "--limit", type=_positive, default=1800, metavar="SECONDS", help="for all steps (default: %(default)s)"
+    )
     command.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder (default: %(default)s)")
     command.add_argument(
-        "--rehearse", action="store_true", help="without a GPU: the same steps on a CPU and a pretended GPU, where they can"
+        "--rehearse",
+        action="store_true",
+        help="without a GPU: the same steps on a CPU and a pretended GPU, where they can",
     )
     command.set_defaults(run=gpu)
     args = parser.parse_args(argv)

@@ -60,7 +60,7 @@ def _by_prediction(base: str, rule: ByPrediction, like: Tensor) -> Formula:
 
 
 def _by_proximity(base: str, rule: ByProximity, like: Tensor) -> Formula:
-    t, reach, factor = rule.operands(base)
+    t, reach, factor = map(float, rule.operands(base))
     predict = torch.sigmoid if base == "bce_with_logits" else lambda x: x
 
     def formula(x: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The compile report: every kernel of the registry compiled for every target, with no GPU; what tests/test_compile.py is held to."""
+"""The compile report: every kernel of the registry compiled for every target, with no GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks import records, roofline
 from benchmarks.aot import TARGETS, Report, compile_kernel
 from benchmarks.cases import Case, cases
 from benchmarks.plots import save
-from benchmarks.roofline import GPUS, Gpu, Point
+from benchmarks.roofline import Gpu, Point
 from benchmarks.tables import markdown
 
 FOLDER = records.RESULTS / "compile"
@@ -152,7 +152,9 @@ def write(lines: list[Line], folder: Path, gpu: Gpu) -> list[Path]:
         path.write_text(text(target, [found for found in lines if found.target == target], gpu), encoding="utf-8")
         made.append(path)
     points = dict.fromkeys(
-        found.point for found in lines if found.target == PICTURED and found.operands in ("number", "-") and found.kernel != "finish"
+        found.point
+        for found in lines
+        if found.target == PICTURED and found.operands in ("number", "-") and found.kernel != "finish"
     )
     if points:
         title = f"{PICTURED}, triton {triton.__version__}, commit {lines[0].commit}"
@@ -169,10 +171,10 @@ def text(target: str, lines: list[Line], gpu: Gpu) -> str:
     timed = gpu.target == target
     heads = HEADS + ((f"bytes ps/elem ({gpu.name})", "issue", "special", "bound") if timed else ())
     intro = (
-        f"Compiled ahead of time by triton {triton.__version__} at commit {lines[0].commit}; no GPU took part. Figures per element "
-        "are those of a full tile; loads and stores are global accesses of a thread, width in bits × count; spills on NVIDIA "
-        "are bytes of stack plus accesses to local memory, on AMD vector registers plus such accesses. Operands that broadcast count "
-        "as if they came from memory."
+        f"Compiled ahead of time by triton {triton.__version__} at commit {lines[0].commit}; no GPU took part. Figures per "
+        "element are those of a full tile; loads and stores are global accesses of a thread, width in bits × count; spills on "
+        "NVIDIA are bytes of stack plus accesses to local memory, on AMD vector registers plus such accesses. Operands that "
+        "broadcast count as if they came from memory."
     )
     model = (
         f"\n\n**Modelled, not measured.** Picoseconds are the least an element can take on an {gpu.name}: its bytes over "
@@ -207,5 +209,3 @@ def _cells(found: Line, gpu: Gpu | None) -> list[str]:
 
 def _accesses(bits: Mapping[str, int]) -> str:
     return ", ".join(f"{width}×{times}" for width, times in bits.items()) or "–"
-
-

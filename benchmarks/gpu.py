@@ -78,14 +78,24 @@ def steps(out: Path, rehearse: bool) -> list[Step]:
     untuned = {"TRITON_THRESH_AUTOTUNE": "0"}
     tuned = {"TRITON_THRESH_CACHE_DIR": str(out / "tuned")}
     # every kind of operand of every kernel once, with no allocator between the kernels and the memory they may touch
-    cases = [*python, "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu/test_host.py", "-k", "test_the_host_never_waits"]
+    cases = [
+        *python,
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/gpu/test_host.py",
+        "-k",
+        "test_the_host_never_waits",
+    ]
     watched = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     pretend = [*python, "tests.rehearsal"] if rehearse else python
+    run = [*python, "benchmarks", "run", "--limit", SECONDS]
     searches = ["--sizes", "10", "--dtypes", "bfloat16", "--ops", "hardshrink"] if rehearse else []
     return [
         Step("versions", [*python, "triton_thresh", "info"], 0.1),
         Step("gpu tests", [*python, "pytest", "-q", "-m", "gpu", "tests", f"--junitxml={out / 'tests.xml'}"], 0.35, no_gpu),
-        Step("benchmark", [*python, "benchmarks", "run", "--limit", SECONDS, "--out", str(before), *few], 0.45, tune_gpu, untuned),
+        Step("benchmark", [*run, "--out", str(before), *few], 0.45, tune_gpu, untuned),
         Step(
             "memcheck", ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", *cases], 0.25,
             _missing(no_gpu, "compute-sanitizer"), watched,
@@ -101,7 +111,7 @@ def steps(out: Path, rehearse: bool) -> list[Step]:
             ], 0.25, _missing(no_gpu, "ncu"), untuned,
         ),
         Step("tune", [*pretend, "triton_thresh", "tune", "--out", str(out / "table.json"), *searches], 0.5, tune_gpu, tuned),
-        Step("benchmark, tuned", [*python, "benchmarks", "run", "--limit", SECONDS, "--out", str(after), *few], 0.9, tune_gpu, tuned),
+        Step("benchmark, tuned", [*run, "--out", str(after), *few], 0.9, tune_gpu, tuned),
         Step("compare", [*python, "benchmarks", "compare", str(before), str(after)], 1.0, tune_gpu, finding=1),
     ]  # fmt: skip
 
@@ -211,7 +221,9 @@ def _summarize(outcomes: Sequence[Outcome], planned: Sequence[Step], out: Path, 
     lines = [[o.name, o.status, f"{o.seconds:g}", o.why, o.log] for o in outcomes]
     lines += [[step.name, "to come", "", "", ""] for step in planned[len(outcomes) :]]
     title = "# Rehearsal: no GPU took part\n\n" if rehearse else "# GPU run\n\n"
-    where = f"{stamp.device}, torch {stamp.torch}, triton {stamp.triton}, commit {stamp.commit}, {document['written']}\n\n"
+    where = (
+        f"{stamp.device}, torch {stamp.torch}, triton {stamp.triton}, commit {stamp.commit}, {document['written']}\n\n"
+    )
     _replace(out / "summary.md", title + where + markdown(heads, lines, left=5) + "\n")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -101,8 +102,7 @@ def speedup(records: Sequence[Record], mode: str, title: str) -> Figure | None:
     def draw(axes: Axes, ops: Sequence[str], here: dict[str, Row]) -> None:
         axes.axvline(1, color="black", linewidth=1)
         for baseline in baselines:
-            points = [(here[op].speedup(baseline), place) for place, op in enumerate(ops) if op in here]
-            points = [(x, y) for x, y in points if x]
+            points = [(x, y) for y, op in enumerate(ops) if op in here and (x := here[op].speedup(baseline))]
             axes.plot(
                 [x for x, _ in points],
                 [y for _, y in points],
@@ -140,7 +140,9 @@ def memory(records: Sequence[Record], mode: str, title: str) -> Figure | None:
                 for place, op in enumerate(ops)
                 if op in here and (r := here[op].by.get(provider)) and r.peak_bytes is not None
             ]
-            axes.barh(*zip(*bars), height=thick * 0.9, color=COLORS[provider], label=provider) if bars else None
+            if bars:
+                places, widths = zip(*bars)
+                axes.barh(places, widths, height=thick * 0.9, color=COLORS[provider], label=provider)
         axes.set_xlabel("bytes an element, beyond the inputs")
 
     return _by_op(found, f"{_words(mode)}: peak memory\n{title}", draw)
@@ -169,11 +171,11 @@ def _by_op(
 
 
 def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
-    entries: dict[str, object] = {}
+    entries: dict[str, Artist] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels()):
             entries.setdefault(label, handle)
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries), frameon=False)
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=len(entries), frameon=False)
 
 
 def _largest(found: Sequence[Row], mode: str) -> list[Row]:

@@ -27,8 +27,8 @@ def _device(path: Path, folder: Path) -> Iterator[str]:
     kept = [row for row in everything if row.mode == "both" and row.numel == most]
     note = " **CPU figures, not GPU figures.**" if stamp.cuda is None else ""
     yield (
-        f"{described(stamp, [record.timestamp for record in found])}: forward and backward at {tables.size(most)} elements, medians "
-        f"in ms.{note} All of it: [report](benchmarks/results/{(path.with_suffix('') / 'report.md').relative_to(folder)})."
+        f"{described(stamp, [record.timestamp for record in found])}: forward and backward at {tables.size(most)} elements, "
+        f"medians in ms.{note} [All of it](benchmarks/results/{(path.with_suffix('') / 'report.md').relative_to(folder)})."
     )
     baselines = [name for name in (EAGER, COMPILE) if any(row.ms(name) for row in kept)]
     heads = ["op", "dtype", *baselines, PACK, *(f"{name} / {PACK}" for name in baselines)]

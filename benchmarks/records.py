@@ -162,7 +162,11 @@ def files(path: Path) -> list[Path]:
 
 def newest(folder: Path = RESULTS) -> list[Path]:
     """For each device the file that was last written to, by its last record."""
-    places = sorted(place for place in folder.iterdir() if place.is_dir() and place.name != "compile") if folder.is_dir() else []
+    places = (
+        sorted(place for place in folder.iterdir() if place.is_dir() and place.name != "compile")
+        if folder.is_dir()
+        else []
+    )
     found = [sorted(place.glob("*.jsonl"), key=lambda path: read(path)[-1].timestamp) for place in places]
     return [paths[-1] for paths in found if paths]
 
@@ -201,7 +205,9 @@ class Writer:
                     f"{path} holds records of something else ({_difference(self.held[0].stamp, stamp)}); name another file"
                 )
             if not (stamp.exact or resume):
-                raise MixedRecordsError(f"{path} exists, and commit {stamp.commit!r} does not say that the code is the same")
+                raise MixedRecordsError(
+                    f"{path} exists, and commit {stamp.commit!r} does not say that the code is the same"
+                )
         path.parent.mkdir(parents=True, exist_ok=True)
 
     @classmethod

@@ -86,11 +86,20 @@ def draw(points: Sequence[Point], title: str) -> Figure:
     top = max(point.instructions for point in points) * 1.1
     for gpu, dashes in zip(GPUS.values(), ("--", "-")):
         label = f"{gpu.name}: {gpu.bytes_per_second / 1e12:g} TB/s,\n{gpu.instructions_per_second / 1e12:.1f}e12 instructions/s"
-        axes.plot([0, right], [0, gpu.instructions_per_byte * right], color="black", linewidth=1.2, linestyle=dashes, label=label)
+        axes.plot(
+            [0, right],
+            [0, gpu.instructions_per_byte * right],
+            color="black",
+            linewidth=1.2,
+            linestyle=dashes,
+            label=label,
+        )
     groups = list(dict.fromkeys(point.group for point in points))
     for group, color in zip(groups, PALETTE):
         for dtype, marker in MARKERS.items():
-            here = [(point.bytes, point.instructions) for point in points if (point.group, point.dtype) == (group, dtype)]
+            here = [
+                (point.bytes, point.instructions) for point in points if (point.group, point.dtype) == (group, dtype)
+            ]
             if here:
                 axes.plot(
                     *zip(*here),

@@ -36,7 +36,9 @@ def summary(records: Sequence[Record]) -> Table:
     stamp = records[-1].stamp
     title = described(stamp, [record.timestamp for record in records])
     table = Table(title=f"{size(most)} elements, {title}", box=SIMPLE_HEAD, padding=(0, 1))
-    table.caption = "a CPU: not GPU numbers" if stamp.cuda is None else "of copy: bandwidth over that of a copy in the same run"
+    table.caption = (
+        "a CPU: not GPU numbers" if stamp.cuda is None else "of copy: bandwidth over that of a copy in the same run"
+    )
     for name in ("op", "dtype", "mode"):
         table.add_column(name, no_wrap=True)
     baselines = [name for name in (EAGER, COMPILE) if any(row.ms(name) for row in found)]
@@ -53,8 +55,8 @@ def summary(records: Sequence[Record]) -> Table:
             row.mode,
             *(milliseconds(row.ms(provider)) for provider in (*baselines, PACK)),
             *(number(row.speedup(baseline), ".2f") for baseline in baselines),
-            number(pack and pack.gbps, ".4g"),
-            number(pack and pack.copy_fraction, ".0%"),
+            number(pack.gbps if pack else None, ".4g"),
+            number(pack.copy_fraction if pack else None, ".0%"),
         )
     return table
 
@@ -62,7 +64,9 @@ def summary(records: Sequence[Record]) -> Table:
 def comparison(result: Comparison, before: Sequence[Record], after: Sequence[Record], tolerance: float) -> None:
     """What moved, what is gone, what broke."""
     for name, found in (("before", before), ("after", after)):
-        console.print(f"{name}: {described(found[0].stamp, [r.timestamp for r in found])}", soft_wrap=True, markup=False)
+        console.print(
+            f"{name}: {described(found[0].stamp, [r.timestamp for r in found])}", soft_wrap=True, markup=False
+        )
     moved = sorted((c for c in result.changes if c.verdict != "same"), key=lambda c: -c.ratio)
     if moved:
         table = Table(box=SIMPLE_HEAD, padding=(0, 1))

@@ -194,7 +194,7 @@ class CudaTimer(Timer):
             step.call(state)
             torch.cuda.synchronize(self.device)
         kinds = [e.device_type for e in recorded.events() or [] if not e.is_user_annotation]
-        return kinds.count(torch.autograd.DeviceType.CUDA) or None
+        return kinds.count(torch.autograd.DeviceType.CUDA) or None  # type: ignore[attr-defined]
 
     @property
     def cache_bytes(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -196,9 +196,7 @@ def loss(op: Loss, dtype: torch.dtype, numel: int, device: torch.device) -> Iter
             yield _loss(f"{op.name}.{base}.{rule.__name__}", op, base, SETTINGS[rule], dtype, numel, device)
 
 
-def _loss(
-    name: str, op: Loss, base: str, rule: Rule, dtype: torch.dtype, numel: int, device: torch.device
-) -> Workload:
+def _loss(name: str, op: Loss, base: str, rule: Rule, dtype: torch.dtype, numel: int, device: torch.device) -> Workload:
     keywords = vars(rule) if op.rule is not None else {"rule": rule, "base": base}
     like = torch.empty(numel, dtype=dtype, device="meta", requires_grad=True)
     domain = reference.BASES[base].domain
@@ -251,8 +249,10 @@ BUILDERS: Mapping[str, Builder] = {"gate": gate, "loss": loss}
 def workloads(op: Op, dtype: torch.dtype, numel: int, device: torch.device) -> Iterator[Workload]:
     """The op's workloads (none for a dtype it does not take)."""
     if op.family not in BUILDERS:
-        raise NotImplementedError(f"{op.name}: no benchmark for the family {op.family!r}; add one to {__name__}.BUILDERS")
-    yield from cast(Builder, BUILDERS[op.family])(op, dtype, numel, device)
+        raise NotImplementedError(
+            f"{op.name}: no benchmark for the family {op.family!r}; add one to {__name__}.BUILDERS"
+        )
+    yield from BUILDERS[op.family](op, dtype, numel, device)
 
 
 @functools.cache

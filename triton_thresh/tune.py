@@ -61,7 +61,9 @@ def gpu() -> torch.device | None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ops", nargs="+", choices=list(OPS), metavar="OP", help="default: every op")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES), help="exponents of 2 (default: 10 to 28 by 2)")
+    parser.add_argument(
+        "--sizes", nargs="+", type=int, default=list(SIZES), help="exponents of 2 (default: 10 to 28 by 2)"
+    )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="also write the table there, as triton_thresh/tuned/ ships it"
     )

@@ -88,7 +88,7 @@ def _valid(entry: object) -> bool:
     block, warps = entry
     if not (32 <= block <= 65536 and block & (block - 1) == 0 and warps in (1, 2, 4, 8, 16, 32)):
         return False
-    return block <= MOST_PER_WARP * warps
+    return bool(block <= MOST_PER_WARP * warps)
 
 
 def parse(text: str, origin: str) -> dict[str, Config]:
