@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
                         f"failed: {' '.join(map(str, record.key))}: {record.error}", style="red", markup=False
                     )
     except DeviceFailedError:
-        if not made or len(made) < 2:
-            return refuse("the device fails at once")
+        if not made:
+            return refuse("the device cannot even copy")
         left = [] if deadline == math.inf else ["--limit", str(max(1, int(deadline - time.monotonic())))]
         print("The device failed; going on in a new process.", flush=True)
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *_resumed(args, writer.path), *left])

@@ -185,15 +185,18 @@ class CudaTimer(Timer):
         return most - held
 
     def launches(self, step: Step) -> int | None:
-        """As torch's profiler counts them; None where it records nothing."""
+        """As torch's profiler counts them; None where it records nothing or may not be used."""
         from torch.profiler import ProfilerActivity, profile
 
         state = step.prepare(0)
         torch.cuda.synchronize(self.device)
-        with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
-            step.call(state)
-            torch.cuda.synchronize(self.device)
-        kinds = [e.device_type for e in recorded.events() or [] if not e.is_user_annotation]
+        try:
+            with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
+                step.call(state)
+                torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            return None
+        kinds = [e.device_type for e in recorded.events() or [] if not getattr(e, "is_user_annotation", False)]
         return kinds.count(torch.autograd.DeviceType.CUDA) or None  # type: ignore[attr-defined]
 
     @property

@@ -64,7 +64,7 @@ def test_every_op_has_a_workload_whose_check_passes(name: str, dtype: torch.dtyp
             workloads.check(workload, workload.pack, mode, strict=True)
             workloads.check(workload, workload.eager, mode, strict=False)
             assert workload.bytes[mode] >= 0
-        assert workload.bytes["forward"] > 0
+        assert max(workload.bytes[mode] for mode in workload.modes) > 0
         assert workload.blocks(workload.make(0), "forward") == "eager"
 
 
