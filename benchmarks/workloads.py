@@ -135,7 +135,7 @@ def _random(shape: Sequence[int], dtype: torch.dtype, device: torch.device, seed
     return made
 
 
-def _bytes(op: Op, x: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any]) -> dict[str, int]:
+def _bytes(op: Any, x: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any]) -> dict[str, int]:
     inference, _, _ = op.bytes_moved(x, operands, arguments, grad=False)
     forward, backward, _ = op.bytes_moved(x, operands, arguments, grad=True)
     return {"forward": inference, "backward": backward, "both": forward + backward}

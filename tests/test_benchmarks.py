@@ -23,7 +23,7 @@ from benchmarks.__main__ import main
 from benchmarks.compare import compare
 from benchmarks.records import MixedRecordsError, Record, Stamp, Writer
 from benchmarks.run import COPY, EAGER, PACK, PROVIDERS, Bench, Plan, measure, plan
-from benchmarks.timing import CpuTimer, Step, summarize
+from benchmarks.timing import CpuTimer, CudaTimer, Step, summarize
 from benchmarks.workloads import Inputs, Workload, WrongResultError
 from triton_thresh.registry import OPS
 
@@ -147,6 +147,62 @@ def test_peak_memory_on_a_cpu() -> None:
     x = torch.randn(1 << 16)
     call = Step(lambda _: x, lambda x: (x + 1) * 2)
     assert CpuTimer().peak_bytes(call) == pytest.approx(2 * 4 << 16, abs=1000), "the sum, and its double"
+
+
+class Events:
+    """torch.cuda as far as CudaTimer uses it, on CPU tensors: what is called, in order; an event's time is its number."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[str] = []
+        events, log = iter(range(10**6)), self.seen
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                log.append("event")
+                self.time = next(events)
+
+            def elapsed_time(self, end: Any) -> float:
+                return float(end.time - self.time)
+
+        class Properties:
+            L2_cache_size = 1 << 10
+
+        for name, value in dict(
+            Event=Event,
+            synchronize=lambda device: log.append("wait"),
+            _sleep=lambda cycles: log.append("sleep"),
+            get_device_properties=lambda device: Properties,
+            memory_allocated=lambda device: 100,
+            max_memory_allocated=lambda device: 350,
+            reset_peak_memory_stats=lambda device: log.append("reset"),
+        ).items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
+def test_on_a_gpu_the_cache_is_flushed_and_the_host_ahead_before_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Events(monkeypatch).seen
+    timer = CudaTimer(CPU, budget_ms=3, least=2, most=3)
+    monkeypatch.setattr(timer, "flush", lambda: seen.append("flush"))
+    step = Step(lambda number: seen.append("prepare"), lambda _: seen.append("call"))
+    assert timer.times(step) == (1.0, 1.0, 1.0)
+    timed = ["prepare", "flush", "sleep", "event", "call", "event"]
+    host = ["wait", *["prepare", "call"] * CudaTimer.HOST_CALLS, "wait"]
+    assert seen == [*host, "wait", *timed, "wait", "wait", *timed * 3, "wait"]
+    seen.clear()
+    assert timer.peak_bytes(step) == 250
+    assert seen == ["wait", "prepare", "reset", "call"]
+
+
+def test_the_flush_writes_and_reads_more_than_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    Events(monkeypatch)
+    timer = CudaTimer(CPU)
+    assert timer.flushed.numel() * 4 >= 256 << 20 > timer.cache_bytes
+    timer.flushed = torch.ones(4, dtype=torch.int32)
+    timer.flush()
+    assert not timer.flushed.any()
 
 
 # -------------------------------------------------------------------------------------------------------------- records
