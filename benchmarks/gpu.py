@@ -27,7 +27,7 @@ SECONDS = "{seconds}"
 MARGIN = 0.85  # of its time is what a step is told to keep to
 LEAST = 5.0  # seconds left under which no step is started
 GRACE = 10.0  # seconds between asking a step to end and ending it
-ALONE = ("hardshrink", "threshold_mse_loss", "threshold_bce_loss")  # what ncu looks at
+ALONE = "hardshrink,threshold_mse_loss,threshold_bce_loss"  # what ncu looks at
 METRICS = ",".join(
     (
         "gpu__time_duration.sum",
@@ -92,28 +92,27 @@ def steps(out: Path, rehearse: bool) -> list[Step]:
     pretend = [*python, "tests.rehearsal"] if rehearse else python
     run = [*python, "benchmarks", "run", "--limit", SECONDS]
     searches = ["--sizes", "10", "--dtypes", "bfloat16", "--ops", "hardshrink"] if rehearse else []
+    sanitizer, ncu = (_missing(no_gpu, tool) for tool in ("compute-sanitizer", "ncu"))
+    sanitize = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
+    profile = ["ncu", "--csv", "--metrics", METRICS, "--kernel-name", f"regex:^({_kernels()})$"]
+    large = ["benchmarks", "check", "--sizes", "26", "--dtypes", "bfloat16", "--modes", "forward,both", "--ops", ALONE]
     return [
         Step("versions", [*python, "triton_thresh", "info"], 0.1),
-        Step("gpu tests", [*python, "pytest", "-q", "-m", "gpu", "tests", f"--junitxml={out / 'tests.xml'}"], 0.35, no_gpu),
+        Step("gpu tests", [*python, "pytest", "-q", "-m", "gpu", "tests"], 0.35, no_gpu),
         Step("benchmark", [*run, "--out", str(before), *few], 0.45, tune_gpu, untuned),
+        Step("memcheck", [*sanitize, "memcheck", *cases], 0.25, sanitizer, watched),
+        Step("racecheck", [*sanitize, "racecheck", *cases], 0.25, sanitizer, watched),
+        Step("ncu", [*profile, *python, *large], 0.25, ncu, untuned),
         Step(
-            "memcheck", ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", *cases], 0.25,
-            _missing(no_gpu, "compute-sanitizer"), watched,
+            "tune",
+            [*pretend, "triton_thresh", "tune", "--out", str(out / "table.json"), *searches],
+            0.5,
+            tune_gpu,
+            tuned,
         ),
-        Step(
-            "racecheck", ["compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "9", *cases], 0.25,
-            _missing(no_gpu, "compute-sanitizer"), watched,
-        ),
-        Step(
-            "ncu", [
-                "ncu", "--csv", "--metrics", METRICS, "--kernel-name", f"regex:^({_kernels()})$", *python, "benchmarks", "check", "--sizes", "26", "--dtypes", "bfloat16",
-                "--modes", "forward,both", "--ops", ",".join(ALONE),
-            ], 0.25, _missing(no_gpu, "ncu"), untuned,
-        ),
-        Step("tune", [*pretend, "triton_thresh", "tune", "--out", str(out / "table.json"), *searches], 0.5, tune_gpu, tuned),
         Step("benchmark, tuned", [*run, "--out", str(after), *few], 0.9, tune_gpu, tuned),
         Step("compare", [*python, "benchmarks", "compare", str(before), str(after)], 1.0, tune_gpu, finding=1),
-    ]  # fmt: skip
+    ]
 
 
 def _kernels() -> str:
