@@ -129,12 +129,13 @@ def _missing(no_gpu: str | None, tool: str) -> str | None:
 
 
 def run_all(limit: float, out: Path, *, rehearse: bool = False) -> int:
-    """Run the steps within the limit; exit code 1 if one that ran failed or ran out of time."""
-    out = out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    """Run the steps within the limit, in a new folder of `out`; exit code 1 if one that ran failed or ran out of time."""
+    out = out.resolve() / records.now()[:19].replace(":", "-")
+    out.mkdir(parents=True)
     if not rehearse and not torch.cuda.is_available():
         print("No GPU here: steps that need one are reported as not run. --rehearse runs what a CPU can stand in for.")
     outcomes = run_steps(steps(out, rehearse), limit, out, rehearse=rehearse)
+    print(out / "summary.md")
     return int(any(outcome.status in ("failed", "timed out") for outcome in outcomes))
 
 
