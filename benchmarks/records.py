@@ -135,6 +135,7 @@ def cpu_name() -> str:
 
 
 def _driver() -> str | None:
+    """As nvidia-smi names it; None where there is none."""
     try:
         return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
