@@ -247,20 +247,19 @@ def measure(
         label = str(dtype).removeprefix("torch.")
         for workload in found:
             missing = [
-                (provider, mode)
-                for provider in plan.providers
+                (mode, provider)
                 for mode in plan.modes_of(workload)
+                for provider in plan.providers  # one after the other, so that they meet the same moments of a busy machine
                 if (workload.name, label, numel, mode, provider) not in done
             ]
-            if not missing:
-                continue
+            calls: dict[str, Call] = {EAGER: workload.eager, PACK: workload.pack}
+            if any(provider == COMPILE for _, provider in missing):
+                calls[COMPILE] = compiled(workload.eager)
             sets = functools.cache(functools.partial(bench.sets, workload.make))
-            for provider, cases in itertools.groupby(missing, lambda case: case[0]):
-                call = {EAGER: workload.eager, PACK: workload.pack}.get(provider) or compiled(workload.eager)
-                for _, mode in cases:
-                    if time.monotonic() > deadline:
-                        return
-                    yield bench.case(workload, provider, call, mode, sets)
+            for mode, provider in missing:
+                if time.monotonic() > deadline:
+                    return
+                yield bench.case(workload, provider, calls[provider], mode, sets)
             if plan.device.type == "cuda":
                 del sets
                 torch.cuda.empty_cache()

@@ -91,8 +91,8 @@ def _nanoseconds(step: Step, number: int, clock: Callable[[], int]) -> int:
 class CpuTimer(Timer):
     def __init__(
         self,
-        budget_ms: float = 60,
-        least: int = 5,
+        budget_ms: float = 80,
+        least: int = 7,
         most: int = 60,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
