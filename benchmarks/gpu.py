@@ -53,6 +53,7 @@ class Step:
     needs: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     finding: int | None = None  # an exit code that says something of the GPU, not of the step
+    instead: str = ""  # of a rehearsal: what stands in for the GPU
 
 
 @dataclass
@@ -72,7 +73,7 @@ def steps(out: Path, rehearse: bool) -> list[Step]:
     """The steps in order of worth. A rehearsal runs on a CPU what it can, few cases, and tunes a pretended GPU."""
     python = [sys.executable, "-m"]
     no_gpu = None if torch.cuda.is_available() else NO_GPU
-    tune_gpu = None if rehearse else no_gpu
+    benched = None if rehearse else no_gpu
     few = ["--ops", "hardshrink,exceedance_mse_loss", "--sizes", "10,16", "--dtypes", "float32"] if rehearse else []
     before, after = out / "before", out / "after"
     untuned = {"TRITON_THRESH_AUTOTUNE": "0"}
@@ -91,6 +92,7 @@ def steps(out: Path, rehearse: bool) -> list[Step]:
     watched = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     pretend = [*python, "tests.rehearsal"] if rehearse else python
     run = [*python, "benchmarks", "run", "--limit", SECONDS]
+    on_cpu, pretended = ("on a CPU", "on a stub driver: kernels compiled, not launched") if rehearse else ("", "")
     searches = ["--sizes", "10", "--dtypes", "bfloat16", "--ops", "hardshrink"] if rehearse else []
     sanitizer, ncu = (_missing(no_gpu, tool) for tool in ("compute-sanitizer", "ncu"))
     sanitize = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
@@ -99,7 +101,7 @@ def steps(out: Path, rehearse: bool) -> list[Step]:
     return [
         Step("versions", [*python, "triton_thresh", "info"], 0.1),
         Step("gpu tests", [*python, "pytest", "-q", "-m", "gpu", "tests"], 0.35, no_gpu),
-        Step("benchmark", [*run, "--out", str(before), *few], 0.45, tune_gpu, untuned),
+        Step("benchmark", [*run, "--out", str(before), *few], 0.45, benched, untuned, instead=on_cpu),
         Step("memcheck", [*sanitize, "memcheck", *cases], 0.25, sanitizer, watched),
         Step("racecheck", [*sanitize, "racecheck", *cases], 0.25, sanitizer, watched),
         Step("ncu", [*profile, *python, *large], 0.25, ncu, untuned),
@@ -107,11 +109,12 @@ def steps(out: Path, rehearse: bool) -> list[Step]:
             "tune",
             [*pretend, "triton_thresh", "tune", "--out", str(out / "table.json"), *searches],
             0.5,
-            tune_gpu,
+            benched,
             tuned,
+            instead=pretended,
         ),
-        Step("benchmark, tuned", [*run, "--out", str(after), *few], 0.9, tune_gpu, tuned),
-        Step("compare", [*python, "benchmarks", "compare", str(before), str(after)], 1.0, tune_gpu, finding=1),
+        Step("benchmark, tuned", [*run, "--out", str(after), *few], 0.9, benched, tuned, instead=on_cpu),
+        Step("compare", [*python, "benchmarks", "compare", str(before), str(after)], 1.0, benched, finding=1),
     ]
 
 
@@ -194,6 +197,8 @@ def _run(step: Step, timeout: float, log: Path) -> Outcome:
     outcome.seconds = round(time.monotonic() - started, 1)
     if outcome.code is not None and outcome.code == step.finding:
         outcome.why = _last_line(log)
+    elif outcome.code == 0:
+        outcome.why = step.instead
     elif outcome.code:
         outcome.status, outcome.why = "failed", f"exit code {outcome.code}; {_last_line(log)}"
     return outcome
