@@ -206,6 +206,42 @@ def test_search_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
         assert clock.ran == configs
 
 
+def test_search_passes_over_what_the_gpu_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.errors import OutOfResources
+
+    configs = tuning.candidates("gate", 4)
+    clock = Stopwatch(monkeypatch, dict.fromkeys(configs, 1.0))
+
+    def launch(config: Config) -> None:
+        if config not in fitting:
+            raise OutOfResources(2, 1, "shared memory")
+        clock.ran.append(config)
+
+    fitting = configs[2:3]
+    assert tuning.search(configs, launch) == configs[2]
+    fitting = []
+    assert tuning.search(configs, launch) == configs[0], "the default, which then says what is wrong"
+
+
+def test_collecting_searches_whatever_the_tables_say_and_leaves_them_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "shipped", lambda name: TABLE)
+    clock = Stopwatch(monkeypatch, {Config(1024, 8): 1.0})
+    found: dict[str, Config] = {}
+    with tuning.collecting(found):
+        assert choose(clock.ran.append) == Choice(Config(1024, 8), "search")
+        assert choose(never) == Choice(Config(1024, 8), "search"), "once a key"
+        assert choose(never, shell="loss", op="mse.ByLoss", searchable=False).source == "default"
+    assert found == {KEY: Config(1024, 8)}
+    assert choose(never) == Choice(Config(256, 2), "shipped table")
+    assert tuning.cached(GPU) == {}
+
+
+def test_collecting_is_refused_where_no_search_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_THRESH_AUTOTUNE", "0")
+    with pytest.raises(RuntimeError, match="no search may run"), tuning.collecting({}):
+        pass
+
+
 def test_search_runs_once_a_bucket_and_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Stopwatch(monkeypatch, {Config(256, 2): 1.0})
     assert choose(clock.ran.append) == Choice(Config(256, 2), "search")
