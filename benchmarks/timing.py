@@ -110,7 +110,7 @@ class CpuTimer(Timer):
         """From the profiler's record of allocations."""
         from torch.profiler import ProfilerActivity, profile
 
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
             step.call(step.prepare(0))
         found = recorded.profiler.kineto_results.events() if recorded.profiler else []
         held = most = 0
@@ -191,7 +191,7 @@ class CudaTimer(Timer):
         state = step.prepare(0)
         torch.cuda.synchronize(self.device)
         try:
-            with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
+            with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU], acc_events=True) as recorded:
                 step.call(state)
                 torch.cuda.synchronize(self.device)
         except RuntimeError:
