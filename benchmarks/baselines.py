@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triton_thresh import reference
-from triton_thresh.registry import Gate
+from triton_thresh.backend import use_backend
+from triton_thresh.registry import Gate, LearnedGate
 from triton_thresh.rules import ByLoss, ByPrediction, ByProximity, Rule
 
 Formula = Callable[..., Tensor]
@@ -34,6 +35,41 @@ def _binary_threshold(arguments: tuple[float, ...], like: Tensor) -> Formula:
 
 
 GATES: Mapping[str, Callable[[tuple[float, ...], Tensor], Formula]] = {"binary_threshold": _binary_threshold}
+
+
+class _StraightThrough(torch.autograd.Function):
+    """jumprelu, step and both with the count, as one writes them out: comparisons as masks, sums over rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, t: Tensor, bandwidth: float, name: str) -> Any:
+        ctx.save_for_backward(x, t)
+        ctx.bandwidth, ctx.name = bandwidth, name
+        above = x > t
+        if name == "step":
+            return above.to(x.dtype)
+        y = torch.where(above, x, 0)
+        return y if name == "jumprelu" else (y, above.sum(-1, dtype=torch.float32))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        x, t = ctx.saved_tensors
+        g, near = gradients[0], (x - t).abs() < ctx.bandwidth / 2
+        if ctx.name == "step":
+            return torch.zeros_like(x), (near * g).sum(0, dtype=t.dtype) / -ctx.bandwidth, None, None
+        push = t * g if ctx.name == "jumprelu" else torch.addcmul(gradients[1][:, None], t, g)
+        return torch.where(x > t, g, 0), (near * push).sum(0, dtype=t.dtype) / -ctx.bandwidth, None, None
+
+
+def learned(op: LearnedGate, bandwidth: float) -> Formula:
+    """The entry by name, else the op's eager backend."""
+    if op.name in ("jumprelu", "step", "jumprelu_l0"):
+        return lambda x, t: _StraightThrough.apply(x, t, bandwidth, op.name)  # type: ignore[no-untyped-call]
+
+    def formula(x: Tensor, t: Tensor) -> Any:
+        with use_backend("eager"):
+            return op(x, t, bandwidth)
+
+    return formula
 
 
 def loss(base: str, rule: Rule, like: Tensor) -> Formula:

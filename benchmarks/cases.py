@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import triton.language as tl
-from triton_thresh.kernels import gate, loss, pointwise
+from triton_thresh.kernels import gate, learned, loss, pointwise
 
 from benchmarks.aot import Unaligned
 from triton_thresh import tuning
 from triton_thresh.launch import CHANNEL, ELEMENT, FINISH_BLOCK, NUMBER, SCALAR
+from triton_thresh.learned import COUNT_BLOCK, ROWS
 from triton_thresh.reference import RULES
-from triton_thresh.registry import OPS, Gate, Loss
+from triton_thresh.registry import OPS, Gate, LearnedGate, Loss
 from triton_thresh.rules import ByPrediction, ByProximity
 
 ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
@@ -57,7 +58,7 @@ def _number(dtype: str) -> str:
     return "scalar" if dtype == "fp64" else "number"
 
 
-def _gate_forward(op: Gate, dtype: str, lanes: int, operands: str, bits: int, function: str, n: str = "i32") -> Case:
+def _gate_forward(op: Gate, dtype: str, lanes: int, operands: str, mask: bool, n: str = "i32") -> Case:
     kind, packed = PACKED[operands]
     constant_kind, constant = PACKED[_number(dtype)]
     constants = len(op.constants)
@@ -65,46 +66,110 @@ def _gate_forward(op: Gate, dtype: str, lanes: int, operands: str, bits: int, fu
     arguments: dict[str, object] = dict(
         x_ptr=f"*{dtype}",
         y_ptr=f"*{dtype}",
-        mask_ptr="*u8" if bits else None,
+        mask_ptr="*u8" if mask else None,
         n=n,
         operands=(packed(dtype), *[constant(dtype)] * constants),
         KINDS=(kind, *[constant_kind] * constants),
-        FUNCTION=getattr(pointwise, function),
+        FUNCTION=getattr(pointwise, op.name),
         COMPUTE=_compute(dtype),
-        BITS=bits,
         COLS=block,
     )
-    return Case(op.name, f"forward{bits}", dtype, operands, gate.forward, arguments, warps, 8 * block)
+    return Case(op.name, f"forward{int(mask)}", dtype, operands, gate.forward, arguments, warps, 8 * block)
 
 
-def _gate_backward(op: Gate, dtype: str, lanes: int, function: str | None) -> Case:
+def _gate_backward(op: Gate, dtype: str, lanes: int) -> Case:
     block, warps = tuning.default("gate", ITEMSIZE[dtype], lanes)
-    arguments: dict[str, object] = dict(
-        g_ptr=f"*{dtype}",
-        mask_ptr="*u8",
-        dx_ptr=f"*{dtype}",
-        dt_ptr=f"*{dtype}" if function else None,
-        n="i32",
-        FUNCTION=getattr(pointwise, function) if function else None,
-        COMPUTE=_compute(dtype),
-        COLS=block,
-    )
-    return Case(
-        op.name, "backward-learned" if function else "backward", dtype, "-", gate.backward, arguments, warps, 8 * block
-    )
+    arguments: dict[str, object] = dict(g_ptr=f"*{dtype}", mask_ptr="*u8", dx_ptr=f"*{dtype}", n="i32", COLS=block)
+    return Case(op.name, "backward", dtype, "-", gate.backward, arguments, warps, 8 * block)
 
 
 def gate_cases(op: Gate, dtype: str, lanes: int) -> Iterator[Case]:
     """A gate's kernels: forward for every kind of threshold, with and without a mask; backward; both again if it learns."""
-    bits = 1 if op.differentiable else 0
     for operands in (_number(dtype), "channel", "channel-odd", "rows", "element"):
-        yield _gate_forward(op, dtype, lanes, operands, bits, op.name)
-    yield _gate_forward(op, dtype, lanes, _number(dtype), 0, op.name, n="i64")
+        yield _gate_forward(op, dtype, lanes, operands, op.differentiable)
+    yield _gate_forward(op, dtype, lanes, _number(dtype), False, n="i64")
     if op.differentiable:
-        yield _gate_backward(op, dtype, lanes, None)
-    if op.learned:
-        yield _gate_forward(op, dtype, lanes, "scalar", 2, op.learned)
-        yield _gate_backward(op, dtype, lanes, f"{op.learned}_backward")
+        yield _gate_backward(op, dtype, lanes)
+    if op.push:
+        function = f"{op.name}_learned"
+        for operands in ("scalar", "channel", "element"):
+            yield _learned_forward(op.name, function, 0, dtype, lanes, operands, 2)
+            yield _learned_backward(op.name, function, 0, dtype, lanes, operands, False, False)
+
+
+def _by_column(operands: str, dtype: str, constants: int) -> tuple[dict[str, object], bool]:
+    """Threshold and constants of a learned gate, and whether the threshold keeps to its columns ("row": as wide as one)."""
+    kind, packed = PACKED["element" if operands == "row" else operands]
+    number, packed_number = PACKED[_number(dtype)]
+    arguments: dict[str, object] = dict(
+        operands=(packed(_wide(dtype)), *[packed_number(dtype)] * constants), KINDS=(kind, *[number] * constants)
+    )
+    return arguments, operands != "element"
+
+
+def _learned_forward(
+    name: str, function: str, constants: int, dtype: str, lanes: int, operands: str, bits: int
+) -> Case:
+    block, warps = tuning.default("learned", ITEMSIZE[dtype], lanes)
+    arguments, by_column = _by_column(operands, dtype, constants)
+    arguments |= dict(
+        x_ptr=f"*{dtype}",
+        y_ptr=f"*{dtype}",
+        mask_ptr="*u8" if bits else None,
+        n="i32",
+        width="i32",
+        FUNCTION=getattr(pointwise, function),
+        COMPUTE=_compute(dtype),
+        BITS=bits,
+        BY_COLUMN=by_column,
+        COLS=block,
+    )
+    return Case(name, f"learned-forward{bits}", dtype, operands, learned.forward, arguments, warps, 8 * block)
+
+
+def _learned_backward(
+    name: str, function: str, constants: int, dtype: str, lanes: int, operands: str, counts: bool, input_gradient: bool
+) -> Case:
+    block, warps = tuning.default("learned", ITEMSIZE[dtype], lanes)
+    arguments, by_column = _by_column(operands, dtype, constants)
+    arguments |= dict(
+        g_ptr=f"*{dtype}",
+        count_ptr=f"*{_wide(dtype)}" if counts else None,
+        mask_ptr="*u8",
+        dx_ptr=f"*{dtype}",
+        dt_ptr=f"*{_wide(dtype)}",
+        n="i32",
+        width="i32",
+        features="i32" if counts and operands == "channel" else None,
+        FUNCTION=getattr(pointwise, f"{function}_backward"),
+        COMPUTE=_compute(dtype),
+        INPUT_GRADIENT=input_gradient,
+        BY_COLUMN=by_column,
+        GROUPS=ROWS // 8 if by_column else 1,
+        COLS=block,
+    )
+    kernel = "learned-backward" + ("-input" if input_gradient else "")
+    return Case(name, kernel, dtype, operands, learned.backward, arguments, warps, 8 * block)
+
+
+def learned_cases(op: LearnedGate, dtype: str, lanes: int) -> Iterator[Case]:
+    """A learned gate's kernels: a threshold for all, per feature (as wide as a row, or not divisible by 16), per element."""
+    for operands in ("scalar", "row", "channel", "element"):
+        yield _learned_forward(op.name, op.forward or op.name, 1, dtype, lanes, operands, 2)
+        yield _learned_backward(op.name, op.name, 1, dtype, lanes, operands, op.counts, False)
+    yield _learned_forward(op.name, op.forward or op.name, 1, dtype, lanes, "row", int(op.counts))
+    yield _learned_backward(op.name, op.name, 1, dtype, lanes, "row", op.counts, True)
+    if op.counts:
+        arguments: dict[str, object] = dict(
+            mask_ptr="*u8",
+            out_ptr=f"*{_wide(dtype)}",
+            rows="i32",
+            width="i32",
+            features="i32",
+            PARTS=1,
+            BLOCK=COUNT_BLOCK,
+        )
+        yield Case(op.name, "count", dtype, "-", learned.count, arguments, 4, 8 * COUNT_BLOCK)
 
 
 def _loss_arguments(
@@ -167,6 +232,8 @@ def cases(dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16"), lanes: int = 32) -
         for op in OPS.values():
             if isinstance(op, Gate):
                 yield from gate_cases(op, dtype, lanes)
+            elif isinstance(op, LearnedGate):
+                yield from learned_cases(op, dtype, lanes)
         cells = dict.fromkeys(cell for op in OPS.values() if isinstance(op, Loss) for cell in op.cells)
         for base, rule in cells:
             yield from cell_cases(base, rule, dtype, lanes)

@@ -55,10 +55,11 @@ class Line:
     @property
     def point(self) -> Point:
         name = f"{self.op} {self.kernel}" + ("" if self.operands in ("-", "number") else f", {self.operands}")
-        shell = "loss" if "." in self.op or self.op == "loss" else "gate"
+        way = next((way for way in ("forward", "backward") if way in self.kernel), None)
+        shell = "loss" if "." in self.op else "learned gate" if "learned" in self.kernel else "gate"
         return Point(
             name,
-            f"{shell} {'backward' if self.kernel.startswith('backward') else self.kernel.rstrip('0123456789')}",
+            f"{shell} {way}" if way else "others",
             self.dtype,
             self.instructions_per_element,
             self.special_functions_per_element,
@@ -154,7 +155,7 @@ def write(lines: list[Line], folder: Path, gpu: Gpu) -> list[Path]:
     points = dict.fromkeys(
         found.point
         for found in lines
-        if found.target == PICTURED and found.operands in ("number", "-") and found.kernel != "finish"
+        if found.target == PICTURED and found.operands in ("number", "row", "-") and found.kernel != "finish"
     )
     if points:
         title = f"{PICTURED}, triton {triton.__version__}, commit {lines[0].commit}"

@@ -86,6 +86,8 @@ class Sass(Listing):
         elif name in ("BRX", "BRXU", "JMP", "JMX", "JMXU"):
             raise NotImplementedError(f"indirect jump: {opcode} {operands}")
         elif name == "EXIT":
+            if guarded:  # leaves the lanes that are done; a warp with work goes on
+                return [after]
             jump = [state._replace(at=self.end)]
         else:
             return [after]

@@ -6,6 +6,7 @@ One builder per family of the registry, in BUILDERS. A new op of a known family 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,11 +17,12 @@ from torch import Tensor
 import triton_thresh as tt
 from benchmarks import baselines
 from triton_thresh import explain, reference
-from triton_thresh.registry import OPS, Gate, Loss, Op
+from triton_thresh.registry import OPS, Gate, LearnedGate, Loss, Op
 from triton_thresh.rounding import round_to
 from triton_thresh.rules import ByLoss, ByPrediction, ByProximity, Rule
 
 MODES = ("forward", "backward", "both")
+FEATURES = 1 << 16
 FLOAT16_SCALE = 256.0
 CHUNK = 1 << 24  # elements the expected results are computed of at a time
 # Every setting is exact in every dtype, so that no baseline compares with another number than the pack.
@@ -119,6 +121,7 @@ def _compare(what: str, actual: Tensor, expected: Tensor, dtype: torch.dtype, st
     if expected.numel() == 0:
         return
     kind = torch.finfo(dtype)
+    expected = expected.detach()
     limit = TOLERANCE[dtype] * float(expected.abs().max()) + kind.tiny * kind.eps
     pairs = zip(actual.detach().reshape(-1).split(CHUNK), expected.reshape(-1).split(CHUNK))
     wrong = sum(int((~((a.double() - b.double()).abs() <= limit)).sum()) for a, b in pairs)
@@ -183,6 +186,45 @@ def gate(op: Gate, dtype: torch.dtype, numel: int, device: torch.device) -> Iter
     )
 
 
+# --------------------------------------------------------------------------------------------------------- learned gates
+
+
+def learned(op: LearnedGate, dtype: torch.dtype, numel: int, device: torch.device) -> Iterator[Workload]:
+    """Rows of up to FEATURES features with a float32 threshold each, which learns as the input does."""
+    if dtype not in op.dtypes:
+        return
+    features = math.gcd(numel, FEATURES)
+    shape = (numel // features, features)
+    threshold, bandwidth = op.example
+    like = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
+    thresholds = torch.empty(features, device="meta", requires_grad=True)
+
+    def make(seed: int) -> Inputs:
+        x = _random(shape, dtype, device, 3 * seed, normal=True).requires_grad_()
+        t = threshold * (0.75 + 0.5 * _random((features,), torch.float32, device, 3 * seed + 1, normal=False))
+        g = _random(shape, dtype, device, 3 * seed + 2, normal=True)
+        return Inputs((x, t.requires_grad_()), (g, g[:, 0].float()) if op.counts else (g,))
+
+    def expected(inputs: Inputs) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        with tt.use_backend("eager"):
+            return run(lambda x, t: op(x, t, bandwidth), inputs, "both")
+
+    yield Workload(
+        name=op.name,
+        op=op,
+        dtype=dtype,
+        numel=numel,
+        device=device,
+        modes=MODES,
+        make=make,
+        pack=lambda x, t: getattr(tt, op.name, op)(x, t, bandwidth),
+        eager=baselines.learned(op, bandwidth),
+        bytes=_bytes(op, like, (thresholds,), {}),
+        expected=expected,
+        arguments=lambda inputs: ((*inputs.tensors, bandwidth), {}),
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------------- losses
 
 
@@ -243,7 +285,7 @@ def _loss(name: str, op: Loss, base: str, rule: Rule, dtype: torch.dtype, numel:
 
 Builder = Callable[[Any, torch.dtype, int, torch.device], Iterator[Workload]]
 
-BUILDERS: Mapping[str, Builder] = {"gate": gate, "loss": loss}
+BUILDERS: Mapping[str, Builder] = {"gate": gate, "learned": learned, "loss": loss}
 
 
 def workloads(op: Op, dtype: torch.dtype, numel: int, device: torch.device) -> Iterator[Workload]:

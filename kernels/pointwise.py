@@ -1,6 +1,8 @@
 """The maths of every op, once: value and derivative side by side.
 
 Gates       f(x, c, p) -> y, dy/dx           x as stored, c = x in the compute type, p = parameters; dy/dx is 0 or 1
+Learned     f(x, c, p) -> y, code            a code of two bits per element, from which
+            f_backward(g, code, p) -> dx, dt g = upstream gradients, one per output; dt the elementwise gradient of the threshold
 Losses      f(x, y, p) -> l, dl/dx, q, dq/dx q is the prediction a rule looks at
 Rules       f(l, dl, x, q, dq, p) -> w*l and its derivative
 
@@ -40,24 +42,72 @@ def softshrink(x, c, p):
 
 
 @triton.jit
-def softshrink_learned(x, c, p):
-    """softshrink's y, and a code of two bits for softshrink_learned_backward: 0 dropped, 1 kept, 2 above t, 3 below -t."""
-    t = p[0].to(c.dtype)
-    y, keep = softshrink(x, c, p)
-    return y, tl.where(c > t, 2, tl.where(c < -t, 3, tl.where(c != c, 1, 0)))
-
-
-@triton.jit
-def softshrink_learned_backward(g, code):
-    """dx = g where kept; dt = -g above, +g below, 0 elsewhere (a kept NaN included)."""
-    return tl.where(code != 0, g, 0.0), tl.where(code == 2, -g, tl.where(code == 3, g, 0.0))
-
-
-@triton.jit
 def binary_threshold(x, c, p):
     """y = above where x > t else below; dy/dx = 0."""
     t, above, below = p[0], p[1], p[2]
     return tl.where(c > t.to(c.dtype), above, below), tl.zeros_like(c).to(tl.int32)
+
+
+# ------------------------------------------------------------------------------------------- gates whose threshold learns
+
+
+@triton.jit
+def softshrink_learned(x, c, p):
+    """softshrink's y; the code is 0 where it drops x, 2 above t, 3 below -t, 1 where x is NaN."""
+    t = p[0].to(c.dtype)
+    y, _ = softshrink(x, c, p)
+    return y, tl.where(c > t, 2, tl.where(c < -t, 3, tl.where(c != c, 1, 0)))
+
+
+@triton.jit
+def softshrink_learned_backward(g, code, p):
+    """dx = g where kept; dt = -g above, +g below, 0 elsewhere (a kept NaN included)."""
+    signed = tl.where((code & 1) != 0, g[0], -g[0])
+    return tl.where(code != 0, g[0], 0.0), tl.where((code & 2) != 0, signed, 0.0)
+
+
+@triton.jit
+def _above(c, p):
+    """1 where x > t; 2 where |x - t| < bandwidth / 2, the window in which t gets a gradient; the sum of both."""
+    t, bandwidth = p[0].to(c.dtype), p[1].to(c.dtype)
+    above = c > t
+    return above, tl.where(above, 1, 0) | tl.where(tl.abs(c - t) < 0.5 * bandwidth, 2, 0)
+
+
+@triton.jit
+def jumprelu(x, c, p):
+    """y = x where x > t else 0."""
+    above, code = _above(c, p)
+    return tl.where(above, x, 0.0), code
+
+
+@triton.jit
+def jumprelu_backward(g, code, p):
+    """dx = g where x > t; dt = -(t / bandwidth) g inside the window."""
+    steep = p[0].to(g[0].dtype) * (1.0 / p[1].to(g[0].dtype))
+    return tl.where((code & 1) != 0, g[0], 0.0), tl.where((code & 2) != 0, -steep * g[0], 0.0)
+
+
+@triton.jit
+def step(x, c, p):
+    """y = 1 where x > t else 0."""
+    above, code = _above(c, p)
+    return tl.where(above, 1.0, 0.0), code
+
+
+@triton.jit
+def step_backward(g, code, p):
+    """dx = 0; dt = -g / bandwidth inside the window."""
+    dt = tl.where((code & 2) != 0, -g[0] * (1.0 / p[1].to(g[0].dtype)), 0.0)
+    return tl.zeros_like(dt), dt
+
+
+@triton.jit
+def jumprelu_l0_backward(g, code, p):
+    """Of jumprelu, and of the step that the count sums, whose gradient is g[1]."""
+    dx, dt = jumprelu_backward(g, code, p)
+    _, dt_count = step_backward((g[1],), code, p)
+    return dx, dt + dt_count
 
 
 # --------------------------------------------------------------------------------------------------------------- losses

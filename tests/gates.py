@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triton_thresh.registry import OPS, Gate
+from triton_thresh.registry import OPS, Gate, LearnedGate
 
 Shape = tuple[int, ...]
 
 GATES = [op for op in OPS.values() if isinstance(op, Gate)]
 DIFFERENTIABLE = [op for op in GATES if op.differentiable]
-LEARNED = [op for op in GATES if op.learned]
+LEARNED = [op for op in GATES if op.push]
 INPLACE = [op for op in GATES if op.inplace]
 
 SHAPE = (2, 3, 4, 5)
@@ -31,7 +31,7 @@ INTEGERS = (3, 257, -3, 0, 2, 1, 7)  # 257, a neighbour of 256, is no bfloat16
 
 def label(value: object) -> str | None:
     """A short id for a parameter."""
-    if isinstance(value, Gate):
+    if isinstance(value, (Gate, LearnedGate)):
         return value.name
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
 

@@ -10,14 +10,15 @@ import torch
 
 pytest.importorskip("triton", reason="the kernels need Triton to be compiled")
 
-from triton_thresh.kernels import gate
+from triton_thresh.kernels import gate, learned
 
 from benchmarks.aot import TARGETS, Report
 from benchmarks.cases import ITEMSIZE, Case, cases
 from benchmarks.compiled import compile_case
 from benchmarks.roofline import GPUS
 from triton_thresh import launch, reference, rules, tuning
-from triton_thresh.registry import OPS, Gate
+from triton_thresh import learned as learned_launch
+from triton_thresh.registry import LEARNED_GATES, OPS, Gate, LearnedGate
 
 from .conftest import INTERPRETED
 from .stub_driver import StubDriver
@@ -43,7 +44,7 @@ def _violations(case: Case, report: Report) -> list[str]:
         )
     if wide_writes < writes * size:
         found.append(f"writes {wide_writes} of {writes * size} bytes an element in 16-byte vectors")
-    if case.jit is gate.forward or case.jit is gate.backward:
+    if case.jit in (gate.forward, gate.backward, learned.forward, learned.backward):
         if report.shared_bytes or report.barriers or report.shuffles:
             found.append(f"uses shared memory ({report.shared_bytes} bytes), barriers or shuffles")
         limit = SLOTS_PER_BYTE * (reads + writes) * size
@@ -64,12 +65,13 @@ INSTRUCTIONS = {
 
 def _full_size_operands(case: Case) -> tuple[int, int]:
     """How many tensors of the input's size and dtype a full tile reads and writes."""
-    pointers = [name for name in ("x_ptr", "y_ptr", "g_ptr", "dx_ptr", "dt_ptr", "out_ptr") if case.arguments.get(name)]
     if case.jit is gate.forward:
         return 2 if case.operands in ("channel", "element") else 1, 1
-    if case.jit is gate.backward:
-        return 1, len(pointers) - 1
-    if case.kernel == "finish":
+    if case.jit is learned.forward:
+        return 2 if case.operands == "element" else 1, 1
+    if case.jit is gate.backward or case.jit is learned.backward:
+        return 1, 2 if case.operands == "element" else 1
+    if case.kernel in ("finish", "count"):
         return 0, 0
     if case.kernel == "rescale":
         return 1, 1
@@ -126,9 +128,23 @@ def test_gate_numbers_are_not_specialised(stub: StubDriver, op: str) -> None:
     assert isinstance(gate_op, Gate)
     for value in (0.5, 1.0, 0.0, 16.0):
         constants = (value,) * len(gate_op.constants)
-        launch.gate_forward(gate_op.lowered(x, value, constants, None), x, 0)
+        launch.gate_forward(gate_op.lowered(x, value, constants, None), x, want_mask=False)
     assert all(made.signature == stub.launches[0].signature for made in stub.launches)
     assert not any(made.specialised for made in stub.launches)
+
+
+@pytest.mark.parametrize("op", LEARNED_GATES.values(), ids=lambda op: str(op.name))
+def test_numbers_of_learned_gates_are_not_specialised(stub: StubDriver, op: LearnedGate) -> None:
+    """Only sizes are, where 16 divides them."""
+    sizes = {"width", "features", "operands[0][1]", "operands[0][2]"}
+    for value, shape in ((0.5, (64, 48)), (1.0, (64, 32)), (16.0, (400, 47)), (1.0, (1, 1))):
+        x, t = torch.randn(shape), torch.zeros(shape[1:])
+        call = op.lowered(x, t, value, False)
+        _, _, codes = learned_launch.forward(call, x, 2)
+        assert codes is not None
+        learned_launch.backward(call, codes, [x, *([x[:, 0]] if op.counts else [])], t.shape)
+    assert all(made.specialised <= sizes for made in stub.launches)
+    assert {made.kernel for made in stub.launches} == {"forward", "backward"} | ({"count"} if op.counts else set())
 
 
 @pytest.mark.parametrize("value", [0.25, 1.0])

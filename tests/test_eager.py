@@ -282,7 +282,7 @@ def test_forward_mode(op: Op) -> None:
 def test_gradcheck(op: Op, as_tensor: bool) -> None:
     x = torch.tensor([-2.0, -0.05, 0.3, 1.5], dtype=torch.float64, requires_grad=True)
     if as_tensor:
-        t = torch.tensor([0.7, 0.2, 0.1, 0.4], dtype=torch.float64, requires_grad=bool(op.learned))
+        t = torch.tensor([0.7, 0.2, 0.1, 0.4], dtype=torch.float64, requires_grad=bool(op.push))
         function, points = (lambda x, t: op(x, t, *op.example[1:])), (x, t)
     else:
         function, points = (lambda x: op(x, *op.example)), (x,)

@@ -20,7 +20,7 @@ FLOATING_ONLY = [op for op in GATES if torch.int64 not in op.dtypes]
 INTEGRAL = [op for op in GATES if torch.int64 in op.dtypes]
 CASTING = [op for op in INTEGRAL if op.casts]
 WITH_CONSTANTS = [op for op in GATES if len(op.example) > 1]
-NOT_LEARNED = [op for op in GATES if not op.learned]
+NOT_LEARNED = [op for op in GATES if not op.push]
 NONNEGATIVE = [op for op in GATES if op.nonnegative]
 WITH_DTYPE = [tt.ops()["binary_threshold"]]
 

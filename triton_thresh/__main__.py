@@ -12,7 +12,7 @@ import torch
 import triton_thresh as tt
 
 from . import backend, demo, tune, tuning
-from .registry import Gate
+from .registry import Gate, LearnedGate
 from .table import op_table, updated
 
 
@@ -42,7 +42,7 @@ def explain(args: argparse.Namespace) -> int:
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     input = torch.rand(args.numel, dtype=getattr(torch, args.dtype), device=device, requires_grad=True)
     op = tt.ops()[args.op]
-    if isinstance(op, Gate):
+    if isinstance(op, (Gate, LearnedGate)):
         print(tt.explain(args.op, input, 0.5))
     elif args.op == "threshold_loss":
         print(tt.explain(args.op, input, input.detach(), tt.ByPrediction()))

@@ -1,4 +1,4 @@
-"""Autograd over the shells: one Function for all gates, one for all losses, one for losses under transforms."""
+"""Autograd over the shells: gates, gates whose threshold learns, losses; and these as compilers and transforms see them."""
 
 from __future__ import annotations
 
@@ -9,77 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import layout, reference
 from .backend import is_plain
-from .reference import LossSpec
+from .reference import LossSpec, Surrogate
 from .rules import Operand
 
 if TYPE_CHECKING:
     from .launch import GateCall
-
-# ----------------------------------------------------------------------------------------------------------------- gates
-
-
-class Gate(torch.autograd.Function):
-    """A gate on Triton: saves one bit per element, or two where the threshold has a gradient."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        threshold: Operand,
-        call: GateCall,
-        learned: str | None,
-        inplace: bool,
-    ) -> Tensor:
-        from . import launch
-
-        learns = ctx.needs_input_grad[1]
-        if learns:
-            assert learned is not None
-            call = call._replace(function=learned)
-            ctx.threshold_shape, ctx.threshold_dtype = threshold.shape, threshold.dtype  # type: ignore[union-attr]
-        output, mask = launch.gate_forward(call, input, 2 if learns else 1, input if inplace else None)
-        assert mask is not None
-        ctx.save_for_backward(mask.bits)
-        ctx.mask, ctx.backward_function = mask._replace(bits=None), f"{learned}_backward" if learns else None  # type: ignore[arg-type]
-        if inplace:
-            ctx.mark_dirty(input)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        from . import launch
-
-        (bits,) = ctx.saved_tensors
-        mask = ctx.mask._replace(bits=bits)
-        if torch.is_grad_enabled() or not is_plain(gradient):
-            dx, dt = _masked(launch.unpack(mask), launch.unpack(mask, 1) if ctx.backward_function else None, gradient)
-        else:
-            dx, dt = launch.gate_backward(mask, gradient, ctx.backward_function)
-        if dt is not None:
-            dt = _summed(dt, ctx.threshold_shape).to(ctx.threshold_dtype)
-        return dx, dt, None, None, None
-
-
-def _masked(low: Tensor, high: Tensor | None, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A gate's backward in plain torch, linear in the gradient: dx, and softshrink's elementwise gradient of lambd."""
-    if high is None:
-        return torch.where(low, gradient, 0), None
-    signed = torch.where(low, gradient, -gradient)
-    return torch.where(low | high, gradient, 0), torch.where(high, signed, 0)
-
-
-def _summed(elementwise: Tensor, shape: torch.Size) -> Tensor:
-    """Summed over the dimensions along which `shape` was broadcast, in float32 or wider."""
-    lead = elementwise.dim() - len(shape)
-    dims = [d for d in range(elementwise.dim()) if d < lead or shape[d - lead] != elementwise.shape[d]]
-    wide = torch.float64 if elementwise.dtype == torch.float64 else torch.float32
-    total = elementwise.sum(dims, dtype=wide) if dims else elementwise
-    return total.reshape(shape)
-
-
-# ---------------------------------------------------------------------------------------------------------------- losses
+    from .learned import LearnedCall
 
 
 def _parted(operands: Sequence[Operand]) -> tuple[list[Tensor], list[float | None]]:
@@ -92,6 +29,123 @@ def _joined(tensors: Sequence[Tensor], numbers: Sequence[float | None]) -> list[
     """The operands that `_parted` took apart."""
     supply = iter(tensors)
     return [next(supply) if value is None else value for value in numbers]
+
+
+# ----------------------------------------------------------------------------------------------------------------- gates
+
+
+class Gate(torch.autograd.Function):
+    """A gate on Triton: saves one bit per element."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, call: GateCall, inplace: bool) -> Tensor:
+        from . import launch
+
+        output, mask = launch.gate_forward(call, input, input if inplace else None, want_mask=True)
+        assert mask is not None
+        ctx.save_for_backward(mask.bits)
+        ctx.mask = mask._replace(bits=None)  # type: ignore[arg-type]
+        if inplace:
+            ctx.mark_dirty(input)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        from . import launch
+
+        (bits,) = ctx.saved_tensors
+        mask = ctx.mask._replace(bits=bits)
+        if torch.is_grad_enabled() or not is_plain(gradient):
+            return torch.where(launch.unpack(mask), gradient, 0), None, None
+        return launch.gate_backward(mask, gradient), None, None
+
+
+# -------------------------------------------------------------------------------------------- gates whose threshold learns
+
+
+class LearnedGate(torch.autograd.Function):
+    """A gate with a threshold that learns, on Triton: saves two bits per element, one where only the input learns."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, threshold: Operand, call: LearnedCall, surrogate: Surrogate) -> Any:
+        from . import learned
+
+        bits = 2 if ctx.needs_input_grad[1] or call.input_gradient else 1
+        output, count, codes = learned.forward(call, input, bits)
+        assert codes is not None
+        reads = isinstance(threshold, Tensor) and call.reads_threshold
+        ctx.save_for_backward(codes.mask.bits, *([threshold] if reads else []))
+        ctx.codes = codes._replace(mask=codes.mask._replace(bits=None))  # type: ignore[arg-type]
+        ctx.call = call._replace(threshold=0.0) if isinstance(threshold, Tensor) else call
+        ctx.surrogate = surrogate
+        if isinstance(threshold, Tensor):
+            ctx.shape, ctx.dtype = threshold.shape, threshold.dtype
+        return output if count is None else (output, count)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        from . import launch, learned
+
+        bits, *thresholds = ctx.saved_tensors
+        codes, call = ctx.codes._replace(mask=ctx.codes.mask._replace(bits=bits)), ctx.call
+        if thresholds:
+            call = call._replace(threshold=thresholds[0])
+        learns = ctx.needs_input_grad[1]
+        if torch.is_grad_enabled() or not is_plain(*gradients):
+            low = launch.unpack(codes.mask)
+            high = launch.unpack(codes.mask, 1) if learns or call.input_gradient else torch.zeros_like(low)
+            dx, each = reference.pull(ctx.surrogate, gradients, (low, high), call.threshold)
+            dt = layout.summed(each, ctx.shape) if learns else None
+        else:
+            dx, dt = learned.backward(call, codes, gradients, ctx.shape if learns else None)
+        return dx, dt if dt is None else dt.to(ctx.dtype), None, None
+
+
+class TracedLearnedGate(torch.autograd.Function):
+    """The same in plain torch, its codes recomputed in backward: the eager backend, and what compilers see."""
+
+    @staticmethod
+    def forward(input: Tensor, threshold: Operand, surrogate: Surrogate) -> Any:
+        return surrogate.value(input, threshold, surrogate.bandwidth)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        input, threshold, ctx.surrogate = inputs
+        tensors, ctx.numbers = _parted([threshold])
+        ctx.save_for_backward(input, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        input, *tensors = ctx.saved_tensors
+        (threshold,) = _joined(tensors, ctx.numbers)
+        codes = reference.codes(input, threshold, ctx.surrogate.bandwidth)
+        dx, dt = reference.pull(ctx.surrogate, gradients, codes, threshold)
+        if not isinstance(threshold, Tensor) or not ctx.needs_input_grad[1]:
+            return dx, None, None
+        return dx, layout.summed(dt, threshold.shape).to(threshold.dtype), None
+
+
+class TransformedLearnedGate(TracedLearnedGate):
+    """What torch.func transforms and forward-mode AD see; torch.compile traces neither a vmap rule nor a jvp."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        TracedLearnedGate.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*ctx.to_save)
+        ctx.dtypes = [o.dtype for o in (output if isinstance(output, tuple) else (output,))]
+
+    @staticmethod
+    def jvp(ctx: Any, input: Tensor | None, threshold: Tensor | None, _: None) -> Any:
+        x, *tensors = ctx.saved_tensors
+        (t,) = _joined(tensors, ctx.numbers)
+        found = reference.tangents(ctx.surrogate, x, t, input, threshold)
+        outputs = tuple(tangent.to(dtype) for tangent, dtype in zip(found, ctx.dtypes))
+        return outputs if len(outputs) > 1 else outputs[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------- losses
 
 
 class Loss(torch.autograd.Function):

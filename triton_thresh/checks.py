@@ -53,6 +53,14 @@ def check_number(op: str, name: str, value: object) -> float | int:
     raise TypeError(f"{op}: {name} must be a number, got {_describe(value)}")
 
 
+def check_positive(op: str, name: str, value: object) -> float:
+    """`value` as a number above 0, and finite."""
+    number = check_number(op, name, value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{op}: {name} must be a finite number above 0, got {number}")
+    return number
+
+
 def check_held(op: str, name: str, value: float, dtype: torch.dtype) -> float:
     """A number within the range of a floating dtype, as ATen demands; infinities and NaN are."""
     limit = torch.finfo(dtype).max

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import functional, tuning
 from .backend import choose, is_plain
-from .registry import OPS, Gate
+from .registry import OPS
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,8 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
         backend, reason = "eager", "compiled, transformed or subclassed tensors run in plain torch"
     if backend == "eager":
         return Explanation(name, backend, reason, None, None, None, forward, backward, saved)
-    shell, searchable = ("gate", True) if isinstance(op, Gate) else ("loss", arguments["reduction"] == "none")
-    key = op.tuning_key(arguments)
-    choice = tuning.choose(shell, key, input.dtype, input.numel(), input.device, searchable)
+    searchable = op.searches(arguments)
+    choice = tuning.choose(op.family, op.tuning_key(arguments), input.dtype, input.numel(), input.device, searchable)
     source = choice.source
     if source == "default" and searchable and tuning.may_search():
         source = "default; the first call searches"

@@ -5,15 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .registry import GATES, LOSSES
+from .registry import GATES, LEARNED_GATES, LOSSES
 from .rules import ByLoss, ByPrediction, ByProximity, Operand, Rule
 
 __all__ = [
     "binary_threshold",
     "exceedance_mse_loss",
     "hardshrink",
+    "jumprelu",
+    "jumprelu_l0",
     "proximity_mse_loss",
     "softshrink",
+    "step",
     "threshold",
     "threshold_bce_loss",
     "threshold_bce_with_logits_loss",
@@ -25,6 +28,9 @@ _threshold = GATES["threshold"]
 _hardshrink = GATES["hardshrink"]
 _softshrink = GATES["softshrink"]
 _binary_threshold = GATES["binary_threshold"]
+_jumprelu = LEARNED_GATES["jumprelu"]
+_step = LEARNED_GATES["step"]
+_jumprelu_l0 = LEARNED_GATES["jumprelu_l0"]
 _threshold_bce_loss = LOSSES["threshold_bce_loss"]
 _threshold_bce_with_logits_loss = LOSSES["threshold_bce_with_logits_loss"]
 _threshold_mse_loss = LOSSES["threshold_mse_loss"]
@@ -172,6 +178,127 @@ def binary_threshold(
         tensor([False,  True])
     """
     return _binary_threshold(input, threshold, above_value, below_value, dtype=dtype)
+
+
+def jumprelu(input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gradient: bool = False) -> Tensor:
+    """Keep what is above a threshold that learns: ``y = x where x > threshold else 0``; NaN counts as not above.
+
+    The gradient to `input` is the upstream gradient g where ``x > threshold``, else 0. The gradient to `threshold` is a
+    straight-through estimate, ``-(threshold / bandwidth) * g`` where ``|x - threshold| < bandwidth / 2``, else 0, summed in
+    float32 (float64 for float64) and in a fixed order over the dimensions along which the threshold was broadcast.
+
+    Args:
+        input: float16, bfloat16, float32 or float64; any number of dimensions.
+        threshold: a number, a 0-dim tensor, or a tensor that broadcasts to the input's shape, such as one entry per feature.
+            It is never rounded to the input's dtype; keep a parameter in float32.
+        bandwidth: the width of the window around the threshold in which it gets a gradient; above 0.
+        input_gradient: the window term also reaches `input`, with the opposite sign, so that both gradients add up to g where
+            ``x > threshold``, else 0.
+
+    Shape:
+        The output has the input's shape, dtype and memory format; the threshold's gradient has its shape and dtype.
+
+    Raises:
+        TypeError: for other dtypes, and for thresholds that are neither number nor tensor.
+        ValueError: for a threshold that does not broadcast to the input's shape, and a bandwidth that is not above 0.
+
+    Equivalent to:
+        ``torch.where(input > threshold, input, 0)``
+
+    Source:
+        Rajamanoharan et al. 2024, Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse Autoencoders
+        (arXiv:2407.14435).
+
+    Example:
+        >>> theta = torch.tensor([0.5, 1.0], requires_grad=True)
+        >>> y = jumprelu(torch.tensor([[0.6, 0.9], [0.4, 3.0]]), theta, bandwidth=0.5)
+        >>> y.detach()
+        tensor([[0.6000, 0.0000],
+                [0.0000, 3.0000]])
+        >>> y.sum().backward()
+        >>> theta.grad
+        tensor([-2., -2.])
+    """
+    return _jumprelu(input, threshold, bandwidth, input_gradient=input_gradient)  # type: ignore[no-any-return]
+
+
+def step(input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gradient: bool = False) -> Tensor:
+    """A step at a threshold that learns: ``y = 1 where x > threshold else 0``; NaN counts as not above.
+
+    The gradient to `input` is 0. The gradient to `threshold` is a straight-through estimate, ``-g / bandwidth`` where
+    ``|x - threshold| < bandwidth / 2``, else 0, summed in float32 (float64 for float64) and in a fixed order over the
+    dimensions along which the threshold was broadcast.
+
+    Args:
+        input: float16, bfloat16, float32 or float64; any number of dimensions.
+        threshold: a number, a 0-dim tensor, or a tensor that broadcasts to the input's shape. It is never rounded to the
+            input's dtype; keep a parameter in float32.
+        bandwidth: the width of the window around the threshold in which it gets a gradient; above 0.
+        input_gradient: the window term also reaches `input`, with the opposite sign, so that both gradients add up to 0.
+
+    Shape:
+        The output has the input's shape, dtype and memory format; the threshold's gradient has its shape and dtype.
+
+    Raises:
+        TypeError: for other dtypes, and for thresholds that are neither number nor tensor.
+        ValueError: for a threshold that does not broadcast to the input's shape, and a bandwidth that is not above 0.
+
+    Equivalent to:
+        ``(input > threshold).to(input.dtype)``
+
+    Source:
+        Rajamanoharan et al. 2024 (arXiv:2407.14435); summed over the features it is the L0 penalty.
+
+    Example:
+        >>> theta = torch.tensor(0.5, requires_grad=True)
+        >>> y = step(torch.tensor([0.4, 0.6, 2.0]), theta, bandwidth=0.5)
+        >>> y.detach()
+        tensor([0., 1., 1.])
+        >>> y.sum().backward()
+        >>> theta.grad
+        tensor(-4.)
+    """
+    return _step(input, threshold, bandwidth, input_gradient=input_gradient)  # type: ignore[no-any-return]
+
+
+def jumprelu_l0(
+    input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
+    """JumpReLU and the number of elements it keeps: ``(jumprelu(x), step(x).sum(-1))``, in one pass forward and backward.
+
+    The gradients are those of `jumprelu` and of `step`, added up before they are stored or summed.
+
+    Args:
+        input: float16, bfloat16, float32 or float64; one dimension or more.
+        threshold: a number, a 0-dim tensor, or a tensor that broadcasts to the input's shape. It is never rounded to the
+            input's dtype; keep a parameter in float32.
+        bandwidth: the width of the window around the threshold in which it gets a gradient; above 0.
+        input_gradient: the window terms also reach `input`, with the opposite sign.
+
+    Shape:
+        The activations have the input's shape, dtype and memory format. The counts have the input's shape without its last
+        dimension, in float32 (float64 for float64): bfloat16 cannot count past 256.
+
+    Raises:
+        TypeError: for other dtypes, and for thresholds that are neither number nor tensor.
+        ValueError: for a 0-dim input, a threshold that does not broadcast to the input's shape, and a bandwidth that is not
+            above 0.
+
+    Equivalent to:
+        ``torch.where(input > threshold, input, 0), (input > threshold).sum(-1)``
+
+    Source:
+        The activation and the sparsity penalty of Rajamanoharan et al. 2024 (arXiv:2407.14435).
+
+    Example:
+        >>> activations, l0 = jumprelu_l0(torch.tensor([[0.6, 0.9], [0.4, 0.3]]), torch.tensor([0.5, 0.7]))
+        >>> activations
+        tensor([[0.6000, 0.9000],
+                [0.0000, 0.0000]])
+        >>> l0
+        tensor([2., 0.])
+    """
+    return _jumprelu_l0(input, threshold, bandwidth, input_gradient=input_gradient)  # type: ignore[no-any-return]
 
 
 def threshold_bce_loss(

@@ -129,8 +129,10 @@ def held(value: float, dtype: torch.dtype) -> float:
     return round_to(value, dtype) if dtype.is_floating_point else int(value)
 
 
-def gate_forward(call: GateCall, input: Tensor, bits: int, output: Tensor | None = None) -> tuple[Tensor, Mask | None]:
-    """The gate's output (written to `output` if given), and for backward `bits` bits per element (0: none)."""
+def gate_forward(
+    call: GateCall, input: Tensor, output: Tensor | None = None, *, want_mask: bool
+) -> tuple[Tensor, Mask | None]:
+    """The gate's output (written to `output` if given), and for backward one bit per element."""
     x = layout.dense(input)
     inplace = output is not None
     apart = output is None or not layout.is_dense(output) or layout.share_memory(call.threshold, output)
@@ -143,13 +145,13 @@ def gate_forward(call: GateCall, input: Tensor, bits: int, output: Tensor | None
     compute = compute_dtype(call.promoted)
     dtypes = (compute,) + (storage,) * len(call.constants)
     operands, kinds = pack_all((call.threshold, *call.constants), x, dtypes)
-    options = dict(KINDS=kinds, FUNCTION=getattr(pointwise, call.function), COMPUTE=COMPUTE[compute], BITS=bits)
+    options = dict(KINDS=kinds, FUNCTION=getattr(pointwise, call.function), COMPUTE=COMPUTE[compute])
     if not x.is_floating_point():
         options["PROMOTED"] = ROUNDED.get(call.promoted)
 
     def run(config: tuning.Config, out: Tensor) -> Mask | None:
         tiles = triton.cdiv(n, 8 * config.block)
-        mask = torch.empty(bits * tiles * config.block, dtype=torch.uint8, device=x.device) if bits else None
+        mask = torch.empty(tiles * config.block, dtype=torch.uint8, device=x.device) if want_mask else None
         gate.forward[(tiles,)](
             x, out, mask, n, operands, **options, COLS=config.block, num_warps=config.num_warps, **OPTIONS
         )
@@ -164,28 +166,18 @@ def gate_forward(call: GateCall, input: Tensor, bits: int, output: Tensor | None
     return y, mask
 
 
-def gate_backward(mask: Mask, gradient: Tensor, function: str | None = None) -> tuple[Tensor, Tensor | None]:
-    """dx, and with `function` (over a mask of two bits) the elementwise gradient of the threshold."""
+def gate_backward(mask: Mask, gradient: Tensor) -> Tensor:
+    """dx: the gradient where the element was kept, else 0."""
     g = layout.laid_out_as(gradient, mask.shape, mask.stride)
     dx = torch.empty_strided(mask.shape, mask.stride, dtype=g.dtype, device=g.device)
-    dt = torch.empty_like(dx) if function else None
     n = g.numel()
     if n:
         warps = tuning.gate_warps(mask.block, g.dtype.itemsize, tuning.lanes(g.device))
         with on_device(g.device):
             gate.backward[(triton.cdiv(n, 8 * mask.block),)](
-                g,
-                mask.bits,
-                dx,
-                dt,
-                n,
-                FUNCTION=getattr(pointwise, function) if function else None,
-                COMPUTE=COMPUTE[compute_dtype(g.dtype)],
-                COLS=mask.block,
-                num_warps=warps,
-                **OPTIONS,
+                g, mask.bits, dx, n, COLS=mask.block, num_warps=warps, **OPTIONS
             )
-    return dx, dt
+    return dx
 
 
 def unpack(mask: Mask, plane: int = 0) -> Tensor:

@@ -76,3 +76,22 @@ def block(operand: Tensor, like: Tensor) -> Tensor:
     spanned = [d for d in order if own.shape[d] != 1]
     rest = [d for d in range(like.dim()) if d not in spanned]
     return own.permute(rest + spanned).reshape(-1).contiguous()
+
+
+def unblock(own: Tensor, operand_shape: Shape, shape: Shape, stride: Shape) -> Tensor:
+    """A tensor of an operand's elements in the memory order of the input, as `block` gives it, in the operand's shape."""
+    order = memory_order(shape, stride)
+    assert order is not None
+    sizes = (1,) * (len(shape) - len(operand_shape)) + operand_shape
+    spanned = [d for d in order if sizes[d] != 1]
+    ascending = sorted(range(len(spanned)), key=lambda i: spanned[i])
+    return own.view([sizes[d] for d in spanned]).permute(ascending).reshape(operand_shape)
+
+
+def summed(elementwise: Tensor, shape: torch.Size) -> Tensor:
+    """Summed over the dimensions along which `shape` was broadcast, in float32 or wider."""
+    lead = elementwise.dim() - len(shape)
+    dims = [d for d in range(elementwise.dim()) if d < lead or shape[d - lead] != elementwise.shape[d]]
+    wide = torch.float64 if elementwise.dtype == torch.float64 else torch.float32
+    total = elementwise.sum(dims, dtype=wide) if dims else elementwise
+    return total.reshape(shape)

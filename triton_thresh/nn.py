@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +15,7 @@ __all__ = [
     "BinaryThreshold",
     "ExceedanceMSELoss",
     "Hardshrink",
+    "JumpReLU",
     "ProximityMSELoss",
     "Softshrink",
     "Threshold",
@@ -85,6 +89,68 @@ class Softshrink(_Settings):
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.softshrink(input, self.lambd)
+
+
+class JumpReLU(nn.Module):
+    """`functional.jumprelu` with a threshold per feature that learns; calling `l0` gives the number of kept features too.
+
+    Args:
+        num_features: the size of the inputs' last dimension, or the shape of their last dimensions.
+        threshold: the initial value.
+        bandwidth: the width of the window in which a threshold gets a gradient.
+        input_gradient: the window term also reaches the input, with the opposite sign.
+        device: of the parameter.
+
+    The parameter is float32 and stays so when the module is cast to a 16-bit type, in which steps as small as those of
+    thresholds are rounded away; float64 is kept.
+
+    Source:
+        Rajamanoharan et al. 2024 (arXiv:2407.14435).
+
+    Example:
+        >>> activation = JumpReLU(4, threshold=0.5, bandwidth=0.25).bfloat16()
+        >>> activation
+        JumpReLU(4, bandwidth=0.25, input_gradient=False)
+        >>> activation.threshold
+        Parameter containing:
+        tensor([0.5000, 0.5000, 0.5000, 0.5000], requires_grad=True)
+        >>> activations, l0 = activation.l0(torch.tensor([[0.0, 0.5, 0.6, 2.0]]))
+        >>> l0
+        tensor([2.], grad_fn=<TracedLearnedGateBackward>)
+    """
+
+    threshold: nn.Parameter
+
+    def __init__(
+        self,
+        num_features: int | tuple[int, ...],
+        threshold: float = 1e-3,
+        bandwidth: float = 1e-3,
+        *,
+        input_gradient: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features, self.bandwidth, self.input_gradient = num_features, bandwidth, input_gradient
+        shape = (num_features,) if isinstance(num_features, int) else tuple(num_features)
+        self.threshold = nn.Parameter(torch.full(shape, threshold, dtype=torch.float32, device=device))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.jumprelu(input, self.threshold, self.bandwidth, input_gradient=self.input_gradient)
+
+    def l0(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        """The activations, and how many of each row are kept, whose gradient reaches the thresholds."""
+        return functional.jumprelu_l0(input, self.threshold, self.bandwidth, input_gradient=self.input_gradient)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def keeping_width(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype.itemsize >= tensor.dtype.itemsize else tensor.to(moved.device)
+
+        return super()._apply(keeping_width, recurse)  # type: ignore[no-untyped-call]
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, bandwidth={self.bandwidth}, input_gradient={self.input_gradient}"
 
 
 class BinaryThreshold(_Settings):

@@ -17,6 +17,17 @@ from torch import Tensor
 
 from .rules import ByLoss, ByPrediction, ByProximity, Operand, Rule
 
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for 16-bit inputs, else the input's own."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def in_compute_type(tensor: Operand, dtype: torch.dtype) -> Operand:
+    """A tensor operand in the compute type; numbers as they are."""
+    return tensor.to(dtype) if isinstance(tensor, Tensor) else tensor
+
+
 # ---------------------------------------------------------------------------------------------------------------- gates
 
 
@@ -80,12 +91,107 @@ def binary_threshold(
     return torch.where(above, values[0], values[1])
 
 
+# -------------------------------------------------------------------------------------------- gates whose threshold learns
+
+
+def compared_dtype(input: Tensor, threshold: Operand) -> torch.dtype:
+    """Where input and threshold are compared unrounded: float32 or wider."""
+    dtype = compute_dtype(input.dtype)
+    if isinstance(threshold, Tensor) and threshold.is_floating_point():
+        return torch.promote_types(dtype, threshold.dtype)
+    return dtype
+
+
+def codes(input: Tensor, threshold: Operand, bandwidth: float) -> tuple[Tensor, Tensor]:
+    """x > t; and |x - t| < bandwidth / 2, the window in which t gets a gradient."""
+    dtype = compared_dtype(input, threshold)
+    x = input.detach().to(dtype)
+    t = threshold.detach().to(dtype) if isinstance(threshold, Tensor) else threshold
+    return x > t, (x - t).abs() < bandwidth / 2
+
+
+def jumprelu(input: Tensor, threshold: Operand, bandwidth: float = 1e-3) -> Tensor:
+    """x where x > t, else 0."""
+    return torch.where(codes(input, threshold, bandwidth)[0], input, 0)
+
+
+def jumprelu_push(g: Tensor, above: Tensor, window: Tensor, t: Operand, bandwidth: float) -> tuple[Tensor, Tensor]:
+    """g where x > t; -(t / bandwidth) g inside the window."""
+    steep = torch.where(window, t, 0.0)
+    return torch.where(above, g, 0), torch.where(window, g, 0) * (steep / -bandwidth)
+
+
+def step(input: Tensor, threshold: Operand, bandwidth: float = 1e-3) -> Tensor:
+    """1 where x > t, else 0."""
+    return codes(input, threshold, bandwidth)[0].to(input.dtype)
+
+
+def step_push(g: Tensor, above: Tensor, window: Tensor, t: Operand, bandwidth: float) -> tuple[Tensor, Tensor]:
+    """0; -g / bandwidth inside the window."""
+    dt = torch.where(window, g, 0) / -bandwidth
+    return torch.zeros_like(dt), dt
+
+
+def jumprelu_l0(input: Tensor, threshold: Operand, bandwidth: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """jumprelu, and how many elements of each row are above t, in float32 or wider."""
+    above, _ = codes(input, threshold, bandwidth)
+    return torch.where(above, input, 0), above.sum(-1, dtype=compute_dtype(input.dtype))
+
+
+def softshrink_push(g: Tensor, low: Tensor, high: Tensor, t: Operand, bandwidth: float) -> tuple[Tensor, Tensor]:
+    """g where kept; -g above t (high), +g below -t (both bits), 0 elsewhere."""
+    return torch.where(low | high, g, 0), torch.where(high, torch.where(low, g, -g), 0)
+
+
+Push = Callable[[Tensor, Tensor, Tensor, Operand, float], tuple[Tensor, Tensor]]
+
+
+class Surrogate(NamedTuple):
+    """A call of an op whose threshold learns: its value, and of each output the map from a gradient to those of x and t.
+
+    An output after the first is a sum along the last dimension. With `input_gradient` what reaches t reaches x, negated.
+    """
+
+    value: Callable[..., Any]
+    pushes: tuple[Push, ...]
+    bandwidth: float
+    input_gradient: bool
+
+
+def pull(
+    surrogate: Surrogate, gradients: Sequence[Tensor], codes: tuple[Tensor, Tensor], threshold: Operand
+) -> tuple[Tensor, Tensor]:
+    """The elementwise gradients of x, in its dtype, and of t, in theirs; differentiable in the gradients and in t."""
+    dtype = compared_dtype(gradients[0], threshold)
+    t = in_compute_type(threshold, dtype)
+    whole, *sums = gradients
+    upstream = [whole.to(dtype), *(g.to(dtype).unsqueeze(-1).expand(whole.shape) for g in sums)]
+    pairs = [push(g, *codes, t, surrogate.bandwidth) for push, g in zip(surrogate.pushes, upstream)]
+    dx, dt = pairs[0]
+    for more_x, more_t in pairs[1:]:
+        dx, dt = dx + more_x, dt + more_t
+    return (dx - dt if surrogate.input_gradient else dx).to(whole.dtype), dt
+
+
+def tangents(
+    surrogate: Surrogate, input: Tensor, threshold: Operand, dx: Tensor | None, dt: Tensor | None
+) -> tuple[Tensor, ...]:
+    """The outputs' tangents, in the type of comparison, for those of x and t (None: 0)."""
+    dtype = compared_dtype(input, threshold)
+    t, both = in_compute_type(threshold, dtype), codes(input, threshold, surrogate.bandwidth)
+    outputs: list[Tensor] = []
+    for push in surrogate.pushes:
+        output = torch.zeros_like(input, dtype=dtype)
+        if dx is not None:
+            along_x, along_t = push(dx.to(dtype), *both, t, surrogate.bandwidth)
+            output = output + (along_x - along_t if surrogate.input_gradient else along_x)
+        if dt is not None:
+            output = output + push(dt.to(dtype).expand(input.shape), *both, t, surrogate.bandwidth)[1]
+        outputs.append(output.sum(-1) if outputs else output)
+    return tuple(outputs)
+
+
 # --------------------------------------------------------------------------------------------------------------- losses
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 for 16-bit inputs, else the input's own."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 class Base(NamedTuple):
@@ -227,11 +333,6 @@ class LossSpec:
     rule_count: int
     reduction: str
     result: torch.dtype
-
-
-def in_compute_type(tensor: Operand, dtype: torch.dtype) -> Operand:
-    """A tensor operand in the compute type; numbers as they are."""
-    return tensor.to(dtype) if isinstance(tensor, Tensor) else tensor
 
 
 def loss_and_slope(

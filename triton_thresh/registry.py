@@ -16,8 +16,9 @@ from torch import Tensor
 
 from . import eager, reference
 from .autograd import Gate as GateFunction
+from .autograd import LearnedGate as LearnedGateFunction
 from .autograd import Loss as LossFunction
-from .autograd import TracedLoss, TransformedLoss
+from .autograd import TracedLearnedGate, TracedLoss, TransformedLearnedGate, TransformedLoss
 from .backend import choose, is_plain
 from .checks import (
     FLOATING,
@@ -29,9 +30,11 @@ from .checks import (
     check_integer,
     check_number,
     check_operand,
+    check_positive,
     check_reduction,
     check_target,
 )
+from .reference import Push
 from .rounding import round_to
 from .rules import ByLoss, ByPrediction, ByProximity, Operand, Rule
 
@@ -42,6 +45,12 @@ def _triton() -> ModuleType:
     from . import launch
 
     return launch
+
+
+def _learned() -> ModuleType:
+    from . import learned
+
+    return learned
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
@@ -66,7 +75,7 @@ class Gate:
     nonnegative: bool = False
     eager: Callable[..., Tensor] | None = None
     eager_inplace: Callable[..., Tensor] | None = None
-    learned: str | None = None
+    push: Push | None = None
     inplace: bool = False
     example: tuple[float, ...] = (0.5,)
     _names: tuple[str, ...] = field(init=False, repr=False)
@@ -92,7 +101,7 @@ class Gate:
         name, threshold_name = self.name, self._names[0]
         check_input(name, input, self.dtypes)
         parameters += self._defaults[len(parameters) :]
-        learns = self.learned is not None
+        learns = self.push is not None
         threshold = check_operand(name, threshold_name, parameters[0], input, learns=learns, hint=LEARN_HINT)
         plain = is_plain(input, threshold)
         on_triton = plain and choose(input.device)[0] == "triton"
@@ -130,15 +139,23 @@ class Gate:
     ) -> Tensor:
         call = self.lowered(input, threshold, constants, dtype)
         if self.differentiable and torch.is_grad_enabled():
-            learns = isinstance(threshold, Tensor) and threshold.requires_grad
-            if input.requires_grad or learns:
-                output: Tensor = GateFunction.apply(input, threshold, call, self.learned, inplace)  # type: ignore[no-untyped-call]
-                return output
-        output, _ = _triton().gate_forward(call, input.detach(), 0, input.detach() if inplace else None)
+            if isinstance(threshold, Tensor) and threshold.requires_grad:
+                return self._learning(input, threshold, call)
+            if input.requires_grad:
+                return GateFunction.apply(input, call, inplace)  # type: ignore[no-any-return, no-untyped-call]
+        output: Tensor
+        output, _ = _triton().gate_forward(call, input.detach(), input.detach() if inplace else None, want_mask=False)
         if inplace:
             torch.autograd.graph.increment_version(input)
             return input
         return output
+
+    def _learning(self, input: Tensor, threshold: Tensor, call: Any) -> Tensor:
+        assert self.push is not None
+        function, compute = f"{self.name}_learned", reference.compute_dtype(call.promoted)
+        learned = _learned().LearnedCall(self.name, function, f"{function}_backward", call.threshold, (), compute)
+        surrogate = reference.Surrogate(self.reference, (self.push,), 0.0, False)
+        return LearnedGateFunction.apply(input, threshold, learned, surrogate)  # type: ignore[no-any-return, no-untyped-call]
 
     def bytes_moved(
         self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool
@@ -149,13 +166,18 @@ class Gate:
         forward = n * (size + result.itemsize) + _bytes(operands)
         if not (grad and self.differentiable):
             return forward, 0, 0
-        learns = any(t.requires_grad for t in operands)
-        mask = (2 if learns else 1) * -(-n // 8)
-        return forward + mask, n * size * (3 if learns else 2) + mask, mask
+        learning = [t for t in operands if t.requires_grad]
+        mask = (2 if learning else 1) * -(-n // 8)
+        return forward + mask, 2 * n * size + mask + _bytes(learning), mask
 
     def tuning_key(self, arguments: Mapping[str, Any]) -> str:
         """The op's name in the tables of block sizes."""
         return self.name
+
+    def searches(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether block sizes may come from a search: where they fix no order of summation."""
+        threshold = arguments.get(self._names[0])
+        return not (isinstance(threshold, Tensor) and threshold.requires_grad)
 
     def lowered(
         self, input: Tensor, threshold: Operand, constants: tuple[float, ...], dtype: torch.dtype | None
@@ -166,6 +188,92 @@ class Gate:
         t, promoted = launch.compared(input, threshold, self.casts)
         held = tuple(launch.held(value, result) for value in constants)
         return launch.GateCall(self.name, self.name, t, held, promoted, result)
+
+
+@dataclass(frozen=True)
+class LearnedGate:
+    """A gate that is a step at a threshold, which learns by a straight-through estimate: jumprelu and its kind.
+
+    The reference's signature is input, threshold, bandwidth. Device functions bear the op's name (`forward`: another's).
+    """
+
+    name: str
+    formula: str
+    gradient: str
+    equivalent: str
+    reference: Callable[..., Any]
+    pushes: tuple[Push, ...]
+    forward: str | None = None
+    reads_threshold: bool = True
+    counts: bool = False
+    dtypes: tuple[torch.dtype, ...] = FLOATING
+    example: tuple[float, ...] = (0.5, 0.25)
+
+    family = "learned"
+
+    def __call__(
+        self, input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gradient: bool = False
+    ) -> Any:
+        """Check the arguments, choose the backend, run."""
+        check_input(self.name, input, self.dtypes)
+        if self.counts and input.dim() == 0:
+            raise ValueError(f"{self.name}: input has shape (), expected at least one dimension to count along")
+        threshold = check_operand(self.name, "threshold", threshold, input, learns=True)
+        bandwidth = check_positive(self.name, "bandwidth", bandwidth)
+        tensors = [t for t in (input, threshold) if isinstance(t, Tensor)]
+        records = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        surrogate = reference.Surrogate(self.reference, self.pushes, bandwidth, bool(input_gradient))
+        if not is_plain(*tensors):
+            function = TracedLearnedGate if torch.compiler.is_compiling() else TransformedLearnedGate
+            return function.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
+        if choose(input.device)[0] == "triton":
+            call = self.lowered(input, threshold, bandwidth, bool(input_gradient))
+            if records:
+                return LearnedGateFunction.apply(input, threshold, call, surrogate)  # type: ignore[no-untyped-call]
+            output, count, _ = _learned().forward(call, input.detach(), 0)
+            return output if count is None else (output, count)
+        if records:
+            return TracedLearnedGate.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
+        return self.reference(input, threshold, bandwidth)
+
+    def lowered(self, input: Tensor, threshold: Operand, bandwidth: float, input_gradient: bool) -> Any:
+        """The call as the kernels' launcher takes it: nothing is rounded to a 16-bit type."""
+        return _learned().LearnedCall(
+            self.name,
+            self.forward or self.name,
+            f"{self.name}_backward",
+            threshold.detach() if isinstance(threshold, Tensor) else threshold,
+            (bandwidth,),
+            reference.compared_dtype(input, threshold),
+            self.reads_threshold,
+            self.counts,
+            input_gradient,
+        )
+
+    def bytes_moved(
+        self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool
+    ) -> tuple[int, int, int]:
+        """Bytes forward, backward and saved: s in, s out, two bits an element; a count adds a bit twice, and itself."""
+        n, bits = input.numel(), -(-input.numel() // 8)
+        count = 0
+        if self.counts and n:
+            count = n // input.shape[-1] * reference.compute_dtype(input.dtype).itemsize
+        once = 2 * n * input.element_size() + _bytes(operands)
+        if not grad:
+            return once + (2 * bits + count if self.counts else 0), 0, 0
+        learning = [t for t in operands if t.requires_grad]
+        saved = 2 * bits if learning or arguments.get("input_gradient") else bits
+        forward = once + saved + (bits + count if self.counts else 0)
+        read = _bytes(operands) if self.reads_threshold else 0
+        return forward, 2 * n * input.element_size() + saved + count + read + _bytes(learning), saved
+
+    def tuning_key(self, arguments: Mapping[str, Any]) -> str:
+        """The op's name in the tables of block sizes."""
+        return self.name
+
+    def searches(self, arguments: Mapping[str, Any]) -> bool:
+        """Block sizes may not come from a search, which would change the order of summation."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -234,6 +342,10 @@ class Loss:
         suffix = ".none" if arguments["reduction"] == "none" else ""
         return f"{arguments.get('base', self.base)}.{rule.__name__}{suffix}"
 
+    def searches(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether block sizes may come from a search: where nothing is summed."""
+        return bool(arguments["reduction"] == "none")
+
     def _check(
         self,
         input: Tensor,
@@ -264,7 +376,7 @@ class Loss:
         return base
 
 
-Op = Union[Gate, Loss]
+Op = Union[Gate, LearnedGate, Loss]
 
 _GATES = (
     Gate(
@@ -297,7 +409,7 @@ _GATES = (
         reference=reference.softshrink,
         eager=eager.softshrink,
         nonnegative=True,
-        learned="softshrink_learned",
+        push=reference.softshrink_push,
     ),
     Gate(
         "binary_threshold",
@@ -310,6 +422,36 @@ _GATES = (
         differentiable=False,
         casts=False,
         example=(0.1, 3.0, -1.0),
+    ),
+)
+
+_LEARNED_GATES = (
+    LearnedGate(
+        "jumprelu",
+        formula="x where x > θ, else 0",
+        gradient="1 where x > θ, else 0; to θ: -θ/ε where |x - θ| < ε/2, else 0",
+        equivalent="torch.where(input > threshold, input, 0)",
+        reference=reference.jumprelu,
+        pushes=(reference.jumprelu_push,),
+    ),
+    LearnedGate(
+        "step",
+        formula="1 where x > θ, else 0",
+        gradient="0; to θ: -1/ε where |x - θ| < ε/2, else 0",
+        equivalent="(input > threshold).to(input.dtype)",
+        reference=reference.step,
+        pushes=(reference.step_push,),
+        reads_threshold=False,
+    ),
+    LearnedGate(
+        "jumprelu_l0",
+        formula="(jumprelu(x), step(x).sum(-1)), in one pass",
+        gradient="both, in one pass",
+        equivalent="torch.where(input > threshold, input, 0), (input > threshold).sum(-1)",
+        reference=reference.jumprelu_l0,
+        pushes=(reference.jumprelu_push, reference.step_push),
+        forward="jumprelu",
+        counts=True,
     ),
 )
 
@@ -363,8 +505,9 @@ _LOSSES = (
 )
 
 GATES: Mapping[str, Gate] = MappingProxyType({op.name: op for op in _GATES})
+LEARNED_GATES: Mapping[str, LearnedGate] = MappingProxyType({op.name: op for op in _LEARNED_GATES})
 LOSSES: Mapping[str, Loss] = MappingProxyType({op.name: op for op in _LOSSES})
-OPS: Mapping[str, Op] = MappingProxyType({**GATES, **LOSSES})
+OPS: Mapping[str, Op] = MappingProxyType({**GATES, **LEARNED_GATES, **LOSSES})
 
 
 def ops() -> Mapping[str, Op]:

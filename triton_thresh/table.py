@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .registry import OPS, Gate
+from .registry import OPS, Gate, LearnedGate
 
 BEGIN, END = "<!-- ops: begin -->", "<!-- ops: end -->"
 
@@ -12,7 +12,7 @@ def op_table() -> str:
     gates = ["| gate | y | dy/dx |", "|---|---|---|"]
     losses = ["| loss | element loss | times |", "|---|---|---|"]
     for op in OPS.values():
-        if isinstance(op, Gate):
+        if isinstance(op, (Gate, LearnedGate)):
             gates.append(f"| `{op.name}` | {_cell(op.formula)} | {_cell(op.gradient)} |")
         else:
             losses.append(f"| `{op.name}` | {_cell(op.formula)} | {_cell(op.weighing)} |")

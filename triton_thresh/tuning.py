@@ -42,7 +42,7 @@ class Choice(NamedTuple):
 
 GATE_BLOCK = 512
 LOSS_BYTES = 8192  # with 4 warps of 32 each thread loads four times 16 bytes
-INTERPRETER = {"gate": Config(1024, 4), "loss": Config(4096, 4)}
+INTERPRETER = {"gate": Config(1024, 4), "learned": Config(1024, 4), "loss": Config(4096, 4)}
 CANDIDATE_BLOCKS = (256, 512, 1024)
 MOST_PER_WARP = 4096  # of a block: beyond, a kernel would take minutes to compile
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import triton_thresh as tt
-from triton_thresh.registry import OPS, Gate, Loss
+from triton_thresh.registry import OPS, Gate, LearnedGate, Loss
 
 from ..gates import same
 from ..losses import CELLS, SETTINGS, Cell, inputs
@@ -25,7 +25,7 @@ KINDS = ("number", "cpu", "mean", "channel", "element")
 class Case:
     """An op with a kind of operand. Operands are made on the device inside the call; what learns is a leaf."""
 
-    op: Gate | Loss
+    op: Gate | LearnedGate | Loss
     kind: str = "number"
     dtype: torch.dtype = torch.float32
     cell: Cell | None = None
@@ -40,7 +40,7 @@ class Case:
         x = inputs(self.cell.base if self.cell else "mse", shape, self.dtype, seed).to(device).requires_grad_()
         if not self.kind.startswith("learned"):
             return [x]
-        assert isinstance(self.op, Gate)
+        assert isinstance(self.op, (Gate, LearnedGate))
         return [x, self.operand(self.op.example[0], x).requires_grad_()]
 
     def operand(self, value: float, x: Tensor) -> Any:
@@ -54,12 +54,15 @@ class Case:
             return torch.full((), value, device=x.device)
         if self.kind in ("channel", "learned"):
             return torch.linspace(*span, x.shape[-1], device=x.device)
-        if self.kind == "element":
+        if self.kind in ("element", "learned-element"):
             return torch.linspace(*span, x.numel(), device=x.device).view_as(x)
         return value
 
     def arguments(self, x: Tensor, *learned: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the public function is called with."""
+        if isinstance(self.op, LearnedGate):
+            threshold = learned[0] if learned else self.operand(self.op.example[0], x)
+            return (x, threshold, *self.op.example[1:]), {}
         if isinstance(self.op, Gate):
             threshold = learned[0] if learned else self.operand(self.op.example[0], x)
             inplace = {"inplace": True} if self.kind == "inplace" else {}
@@ -75,17 +78,24 @@ class Case:
         return (x, y), {**keywords, **vars(rule)}
 
     def __call__(self, *leaves: Tensor) -> Tensor:
+        """The output; of several, one flat tensor of all."""
         positional, keywords = self.arguments(*leaves)
-        output: Tensor = getattr(tt, self.op.name)(*positional, **keywords)
+        output = getattr(tt, self.op.name)(*positional, **keywords)
+        if isinstance(output, tuple):
+            output = torch.cat([output[0].flatten(), *(o.to(output[0].dtype).flatten() for o in output[1:])])
+        assert isinstance(output, Tensor)
         return output
 
 
 def _cases() -> Iterator[Case]:
     for op in OPS.values():
         if isinstance(op, Gate):
-            more = (("learned", "learned-0dim") if op.learned else ()) + (("inplace",) if op.inplace else ())
+            more = (("learned", "learned-0dim") if op.push else ()) + (("inplace",) if op.inplace else ())
             yield from (Case(op, kind) for kind in KINDS + more)
             yield Case(op, dtype=torch.bfloat16)
+        elif isinstance(op, LearnedGate):
+            yield from (Case(op, kind) for kind in (*KINDS, "learned", "learned-0dim", "learned-element"))
+            yield Case(op, "learned", dtype=torch.bfloat16)
         elif isinstance(op, Loss):
             for cell in (Cell(*cell) for cell in op.cells):
                 if op.rule is not None:

@@ -92,6 +92,28 @@ def test_gate_beyond_32_bit_offsets(name: str, dtype: torch.dtype, kind: str, mo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("columns", [1024, 1027])
+def test_sums_by_column_beyond_32_bit_offsets(columns: int) -> None:
+    """Whole gradients and a power of two for bandwidth: every sum is exact."""
+    need_memory()
+    rows = EDGE // columns + 9
+    x = filled(rows * columns, torch.bfloat16, 0).view(rows, columns).requires_grad_()
+    t = torch.full((columns,), 0.5, device=DEVICE, requires_grad=True)
+    y, count = tt.jumprelu_l0(x, t, 0.25)
+    g, h = torch.ones_like(y), torch.full_like(count, 2.0)
+    dx, dt = torch.autograd.grad((y, count), (x, t), (g, h))
+    total = torch.zeros(columns, dtype=torch.float64, device=DEVICE)
+    for start in range(0, rows, 2**14):
+        part = x.detach()[start : start + 2**14].float()
+        above, window = part > 0.5, (part - 0.5).abs() < 0.125
+        equal(y.detach()[start : start + 2**14], torch.where(above, part, 0).bfloat16())
+        equal(dx[start : start + 2**14], above.bfloat16())
+        equal(count.detach()[start : start + 2**14], above.sum(1).float())
+        total += window.sum(0) * (-(0.5 / 0.25) - 2.0 / 0.25)
+    equal(dt, total.float())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("beyond", [-1, 12345])
 def test_loss_at_and_beyond_32_bit_offsets(beyond: int) -> None:
     need_memory()

@@ -229,7 +229,7 @@ def test_batched_gradients(op: Gate, device: torch.device) -> None:
 @pytest.mark.parametrize("op", DIFFERENTIABLE, ids=label)
 def test_gradcheck(op: Gate, device: torch.device) -> None:
     x = torch.tensor([-2.0, -0.05, 0.3, 1.5], dtype=torch.float64, device=device, requires_grad=True)
-    t = torch.tensor([0.7, 0.2, 0.1, 0.4], dtype=torch.float64, device=device, requires_grad=bool(op.learned))
+    t = torch.tensor([0.7, 0.2, 0.1, 0.4], dtype=torch.float64, device=device, requires_grad=bool(op.push))
     apply = lambda x, t: op(x, t, *op.example[1:])  # noqa: E731
     assert torch.autograd.gradcheck(apply, (x, t), check_batched_grad=True, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(apply, (x, t))
@@ -314,7 +314,7 @@ def test_one_bit_an_element_is_saved(op: Gate, dtype: torch.dtype, device: torch
     x = leaf(op, device, n, dtype)
     (size,) = saved_bytes(lambda: op(x, *op.example))
     assert n / 8 <= size < n / 8 + 1024
-    if op.learned:
+    if op.push:
         t = torch.tensor(0.3, device=device, requires_grad=True)
         (size,) = saved_bytes(lambda: op(x, *arguments(op, t)))
         assert n / 4 <= size < n / 4 + 2048

@@ -1,0 +1,288 @@
+"""The shell of gates whose threshold learns: two bits per element for backward, and column sums for its gradient.
+
+The input is seen as rows of `width` elements, and byte (r, c) of a mask's plane holds, as bit j, element (8 r + j, c). By
+column, width is a multiple of the threshold's period and of 16: an entry of the threshold meets the same columns in every row
+and is loaded once per program, and every row starts where a 16-byte vector may. Sums run down the rows, each thread over
+columns of its own, and leave one partial sum per column and program.
+"""
+
+import triton
+import triton.language as tl
+
+from . import operand
+from .gate import select
+
+
+@triton.jit(do_not_specialize=["n"])
+def forward(
+    x_ptr,
+    y_ptr,
+    mask_ptr,
+    n,
+    width,
+    operands,
+    KINDS: tl.constexpr,
+    FUNCTION: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BITS: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """y = FUNCTION(x), and BITS planes of its code (0: no gradient is wanted, 1: only the input's)."""
+    tiles = tl.cdiv(width, COLS)
+    block = (tl.program_id(0) // tiles).to(n.dtype)
+    column = tl.program_id(0) % tiles * COLS
+    lane = tl.arange(0, COLS)
+    inside = column + lane < width
+    base = block * (8 * width) + column
+    left = n - base
+    x_ptr += base
+    y_ptr += base
+    low = tl.zeros([COLS], dtype=tl.int32)
+    high = tl.zeros([COLS], dtype=tl.int32)
+    values = ()
+    if BY_COLUMN:
+        values = operand.load_all(operands, KINDS, column, lane, inside)
+    if left + column >= 8 * width:
+        xs = ()
+        vs = ()
+        for j in tl.static_range(8):  # all loads in flight before the first store
+            xs = xs + (operand.read(x_ptr + (j * width + lane), inside),)
+            if BY_COLUMN:
+                vs = vs + (values,)
+            else:
+                vs = vs + (operand.load_all(operands, KINDS, base, j * width + lane, inside),)
+        for j in tl.static_range(8):
+            code = select(xs[j], vs[j], y_ptr + (j * width + lane), inside, FUNCTION, COMPUTE, None)
+            low |= (code & 1) << j
+            high |= (code >> 1) << j
+    else:
+        j = 0
+        while j * width < left:
+            o = j * width + lane
+            valid = inside & (o < left)
+            x = operand.read(x_ptr + o, valid)
+            if BY_COLUMN:
+                vs = values
+            else:
+                vs = operand.load_all(operands, KINDS, base, o, valid)
+            code = select(x, vs, y_ptr + o, valid, FUNCTION, COMPUTE, None)
+            low |= (code & 1) << j
+            high |= (code >> 1) << j
+            j += 1
+    cell = block * width + column + lane
+    if BITS >= 1:
+        tl.store(mask_ptr + cell, low.to(tl.uint8), mask=inside)
+    if BITS == 2:
+        plane = tl.cdiv(n, 8 * width) * width
+        tl.store(mask_ptr + plane + cell, high.to(tl.uint8), mask=inside)
+
+
+@triton.jit
+def _store_wide(ptr, value, column, limit, NARROW: tl.constexpr, COLS: tl.constexpr):
+    """Store columns below `limit`; what is twice as wide as a 16-bit NARROW by halves, so that threads keep their columns."""
+    if NARROW.primitive_bitwidth * 2 == value.dtype.primitive_bitwidth:
+        first, second = tl.split(tl.permute(tl.reshape(value, [COLS // 8, 2, 4]), [0, 2, 1]))
+        o = column + 8 * tl.arange(0, COLS // 8)[:, None] + tl.arange(0, 4)[None, :]
+        tl.store(ptr + o, first, mask=o < limit)
+        tl.store(ptr + o + 4, second, mask=o + 4 < limit)
+    else:
+        o = column + tl.arange(0, COLS)
+        tl.store(ptr + o, value, mask=o < limit)
+
+
+@triton.jit
+def _gradient(
+    g,
+    count,
+    low,
+    high,
+    j,
+    values,
+    dx_ptr,
+    dt_ptr,
+    start,
+    column,
+    limit,
+    FUNCTION: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    INPUT_GRADIENT: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """Store dx of the row that starts at `start`, and dt unless it is summed by column; return dt."""
+    o = column + tl.arange(0, COLS)
+    code = ((low >> j) & 1) | ((high >> j) & 1) << 1
+    if len(count) == 0:
+        upstream = (g.to(COMPUTE),)
+    else:
+        upstream = (g.to(COMPUTE), count[0].to(COMPUTE))
+    dx, dt = FUNCTION(upstream, code, values)
+    if INPUT_GRADIENT:
+        dx -= dt
+    tl.store(dx_ptr + start + o, dx.to(dx_ptr.dtype.element_ty), mask=o < limit)
+    if not BY_COLUMN and dt_ptr is not None:
+        _store_wide(dt_ptr + start, dt, column, limit, g.dtype, COLS)
+    return dt
+
+
+@triton.jit
+def _count(count_ptr, row, column, width, features, mask):
+    """A tuple of the gradient of the count of a row's stretch of `features` elements (None: the whole row), if there is one."""
+    if count_ptr is None:
+        count = ()
+    elif features is None:
+        count = (tl.load(count_ptr + row),)
+    else:
+        count = (operand.read(count_ptr + row * (width // features) + column // features, mask),)
+    return count
+
+
+@triton.jit(do_not_specialize=["n"])
+def backward(
+    g_ptr,
+    count_ptr,
+    mask_ptr,
+    dx_ptr,
+    dt_ptr,
+    n,
+    width,
+    features,
+    operands,
+    KINDS: tl.constexpr,
+    FUNCTION: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    INPUT_GRADIENT: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+    GROUPS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """dx, dt = FUNCTION(g, code); dt (None: not wanted) by column as partial sums over 8 * GROUPS rows, else elementwise.
+
+    count_ptr: the upstream gradient of the count of every `features` elements, if the op counts.
+    """
+    tiles = tl.cdiv(width, COLS)
+    block = (tl.program_id(0) // tiles).to(n.dtype)
+    column = tl.program_id(0) % tiles * COLS
+    o = column + tl.arange(0, COLS)
+    inside = o < width
+    plane = tl.cdiv(n, 8 * width) * width
+    total = tl.zeros([COLS], dtype=COMPUTE)
+    values = ()
+    if BY_COLUMN:
+        values = operand.load_all(operands, KINDS, column, tl.arange(0, COLS), inside)
+    i = 0
+    while i < GROUPS:
+        group = block * GROUPS + i
+        base = group * (8 * width)
+        left = n - base
+        held = inside & (left > 0)
+        low = operand.read(mask_ptr + group * width + o, held).to(tl.int32)
+        high = tl.zeros([COLS], dtype=tl.int32)
+        if dt_ptr is not None or INPUT_GRADIENT:
+            high = operand.read(mask_ptr + plane + group * width + o, held).to(tl.int32)
+        if left >= 8 * width:
+            gs = ()
+            cs = ()
+            vs = ()
+            for j in tl.static_range(8):  # all loads in flight before the first store
+                gs = gs + (operand.read(g_ptr + base + (j * width + o), inside),)
+                if features is None:
+                    cs = cs + (_count(count_ptr, group * 8 + j, o, width, features, inside),)
+                if BY_COLUMN:
+                    vs = vs + (values,)
+                else:
+                    vs = vs + (operand.load_all(operands, KINDS, base, j * width + o, inside),)
+            for j in tl.static_range(8):
+                if features is None:
+                    count = cs[j]
+                else:  # 64 registers if loaded above
+                    count = _count(count_ptr, group * 8 + j, o, width, features, inside)
+                total += _gradient(
+                    gs[j],
+                    count,
+                    low,
+                    high,
+                    j,
+                    vs[j],
+                    dx_ptr,
+                    dt_ptr,
+                    base + j * width,
+                    column,
+                    width,
+                    FUNCTION,
+                    COMPUTE,
+                    INPUT_GRADIENT,
+                    BY_COLUMN,
+                    COLS,
+                )
+        else:
+            j = 0
+            while (j < 8) & (j * width < left):
+                limit = tl.minimum(left - j * width, width)
+                valid = o < limit
+                g = operand.read(g_ptr + base + j * width + o, valid)
+                count = _count(count_ptr, group * 8 + j, o, width, features, valid)
+                if BY_COLUMN:
+                    vs = values
+                else:
+                    vs = operand.load_all(operands, KINDS, base, j * width + o, valid)
+                dt = _gradient(
+                    g,
+                    count,
+                    low,
+                    high,
+                    j,
+                    vs,
+                    dx_ptr,
+                    dt_ptr,
+                    base + j * width,
+                    column,
+                    limit,
+                    FUNCTION,
+                    COMPUTE,
+                    INPUT_GRADIENT,
+                    BY_COLUMN,
+                    COLS,
+                )
+                total += tl.where(valid, dt, 0.0)
+                j += 1
+        i += 1
+    if BY_COLUMN and dt_ptr is not None:
+        _store_wide(dt_ptr + block * width, total, column, width, g_ptr.dtype.element_ty, COLS)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def count(mask_ptr, out_ptr, rows, width, features, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """How many bits of the first plane are set in each of `rows` rows of `features` elements.
+
+    A byte holds a bit of eight such rows; a program takes PARTS stretches of `features` bytes. Four bits of a byte are spread
+    over the bytes of an int32, (b * 0x204081) & 0x01010101, and 255 of those may be added up.
+    """
+    parts = width // features
+    stretch = tl.program_id(0).to(rows.dtype) * PARTS + tl.arange(0, PARTS)
+    group = stretch // parts
+    part = stretch % parts
+    start = group * width + part * features
+    lane = tl.arange(0, BLOCK)[None, :]
+    four = tl.arange(0, 4)[None, :]
+    first = tl.zeros([PARTS, 4], dtype=tl.int32)
+    last = tl.zeros([PARTS, 4], dtype=tl.int32)
+    held = (8 * group * parts + part < rows)[:, None]
+    i = 0
+    while i < features:
+        low = tl.zeros([PARTS, BLOCK], dtype=tl.int32)
+        high = tl.zeros([PARTS, BLOCK], dtype=tl.int32)
+        j = 0
+        while (j < 128) & (i < features):
+            bits = operand.read(mask_ptr + start[:, None] + (i + lane), held & (i + lane < features)).to(tl.int32)
+            low += ((bits & 15) * 0x204081) & 0x01010101
+            high += ((bits >> 4) * 0x204081) & 0x01010101
+            i += BLOCK
+            j += 1
+        first += tl.sum((low[:, :, None] >> (8 * four)[None, :, :]) & 255, axis=1)
+        last += tl.sum((high[:, :, None] >> (8 * four)[None, :, :]) & 255, axis=1)
+    row = (8 * group[:, None] + four) * parts + part[:, None]
+    tl.store(out_ptr + row, first.to(out_ptr.dtype.element_ty), mask=row < rows)
+    row += 4 * parts
+    tl.store(out_ptr + row, last.to(out_ptr.dtype.element_ty), mask=row < rows)

@@ -1,0 +1,179 @@
+"""Runs the kernels of gates whose threshold learns: the matrix they see, two bits per element, sums over rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from . import layout, tuning
+from .kernels import learned, pointwise
+from .launch import CHANNEL, COMPUTE, ELEMENT, OPTIONS, Mask, on_device, pack_all
+from .reference import compute_dtype
+from .rules import Operand
+
+COUNT_BLOCK = 2048  # bytes of a mask's plane
+ROWS = 32  # that a program of backward sums: partial sums and thresholds then cost 3/8 byte per element
+WIDEST = 1 << 27  # eight rows are offset by less than 2**31
+
+
+class LearnedCall(NamedTuple):
+    """A gate whose threshold learns: its device functions, its operands, and the type they are compared in."""
+
+    op: str
+    forward: str
+    backward: str
+    threshold: Operand
+    constants: tuple[float, ...]
+    compute: torch.dtype
+    reads_threshold: bool = False  # in backward
+    counts: bool = False
+    input_gradient: bool = False
+
+
+class Codes(NamedTuple):
+    """What a learned gate saves: its packed codes (mask.block is the width of a row), and how its threshold meets them."""
+
+    mask: Mask
+    pattern: tuple[int, int]  # (inner, mid) of a threshold that keeps to its columns; (0, 0) of another
+
+
+def _rows(x: Tensor, threshold: Operand, counts: bool, block: int) -> tuple[int, tuple[int, int]]:
+    """The width of the rows that the kernels see, and the threshold's (inner, mid) if it keeps to its columns.
+
+    A width is a multiple of 16, of the threshold's period and of the rows that are counted, and of about `block`
+    elements or more; a count of few rows takes them as they are.
+    """
+    n, features = x.numel(), x.shape[-1] if counts else 1
+    pattern: tuple[int, int] | None = (1, 1)
+    if isinstance(threshold, Tensor) and threshold.numel() > 1:
+        pattern = layout.broadcast_pattern(tuple(x.shape), x.stride(), tuple(threshold.shape))
+    if pattern is not None:
+        unit = math.lcm(math.prod(pattern), features, 16)
+        if unit <= WIDEST and (n >= 8 * unit or (pattern == (1, 1) and not counts)):
+            return unit * max(1, block // unit), pattern
+    unit = math.lcm(features, 16)
+    if n < 8 * unit and counts:
+        unit = features
+        return unit, pattern if pattern == (1, 1) else (0, 0)
+    return unit * max(1, block // unit), (0, 0)
+
+
+def _column_operands(
+    call: LearnedCall, x: Tensor, width: int, pattern: tuple[int, int]
+) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """The call's operands; a threshold as wide as the rows is one that lies as they do."""
+    operands, kinds = pack_all((call.threshold, *call.constants), x, (call.compute,) * (1 + len(call.constants)))
+    if kinds[0] == CHANNEL and pattern == (1, width):
+        return ((operands[0][0],), *operands[1:]), (ELEMENT, *kinds[1:])
+    return operands, kinds
+
+
+def _tiles(n: int, width: int, rows: int, block: int) -> tuple[int, int]:
+    """Into how many blocks of so many rows, and of so many columns, a matrix falls."""
+    return triton.cdiv(n, rows * width), triton.cdiv(width, block)
+
+
+def forward(call: LearnedCall, input: Tensor, bits: int) -> tuple[Tensor, Tensor | None, Codes | None]:
+    """The gate's output, the count of each row if the op counts, and `bits` bits per element for backward."""
+    x = layout.dense(input)
+    if call.counts:
+        x = x.contiguous()
+    n = x.numel()
+    y = torch.empty_like(x)
+    shape, stride = tuple(x.shape), x.stride()
+    count = torch.empty(shape[:-1], dtype=compute_dtype(x.dtype), device=x.device) if call.counts else None
+    if n == 0:
+        count = count if count is None else count.zero_()
+        empty = Mask(torch.empty(0, dtype=torch.uint8, device=x.device), 0, shape, stride)
+        return torch.empty_like(input), count, Codes(empty, (0, 0))
+    block, warps = tuning.choose("learned", call.op, x.dtype, n, x.device, False).config
+    width, pattern = _rows(x, call.threshold, call.counts, block)
+    if width > WIDEST:
+        raise ValueError(f"{call.op}: input has rows of {shape[-1]} elements, expected at most {WIDEST}")
+    operands, kinds = _column_operands(call, x, width, pattern)
+    down, across = _tiles(n, width, 8, block)
+    planes = max(bits, int(call.counts))
+    mask = torch.empty(planes * down * width, dtype=torch.uint8, device=x.device) if planes else None
+    with on_device(x.device):
+        learned.forward[(down * across,)](
+            x,
+            y,
+            mask,
+            n,
+            width,
+            operands,
+            KINDS=kinds,
+            FUNCTION=getattr(pointwise, call.forward),
+            COMPUTE=COMPUTE[call.compute],
+            BITS=planes,
+            BY_COLUMN=pattern != (0, 0),
+            COLS=block,
+            num_warps=warps,
+            **OPTIONS,
+        )
+        if count is not None:
+            lanes = min(COUNT_BLOCK, triton.next_power_of_2(shape[-1]))
+            parts = COUNT_BLOCK // lanes
+            learned.count[(triton.cdiv(down * (width // shape[-1]), parts),)](
+                mask, count, count.numel(), width, shape[-1], PARTS=parts, BLOCK=lanes, num_warps=4, **OPTIONS
+            )
+    if call.counts and not input.is_contiguous():
+        y = torch.empty_like(input).copy_(y)
+    return y, count, Codes(Mask(mask, width, shape, stride), pattern) if mask is not None and bits else None
+
+
+def backward(
+    call: LearnedCall, codes: Codes, gradients: Sequence[Tensor], shape: torch.Size | None
+) -> tuple[Tensor, Tensor | None]:
+    """dx, and dt summed to the threshold's `shape` (None: not wanted) in the compute type."""
+    mask, pattern = codes
+    g = layout.laid_out_as(gradients[0], mask.shape, mask.stride)
+    count = gradients[1].contiguous() if call.counts else None
+    dx = torch.empty_strided(mask.shape, mask.stride, dtype=g.dtype, device=g.device)
+    n, width, by_column = g.numel(), mask.block, pattern != (0, 0)
+    if n == 0:
+        return dx, None if shape is None else torch.zeros(shape, dtype=call.compute, device=g.device)
+    block, warps = tuning.choose("learned", call.op, g.dtype, n, g.device, False).config
+    rows = ROWS if by_column else 8
+    down, across = _tiles(n, width, rows, block)
+    dt = None
+    if shape is not None and by_column:
+        dt = torch.empty(down * width, dtype=call.compute, device=g.device)
+    elif shape is not None:
+        dt = torch.empty_like(dx, dtype=call.compute)
+    read = call if call.reads_threshold else call._replace(threshold=0.0)
+    operands, kinds = _column_operands(read, dx, width, pattern)
+    features = mask.shape[-1] if call.counts else width
+    with on_device(g.device):
+        learned.backward[(down * across,)](
+            g,
+            count,
+            mask.bits,
+            dx,
+            dt,
+            n,
+            width,
+            None if features == width else features,
+            operands,
+            KINDS=kinds,
+            FUNCTION=getattr(pointwise, call.backward),
+            COMPUTE=COMPUTE[call.compute],
+            INPUT_GRADIENT=call.input_gradient,
+            BY_COLUMN=by_column,
+            GROUPS=rows // 8,
+            COLS=block,
+            num_warps=warps,
+            **OPTIONS,
+        )
+    if dt is None or shape is None:
+        return dx, None
+    if not by_column:
+        return dx, layout.summed(dt, shape)
+    inner, mid = pattern
+    own = dt.view(-1, mid, inner).sum((0, 2))
+    return dx, layout.unblock(own, tuple(shape), mask.shape, mask.stride)
