@@ -116,9 +116,9 @@ def jumprelu(input: Tensor, threshold: Operand, bandwidth: float = 1e-3) -> Tens
 
 
 def jumprelu_push(g: Tensor, above: Tensor, window: Tensor, t: Operand, bandwidth: float) -> tuple[Tensor, Tensor]:
-    """g where x > t; -(t / bandwidth) g inside the window."""
-    steep = torch.where(window, t, 0.0)
-    return torch.where(above, g, 0), torch.where(window, g, 0) * (steep / -bandwidth)
+    """g where x > t; -(t / bandwidth) g inside the window, in which no infinite t has an x."""
+    finite = torch.nan_to_num(t, 0.0, 0.0, 0.0) if isinstance(t, Tensor) else (t if math.isfinite(t) else 0.0)
+    return torch.where(above, g, 0), torch.where(window, g * (finite / -bandwidth), 0)
 
 
 def step(input: Tensor, threshold: Operand, bandwidth: float = 1e-3) -> Tensor:
@@ -128,7 +128,7 @@ def step(input: Tensor, threshold: Operand, bandwidth: float = 1e-3) -> Tensor:
 
 def step_push(g: Tensor, above: Tensor, window: Tensor, t: Operand, bandwidth: float) -> tuple[Tensor, Tensor]:
     """0; -g / bandwidth inside the window."""
-    dt = torch.where(window, g, 0) / -bandwidth
+    dt = torch.where(window, g / -bandwidth, 0)
     return torch.zeros_like(dt), dt
 
 
