@@ -4,13 +4,15 @@ TORCH ?= torch==2.13.0
 TRITON ?= triton==3.6.0
 JOBS ?= 2
 ARGS ?=
+LIMIT ?= 1800
+OUT ?= gpu-results
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 HAS_GPU := $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null
 
-.PHONY: help demo test check lint gpu-test table clean
+.PHONY: help demo test check lint gpu-test table bench report gpu clean
 
 help:
 	@echo "make demo      four short trainings, the pack against the same formulas in torch (ARGS='--steps 100')"
@@ -19,6 +21,9 @@ help:
 	@echo "make lint      ruff and mypy"
 	@echo "make gpu-test  the tests that need a GPU, alone"
 	@echo "make table     write the README's op table anew from the registry"
+	@echo "make bench     measure every op against eager torch and torch.compile (ARGS='--full'); on a CPU without torch.compile"
+	@echo "make report    tables and pictures of the newest results, and the README's figures"
+	@echo "make gpu       everything a GPU settles, in one go: tests, benchmark, sanitizer, profiler, tuning (LIMIT=1800 seconds)"
 
 # Where $(PYTHON) already has a torch that sees a GPU, that one is used, with whatever else is installed beside it.
 $(READY): pyproject.toml
@@ -60,6 +65,16 @@ lint: $(READY)
 
 table: $(READY)
 	$(BIN)/python -m triton_thresh ops --write README.md
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks run $(ARGS)
+
+report: $(READY)
+	$(BIN)/python -m benchmarks report $(ARGS)
+	$(BIN)/python -m benchmarks figures --write README.md
+
+gpu: $(READY)
+	$(BIN)/python -m benchmarks gpu --limit $(LIMIT) --out $(OUT) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -12,8 +12,10 @@ pytest.importorskip("triton", reason="the kernels need Triton to be compiled")
 
 from triton_thresh.kernels import foreach, gate, learned
 
-from benchmarks.aot import TARGETS, Report, compile_kernel
+from benchmarks.aot import TARGETS, Report
 from benchmarks.cases import ITEMSIZE, Case, cases
+from benchmarks.compiled import compile_case
+from benchmarks.roofline import GPUS
 from triton_thresh import launch, reference, rules, tuning
 from triton_thresh import learned as learned_launch
 from triton_thresh.families import Gate, LearnedGate
@@ -24,8 +26,8 @@ from .stub_driver import StubDriver
 
 pytestmark = [pytest.mark.skipif(INTERPRETED, reason="this process interprets kernels"), pytest.mark.slow]
 
-# An H200 moves 4.3 TB/s and issues 132 * 4 instructions of 32 lanes a cycle at 1.98 GHz: 7.77 slots an element a byte.
-SLOTS_PER_BYTE = 132 * 4 * 32 * 1.98e9 / 4.3e12
+# Instructions an H200 issues in the time it moves a byte at 4.3 TB/s, which copies are expected to reach: 7.78.
+SLOTS_PER_BYTE = GPUS["H200"].instructions_per_second / 4.3e12
 
 
 def _violations(case: Case, report: Report) -> list[str]:
@@ -93,7 +95,7 @@ def _all_cases() -> list[object]:
 
 @pytest.mark.parametrize(("target", "case"), _all_cases())
 def test_budget(target: str, case: Case) -> None:
-    report = compile_kernel(case.jit, case.arguments, target, num_warps=case.num_warps, elements=case.elements)
+    report = compile_case(case, target)
     assert not _violations(case, report), report
 
 
@@ -101,8 +103,15 @@ def test_a_scalar_load_is_noticed() -> None:
     """Tiles half as large leave each thread 8 bytes a load: the budget must say so."""
     case = next(case for case in cases(("fp32",)) if str(case) == "hardshrink-forward1-fp32-number")
     narrow = dataclasses.replace(case, arguments={**case.arguments, "COLS": 128}, elements=8 * 128)
-    report = compile_kernel(case.jit, narrow.arguments, "sm_90", num_warps=4, elements=narrow.elements)
+    report = compile_case(narrow, "sm_90")
     assert any("16-byte vectors" in violation for violation in _violations(narrow, report))
+
+
+def test_a_spill_is_noticed() -> None:
+    """A tile eight times as large for the same threads does not fit in their registers: the budget must say so."""
+    case = next(case for case in cases(("fp32",)) if str(case) == "hardshrink-forward1-fp32-number")
+    large = dataclasses.replace(case, arguments={**case.arguments, "COLS": 4096}, elements=8 * 4096)
+    assert any(violation.startswith("spills") for violation in _violations(large, compile_case(large, "sm_90")))
 
 
 @pytest.fixture

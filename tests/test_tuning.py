@@ -115,7 +115,7 @@ def test_what_is_no_table_is_ignored_with_a_warning(text: str) -> None:
     "entry",
     [
         None, 256, "256", [], [256], [256, 4, 1], [256, "4"], [256.0, 4], [True, 4], [0, 4], [-256, 4], [100, 4],
-        [16, 4], [131072, 4], [256, 3], [256, 0], [256, 64], {"block": 256},
+        [16, 4], [131072, 4], [65536, 1], [256, 3], [256, 0], [256, 64], {"block": 256},
     ],
     ids=str,
 )  # fmt: skip
@@ -153,8 +153,8 @@ def test_device_names_as_file_names(device: str, file: str) -> None:
 
 
 def test_the_cache_is_written_and_read(tmp_path: Path) -> None:
-    tuning.remember(GPU, KEY, Config(256, 2))
-    tuning.remember(GPU, "hardshrink/bfloat16/10", Config(512, 2))
+    tuning.remember(GPU, {KEY: Config(256, 2)})
+    tuning.remember(GPU, {"hardshrink/bfloat16/10": Config(512, 2)})
     path = tmp_path / "cache" / "NVIDIA_H200.json"
     assert tuning.cache_path(GPU) == path
     assert json.loads(path.read_text())["entries"] == {KEY: [256, 2], "hardshrink/bfloat16/10": [512, 2]}
@@ -191,7 +191,7 @@ def test_a_cache_that_is_no_text_is_no_error() -> None:
 def test_a_disk_that_cannot_be_written_to_warns(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="not saved"):
-        tuning.remember(GPU, KEY, Config(256, 2))
+        tuning.remember(GPU, {KEY: Config(256, 2)})
     assert tuning.cached(GPU)[KEY] == Config(256, 2), "kept in memory"
 
 
@@ -204,6 +204,42 @@ def test_search_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
         clock = Stopwatch(monkeypatch, {fastest: 1.0})
         assert tuning.search(configs, clock.ran.append) == fastest
         assert clock.ran == configs
+
+
+def test_search_passes_over_what_the_gpu_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.errors import OutOfResources
+
+    configs = tuning.candidates("gate", 4)
+    clock = Stopwatch(monkeypatch, dict.fromkeys(configs, 1.0))
+
+    def launch(config: Config) -> None:
+        if config not in fitting:
+            raise OutOfResources(2, 1, "shared memory")
+        clock.ran.append(config)
+
+    fitting = configs[2:3]
+    assert tuning.search(configs, launch) == configs[2]
+    fitting = []
+    assert tuning.search(configs, launch) == configs[0], "the default, which then says what is wrong"
+
+
+def test_collecting_searches_whatever_the_tables_say_and_leaves_them_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "shipped", lambda name: TABLE)
+    clock = Stopwatch(monkeypatch, {Config(1024, 8): 1.0})
+    found: dict[str, Config] = {}
+    with tuning.collecting(found):
+        assert choose(clock.ran.append) == Choice(Config(1024, 8), "search")
+        assert choose(never) == Choice(Config(1024, 8), "search"), "once a key"
+        assert choose(never, shell="loss", op="mse.ByLoss", searchable=False).source == "default"
+    assert found == {KEY: Config(1024, 8)}
+    assert choose(never) == Choice(Config(256, 2), "shipped table")
+    assert tuning.cached(GPU) == {}
+
+
+def test_collecting_is_refused_where_no_search_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_THRESH_AUTOTUNE", "0")
+    with pytest.raises(RuntimeError, match="no search may run"), tuning.collecting({}):
+        pass
 
 
 def test_search_runs_once_a_bucket_and_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +262,7 @@ def test_order_of_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(None) == default
     assert choose(clock.ran.append) == Choice(Config(1024, 8), "search"), "the default was not settled on"
     tuning._settled.clear()
-    tuning.remember(GPU, KEY, Config(256, 1))
+    tuning.remember(GPU, {KEY: Config(256, 1)})
     assert choose(never) == Choice(Config(256, 1), "user cache")
     tuning._settled.clear()
     monkeypatch.setattr(tuning, "shipped", lambda name: TABLE if name == GPU else {})
@@ -236,7 +272,7 @@ def test_order_of_sources(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("why", ["process group", "graph capture", "switched off"])
 def test_no_search_where_ranks_could_disagree_or_a_graph_is_captured(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuning.remember(GPU, KEY, Config(256, 1))
+    tuning.remember(GPU, {KEY: Config(256, 1)})
     if why == "process group":
         monkeypatch.setattr(torch.distributed, "is_available", lambda: True)
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
@@ -263,7 +299,7 @@ def test_reductions_never_search() -> None:
     """Block and warps fix the order of summation, and with it the bits: neither cache nor search may change them."""
     default = Choice(tuning.default("loss", 4), "default")
     for numel in (10, 1000, 10**6):
-        tuning.remember(GPU, f"mse.ByLoss/float32/{tuning.bucket(numel)}", Config(256, 1))
+        tuning.remember(GPU, {f"mse.ByLoss/float32/{tuning.bucket(numel)}": Config(256, 1)})
         assert choose(never, shell="loss", op="mse.ByLoss", numel=numel, searchable=False) == default
 
 

@@ -1,4 +1,4 @@
-"""Command line: ``python -m triton_thresh ops | explain | info | demo``."""
+"""Command line: ``python -m triton_thresh ops | explain | info | tune | demo``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 import triton_thresh as tt
 
-from . import backend, demo, tuning
+from . import backend, demo, tune, tuning
 from .families import ForeachGate, Gate, GradientGate, LearnedGate
 from .table import op_table, updated
 
@@ -78,6 +78,9 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--dtype", default="float32", choices=["float16", "bfloat16", "float32", "float64"])
     command.add_argument("--device")
     command.set_defaults(run=explain)
+    command = commands.add_parser("tune", help=tune.__doc__, description=tune.__doc__)
+    tune.add_arguments(command)
+    command.set_defaults(run=tune.run)
     command = commands.add_parser("demo", help="four short trainings: the pack against the same formulas in torch")
     demo.add_arguments(command)
     command.set_defaults(run=demo.run)

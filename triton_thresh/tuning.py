@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +44,7 @@ GATE_BLOCK = 512
 LOSS_BYTES = 8192  # with 4 warps of 32 each thread loads four times 16 bytes
 INTERPRETER = {"gate": Config(1024, 4), "learned": Config(1024, 4), "loss": Config(4096, 4)}
 CANDIDATE_BLOCKS = (256, 512, 1024)
+MOST_PER_WARP = 4096  # of a block: beyond, a kernel would take minutes to compile
 
 
 def bucket(numel: int) -> int:
@@ -82,7 +86,9 @@ def _valid(entry: object) -> bool:
     if not (isinstance(entry, (list, tuple)) and len(entry) == 2 and all(type(v) is int for v in entry)):
         return False
     block, warps = entry
-    return 32 <= block <= 65536 and block & (block - 1) == 0 and warps in (1, 2, 4, 8, 16, 32)
+    if not (32 <= block <= 65536 and block & (block - 1) == 0 and warps in (1, 2, 4, 8, 16, 32)):
+        return False
+    return bool(block <= MOST_PER_WARP * warps)
 
 
 def parse(text: str, origin: str) -> dict[str, Config]:
@@ -122,16 +128,20 @@ def cached(device_name: str) -> dict[str, Config]:
         return {}
 
 
-def remember(device_name: str, key: str, config: Config) -> None:
-    """Add an entry to the user's table, in memory and on disk; a disk that cannot be written to is no error."""
+def document(device_name: str, table: Mapping[str, Config]) -> dict[str, Any]:
+    """A table as it is written."""
+    return {"device": device_name, "entries": {k: list(v) for k, v in sorted(table.items())}}
+
+
+def remember(device_name: str, entries: Mapping[str, Config]) -> None:
+    """Add entries to the user's table, in memory and on disk; a disk that cannot be written to is no error."""
     table = cached(device_name)
-    table[key] = config
+    table.update(entries)
     path = cache_path(device_name)
-    document: dict[str, Any] = {"device": device_name, "entries": {k: list(v) for k, v in sorted(table.items())}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            json.dump(document, file, indent=1)
+            json.dump(document(device_name, table), file, indent=1)
         os.replace(file.name, path)
     except OSError as error:
         warnings.warn(f"triton_thresh: block sizes were not saved to {path}: {error}", stacklevel=2)
@@ -148,6 +158,9 @@ def nearest(table: Mapping[str, Config], op: str, dtype: str, size: int) -> Conf
     return table[f"{prefix}{min(sizes, key=lambda s: (abs(s - size), s))}"]
 
 
+NO_SEARCH = "no search may run: TRITON_THRESH_AUTOTUNE=0, a process group, or a CUDA graph being captured"
+
+
 def may_search() -> bool:
     """Whether a search may run now: not where ranks could disagree, nor while a CUDA graph is captured, nor if switched off."""
     if os.environ.get("TRITON_THRESH_AUTOTUNE", "1") == "0":
@@ -158,16 +171,40 @@ def may_search() -> bool:
 
 
 def search(configs: Sequence[Config], launch: Callable[[Config], object]) -> Config:
-    """The configuration with the smallest median time."""
+    """The configuration with the smallest median time; one that the GPU cannot hold is passed over, save the first."""
+    from triton.runtime.errors import OutOfResources, PTXASError
     from triton.testing import do_bench
 
-    times = {config: do_bench(lambda c=config: launch(c), warmup=5, rep=20, return_mode="median") for config in configs}
+    times = {}
+    for config in configs:
+        try:
+            times[config] = do_bench(lambda c=config: launch(c), warmup=5, rep=20, return_mode="median")
+        except (OutOfResources, PTXASError):
+            times[config] = math.inf
     return min(times, key=lambda config: times[config])
+
+
+_collected: ContextVar[dict[str, Config] | None] = ContextVar("triton_thresh_collected", default=None)
+
+
+@contextmanager
+def collecting(found: dict[str, Config]) -> Iterator[None]:
+    """In this thread each searchable call searches, whatever the tables say, unless `found` holds it; results go there alone.
+
+    Raises RuntimeError where no search may run.
+    """
+    if not may_search():
+        raise RuntimeError(NO_SEARCH)
+    token = _collected.set(found)
+    try:
+        yield
+    finally:
+        _collected.reset(token)
 
 
 @functools.cache
 def _device_name(device: torch.device) -> str:
-    return str(torch.get_device_module(device).get_device_name(device))
+    return str(torch.get_device_module(device).getdevice_name(device))
 
 
 @functools.cache
@@ -192,6 +229,12 @@ def choose(
 ) -> Choice:
     """The configuration for a call; `launch`, if a search is due, runs the op once on scratch tensors."""
     size = bucket(numel)
+    collected = _collected.get()
+    if collected is not None and searchable and launch is not None:
+        key = f"{op}/{str(dtype).removeprefix('torch.')}/{size}"
+        if key not in collected:
+            collected[key] = search(candidates(shell, dtype.itemsize, lanes(device)), launch)
+        return Choice(collected[key], "search")
     signature = (op, dtype, size, device)
     choice = _settled.get(signature)
     if choice is None:
@@ -222,6 +265,6 @@ def _resolve(
             return Choice(cached(name)[key], "user cache")
         if launch is not None:
             found = search(candidates(shell, dtype.itemsize, lanes(device)), launch)
-            remember(name, key, found)
+            remember(name, {key: found})
             return Choice(found, "search")
     return Choice(default(shell, dtype.itemsize, lanes(device)), "default")

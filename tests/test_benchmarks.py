@@ -1,0 +1,578 @@
+"""The benchmark tool: every op has a workload that is checked; records, statistics, comparison, report, steps of a GPU run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib", reason="the benchmark draws")
+pytest.importorskip("rich", reason="the benchmark shows its progress")
+
+from benchmarks import gpu, readme, records, report, roofline, tables, workloads
+from benchmarks.__main__ import main
+from benchmarks.compare import compare
+from benchmarks.records import MixedRecordsError, Record, Stamp, Writer
+from benchmarks.run import COPY, EAGER, PACK, PROVIDERS, Bench, Plan, measure, plan
+from benchmarks.timing import CpuTimer, CudaTimer, Step, summarize
+from benchmarks.workloads import Inputs, Workload, WrongResultError
+from triton_thresh.registry import OPS
+
+from .conftest import INTERPRETED
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="once is enough, and the benchmark measures what users run")
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
+FIXTURE = Path(__file__).parent / "data" / "benchmark.jsonl"
+STAMP = Stamp("NVIDIA H200", "570.1", "12.8", "2.11.0", "3.6.0", "abc1234")
+
+
+def some_record(**fields: Any) -> Record:
+    values: dict[str, Any] = dict(
+        op="hardshrink", dtype="float32", numel=1024, mode="forward", provider=PACK, ms=1.0, ms_p20=0.95, ms_p80=1.05,
+        bytes=8192, gbps=1.0, copy_fraction=0.5, peak_bytes=4096, host_us=5.0, launches=1, **dataclasses.asdict(STAMP),
+        timestamp="2026-01-02T03:04:05+00:00",
+    )  # fmt: skip
+    return Record(**{**values, **fields})
+
+
+# ----------------------------------------------------------------------------------------------------------- workloads
+
+
+def all_workloads(dtype: torch.dtype, numel: int) -> list[Workload]:
+    return [w for op in OPS.values() for w in workloads.workloads(op, dtype, numel, CPU)]
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("numel", [1, 1000])
+def test_every_op_has_a_workload_whose_check_passes(name: str, dtype: torch.dtype, numel: int) -> None:
+    found = list(workloads.workloads(OPS[name], dtype, numel, CPU))
+    assert found
+    for workload in found:
+        for mode in workload.modes:
+            workloads.check(workload, workload.pack, mode, strict=True)
+            workloads.check(workload, workload.eager, mode, strict=False)
+            assert workload.bytes[mode] >= 0
+        assert max(workload.bytes[mode] for mode in workload.modes) > 0
+        assert workload.blocks(workload.make(0), "forward") == "eager"
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_spoiled_result_fails_the_check(name: str, strict: bool) -> None:
+    for workload in workloads.workloads(OPS[name], torch.float32, 1000, CPU):
+        for mode in workload.modes:
+            with pytest.raises(WrongResultError, match="output"):
+                workloads.check(workload, _spoiled(workload.pack, 1.1, 0.01), mode, strict=strict)
+            if mode != "forward":
+                with pytest.raises(WrongResultError, match="gradient"):
+                    workloads.check(workload, _wrong_gradient(workload.pack), mode, strict=strict)
+
+
+def _spoiled(call: Callable[..., Any], factor: float, term: float) -> Callable[..., Any]:
+    return lambda *tensors: tuple(y * factor + term for y in workloads.outputs(call(*tensors)))
+
+
+def _wrong_gradient(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same outputs, twice the gradient."""
+    return lambda *tensors: tuple(2 * y - y.detach() for y in workloads.outputs(call(*tensors)))
+
+
+def test_a_family_without_a_builder_is_named() -> None:
+    class Other:
+        name, family = "something", "something_else"
+
+    with pytest.raises(NotImplementedError, match=r"something: .* 'something_else'; add one to"):
+        list(workloads.workloads(Other(), torch.float32, 1, CPU))  # type: ignore[arg-type]
+
+
+def test_names_are_unique_and_keep_to_the_registry() -> None:
+    names = workloads.names()
+    assert len(set(names)) == len(names)
+    assert {name.partition(".")[0] for name in names} == set(OPS)
+
+
+# ------------------------------------------------------------------------------------------------------------ statistics
+
+
+def test_quantiles() -> None:
+    assert summarize([3.0]) == (3.0, 3.0, 3.0)
+    assert summarize([5.0, 1.0, 2.0, 3.0, 4.0, 0.0]) == (2.5, 1.0, 4.0)
+
+
+class Clock:
+    """Moves on by so much in each call that is timed."""
+
+    def __init__(self, *milliseconds: float) -> None:
+        self.now, self.left, self.open = 0, list(milliseconds), False
+
+    def __call__(self) -> int:
+        if self.open:
+            self.now += int(1e6 * (self.left.pop(0) if len(self.left) > 1 else self.left[0]))
+        self.open = not self.open
+        return self.now
+
+
+def test_only_the_call_is_timed_on_rotating_states() -> None:
+    prepared: list[int] = []
+    called: list[int] = []
+
+    def prepare(number: int) -> int:
+        prepared.append(number)
+        return number
+
+    timer = CpuTimer(budget_ms=4, least=2, most=100, clock=Clock(1.0, 1.0, 1.0, 2.0, 3.0, 4.0))
+    times = timer.times(Step(prepare, called.append))
+    assert times == summarize([1.0, 2.0, 3.0, 4.0]), "two calls for the estimate, then as many as the budget holds"
+    assert prepared == called == [0, 1, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("ms", "count"), [(0.0, 50), (0.5, 50), (5.0, 20), (1000.0, 3)])
+def test_repetitions(ms: float, count: int) -> None:
+    assert CpuTimer(budget_ms=100, least=3, most=50).repetitions(ms) == count
+
+
+def test_peak_memory_on_a_cpu() -> None:
+    x = torch.randn(1 << 16)
+    call = Step(lambda _: x, lambda x: (x + 1) * 2)
+    assert CpuTimer().peak_bytes(call) == pytest.approx(2 * 4 << 16, abs=1000), "the sum, and its double"
+
+
+class Events:
+    """torch.cuda as far as CudaTimer uses it, on CPU tensors: what is called, in order; an event's time is its number."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[str] = []
+        events, log = iter(range(10**6)), self.seen
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                log.append("event")
+                self.time = next(events)
+
+            def elapsed_time(self, end: Any) -> float:
+                return float(end.time - self.time)
+
+        class Properties:
+            L2_cache_size = 1 << 10
+
+        for name, value in dict(
+            Event=Event,
+            synchronize=lambda device: log.append("wait"),
+            _sleep=lambda cycles: log.append("sleep"),
+            get_device_properties=lambda device: Properties,
+            memory_allocated=lambda device: 100,
+            max_memory_allocated=lambda device: 350,
+            reset_peak_memory_stats=lambda device: log.append("reset"),
+        ).items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
+def test_on_a_gpu_the_cache_is_flushed_and_the_host_ahead_before_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Events(monkeypatch).seen
+    timer = CudaTimer(CPU, budget_ms=3, least=2, most=3)
+    monkeypatch.setattr(timer, "flush", lambda: seen.append("flush"))
+    step = Step(lambda number: seen.append("prepare"), lambda _: seen.append("call"))
+    assert timer.times(step) == (1.0, 1.0, 1.0)
+    timed = ["prepare", "flush", "sleep", "event", "call", "event"]
+    host = ["wait", *["prepare", "call"] * CudaTimer.HOST_CALLS, "wait"]
+    assert seen == [*host, "wait", *timed, "wait", "wait", *timed * 3, "wait"]
+    seen.clear()
+    assert timer.peak_bytes(step) == 250
+    assert seen == ["wait", "prepare", "reset", "call"]
+
+
+def test_the_flush_writes_and_reads_more_than_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    Events(monkeypatch)
+    timer = CudaTimer(CPU)
+    assert timer.flushed.numel() * 4 >= 256 << 20 > timer.cache_bytes
+    timer.flushed = torch.ones(4, dtype=torch.int32)
+    timer.flush()
+    assert not timer.flushed.any()
+
+
+# -------------------------------------------------------------------------------------------------------------- records
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "a" / "b.jsonl", STAMP)
+    kept = [some_record(), some_record(op="softshrink", ms=None, ms_p20=None, ms_p80=None, gbps=None, error="broke")]
+    for record in kept:
+        writer.write(record)
+    assert records.read(writer.path) == kept
+    assert list(json.loads(writer.path.read_text().splitlines()[0]))[:21] == [
+        "op", "dtype", "numel", "mode", "provider", "ms", "ms_p20", "ms_p80", "bytes", "gbps", "copy_fraction", "peak_bytes",
+        "host_us", "launches", "device", "driver", "cuda", "torch", "triton", "commit", "timestamp",
+    ]  # fmt: skip
+
+
+def test_of_a_case_measured_twice_the_later_counts(tmp_path: Path) -> None:
+    for ms in (1.0, 2.0):
+        Writer(tmp_path / "a.jsonl", STAMP).write(some_record(ms=ms))
+    (record,) = records.read(tmp_path / "a.jsonl")
+    assert record.ms == 2.0
+
+
+@pytest.mark.parametrize("field", ["device", "driver", "cuda", "torch", "triton", "commit", "threads"])
+def test_records_never_mix(field: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    Writer(path, STAMP).write(some_record())
+    other = dataclasses.replace(STAMP, **{field: 3 if field == "threads" else "0000000"})
+    with pytest.raises(MixedRecordsError, match=f"{field}: .*name another file"):
+        Writer(path, other)
+    with pytest.raises(MixedRecordsError, match=field):
+        Writer(path, STAMP).write(some_record(**dataclasses.asdict(other)))
+    path.write_text(path.read_text() + json.dumps(dataclasses.asdict(some_record(**dataclasses.asdict(other)))))
+    with pytest.raises(MixedRecordsError, match=f"a.jsonl mixes records that differ in {field}"):
+        records.read(path)
+
+
+@pytest.mark.parametrize("commit", ["abc1234-dirty", "unknown"])
+def test_a_commit_that_does_not_name_the_code_gets_a_file_of_its_own(commit: str, tmp_path: Path) -> None:
+    stamp = dataclasses.replace(STAMP, commit=commit)
+    paths = []
+    for _ in range(2):
+        writer = Writer.in_folder(tmp_path, stamp)
+        writer.write(some_record(commit=commit))
+        paths.append(writer.path)
+    assert [path.stem.partition(commit)[2] for path in paths] == ["", "-2"]
+    assert paths[0].parent.name == "NVIDIA_H200"
+    assert Writer(paths[0], stamp, resume=True).held
+
+
+def test_a_clean_commit_appends_and_another_torch_does_not(tmp_path: Path) -> None:
+    first = Writer.in_folder(tmp_path, STAMP)
+    first.write(some_record())
+    assert Writer.in_folder(tmp_path, STAMP).path == first.path
+    assert Writer.in_folder(tmp_path, dataclasses.replace(STAMP, torch="2.12.0")).path != first.path
+
+
+def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"op": "hardshrink"}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 1: not a record"):
+        records.read(tmp_path / "a.jsonl")
+
+
+def test_commits(tmp_path: Path) -> None:
+    assert records.commit(tmp_path) == "unknown"
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "code").write_text("1")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    clean = records.commit(tmp_path)
+    assert dataclasses.replace(STAMP, commit=clean).exact
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "results" / "new.jsonl").write_text("")
+    assert records.commit(tmp_path) == clean, "results are not code"
+    (tmp_path / "more").write_text("2")
+    assert records.commit(tmp_path) == f"{clean}-dirty"
+
+
+# ------------------------------------------------------------------------------------------------------------------ run
+
+
+def tiny(**fields: Any) -> Plan:
+    return dataclasses.replace(
+        plan("cpu", ops=["hardshrink"], dtypes=["float32"], sizes=[4], providers=[EAGER, PACK]), **fields
+    )
+
+
+@pytest.fixture
+def written() -> list[Record]:
+    return []
+
+
+@pytest.fixture
+def bench(written: list[Record]) -> Bench:
+    return Bench(CPU, CpuTimer(budget_ms=0.1, least=2, most=2), records.stamp(CPU), written.append)
+
+
+def test_a_run_records_every_case(bench: Bench, written: list[Record]) -> None:
+    asked = tiny()
+    assert list(measure(asked, bench)) == written
+    assert len(written) == len(asked) == 7
+    assert [record.provider for record in written] == [COPY, *[EAGER, PACK] * 3]
+    for record in written:
+        assert record.error is None
+        assert record.ms is not None
+        assert record.ms > 0
+        assert record.copy_fraction is not None
+        assert record.gbps == pytest.approx(record.bytes / record.ms / 1e6, rel=1e-3)
+        assert record.cuda is record.host_us is record.launches is None
+    assert written[0].copy_fraction == 1
+    assert written[-1].blocks == "eager"
+
+
+def test_what_is_done_is_not_done_again(bench: Bench, written: list[Record]) -> None:
+    list(measure(tiny(), bench))
+    done = frozenset(record.key for record in written[:3])
+    written.clear()
+    list(measure(tiny(), bench, done))
+    assert len(written) == 5, "the copy again, since shares are of the same run's"
+
+
+def test_a_deadline_ends_a_run(bench: Bench, written: list[Record]) -> None:
+    assert list(measure(tiny(), bench, deadline=-math.inf)) == []
+
+
+def test_a_wrong_result_is_recorded_and_the_run_goes_on(
+    bench: Bench, written: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workloads.tt, "hardshrink", lambda x, lambd: x * 1.5)
+    list(measure(tiny(modes=("forward",)), bench))
+    assert [record.error is None for record in written] == [True, True, False]
+    assert written[-1].error is not None
+    assert written[-1].error.startswith("WrongResultError: output 0")
+    assert written[-1].ms is None
+
+
+def test_inputs_that_do_not_fit_are_recorded(
+    bench: Bench, written: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sets(make: Callable[[int], Inputs]) -> list[Inputs]:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(bench, "sets", sets)
+    list(measure(tiny(), bench))
+    assert {record.error for record in written} == {"OutOfMemoryError: no room"}
+    assert len(written) == 7
+
+
+def test_inputs_rotate_where_they_fit_in_the_cache(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CpuTimer, "cache_bytes", 1000)
+    counts = [len(bench.sets(lambda seed, n=n: Inputs((torch.zeros(n),)))) for n in (1, 100, 1000)]  # type: ignore[misc]
+    assert counts == [8, 5, 1]
+
+
+def test_the_plan_refuses_what_it_does_not_know() -> None:
+    for name, value in (("ops", "hardshrnk"), ("dtypes", "float8"), ("modes", "sideways"), ("providers", "jax")):
+        with pytest.raises(ValueError, match=rf"--{name}: expected some of .*; got {value}"):
+            plan("cpu", **{name: [value]})  # type: ignore[arg-type]
+
+
+def test_the_full_plan_holds_every_size_and_provider() -> None:
+    full = plan("cpu", full=True)
+    assert sorted(full.sizes) == list(range(31))
+    assert full.providers == PROVIDERS
+    assert full.dtypes == ("float32", "bfloat16", "float16")
+    assert set(full.ops) >= set(OPS)
+
+
+def test_the_command_line_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    arguments = [
+        "run",
+        "--device",
+        "cpu",
+        "--ops",
+        "hardshrink,exceedance_mse_loss",
+        "--dtypes",
+        "float32",
+        "--sizes",
+        "3,5",
+    ]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    torch.set_num_threads(threads)
+    said = capsys.readouterr().out
+    assert "not GPU numbers" in said
+    (path,) = tmp_path.rglob("*.jsonl")
+    assert len(records.read(path)) == 2 * (1 + 2 * 6)
+    folder = path.with_suffix("")
+    assert "say nothing about a GPU" in (folder / "report.md").read_text()
+    assert {p.suffix for p in folder.iterdir()} == {".md", ".png", ".svg"}
+    assert main(["compare", str(path), str(path)]) == 0
+
+
+# -------------------------------------------------------------------------------------------------------------- compare
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict"),
+    [
+        (dict(ms=1.2, ms_p20=1.1, ms_p80=1.3), "slower"),
+        (dict(ms=1.2, ms_p20=1.04, ms_p80=1.3), "same"),
+        (dict(ms=1.04, ms_p20=1.06, ms_p80=1.07), "same"),
+        (dict(ms=0.8, ms_p20=0.7, ms_p80=0.9), "faster"),
+        (dict(ms=0.8, ms_p20=0.7, ms_p80=0.96), "same"),
+    ],
+    ids=["beyond", "within the noise", "within the tolerance", "better", "better within the noise"],
+)
+def test_verdicts(after: dict[str, float], verdict: str) -> None:
+    result = compare([some_record()], [some_record(**after)], 0.05)
+    (change,) = result.changes
+    assert change.verdict == verdict
+    assert result.passes == (verdict != "slower")
+
+
+def test_only_matching_cases_are_compared() -> None:
+    before = [some_record(), some_record(numel=8), some_record(op=COPY, provider=COPY)]
+    after = [some_record(ms=None, ms_p20=None, ms_p80=None, error="broke"), some_record(numel=16)]
+    result = compare(before, after, 0.05)
+    assert result.changes == []
+    assert result.gone == [before[1]]
+    assert result.broken == [after[0]]
+    assert not result.passes
+
+
+def test_compare_names_regressions_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, ms in (("a", 1.0), ("b", 2.0)):
+        Writer(tmp_path / f"{name}.jsonl", STAMP).write(some_record(ms=ms, ms_p20=ms, ms_p80=ms))
+    assert main(["compare", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]) == 1
+    said = capsys.readouterr().out
+    assert "hardshrink" in said
+    assert "2.00" in said
+    assert main(["compare", str(tmp_path / "b.jsonl"), str(tmp_path / "a.jsonl")]) == 0
+    assert main(["compare", str(tmp_path / "a.jsonl"), str(tmp_path / "none.jsonl")]) == 2
+
+
+# --------------------------------------------------------------------------------------------------------------- report
+
+
+def test_report_of_a_gpus_records(tmp_path: Path) -> None:
+    """The committed fixture has made-up times; what is tested is what becomes of them."""
+    found = records.read(FIXTURE)
+    made = report.write(found, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "GPU." not in text, "no warning of CPU figures"
+    assert (
+        "| `hardshrink` | float32 | 2²⁰ | 0.0300 | 0.0200 | 0.0100 | 0.0090–0.0110 | 3.00 | 2.00 | 838.9 | 84% |"
+        in text
+    )
+    assert "| `hardshrink` | bfloat16 | 2²⁰ | forward | torch.compile | OutOfMemoryError: made up |" in text
+    names = {path.name for path in made}
+    assert {"bandwidth-forward-float32.png", "speedup-forward.svg", "memory-forward.png"} <= names
+    assert all(path.stat().st_size > 1000 for path in made if path.suffix in (".png", ".svg"))
+    again = report.write(found, tmp_path / "again")
+    assert [p.read_bytes() for p in made if p.suffix == ".svg"] == [p.read_bytes() for p in again if p.suffix == ".svg"]
+
+
+def test_two_devices_get_a_report_each(tmp_path: Path) -> None:
+    found = [some_record(), some_record(device="NVIDIA H100")]
+    assert {path.parent.name[:11] for path in report.write(found, tmp_path)} == {"NVIDIA_H200", "NVIDIA_H100"}
+
+
+def test_readme_figures_are_those_of_the_committed_files() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert readme.updated(text) == text, "run make report"
+
+
+def test_readme_figures_name_device_date_and_commit(tmp_path: Path) -> None:
+    writer = Writer.in_folder(tmp_path, STAMP)
+    for provider, ms in ((EAGER, 3.0), (PACK, 1.0)):
+        writer.write(some_record(mode="both", provider=provider, ms=ms))
+    text = readme.figures(tmp_path)
+    assert "NVIDIA H200, 2026-01-02, commit abc1234" in text
+    assert "| `hardshrink` | float32 | 3.000 | 1.000 | 3.00 |" in text
+    assert "CPU" not in text
+
+
+@pytest.mark.parametrize(("numel", "text"), [(1, "2⁰"), (1 << 26, "2²⁶"), (1000, "1,000")])
+def test_sizes(numel: int, text: str) -> None:
+    assert tables.size(numel) == text
+
+
+# ------------------------------------------------------------------------------------------------------------- compiled
+
+
+def test_roofline_times_and_bound() -> None:
+    h200 = roofline.GPUS["H200"]
+    assert h200.instructions_per_second == pytest.approx(33.45e12, rel=1e-3)
+    light = roofline.Point("a", "gate", "bf16", instructions=8, special_functions=0, bytes=4.125)
+    heavy = dataclasses.replace(light, instructions=63, bytes=6)
+    special = dataclasses.replace(light, special_functions=10)
+    assert [point.bound(h200) for point in (light, heavy, special)] == ["bytes", "issue", "special functions"]
+    assert light.picoseconds(h200)["bytes"] == pytest.approx(4.125 / 4.8)
+
+
+def test_committed_compile_report_is_whole() -> None:
+    pytest.importorskip("triton")
+    from benchmarks.compiled import FOLDER, Line
+
+    files = list(FOLDER.glob("*/report.jsonl"))
+    assert files
+    for file in files:
+        lines = [Line(**json.loads(line)) for line in file.read_text().splitlines()]
+        assert {line.target for line in lines} == {"sm_80", "sm_90", "sm_100", "gfx942"}
+        assert not any(line.spills for line in lines)
+        assert (file.parent / "roofline.png").exists()
+
+
+# ------------------------------------------------------------------------------------------------------- tune, and steps
+
+
+def test_tune_on_a_pretended_gpu(tmp_path: Path) -> None:
+    """A process of its own: Triton's driver, once asked for, stays."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "tests.rehearsal", "triton_thresh", "tune", "--out", str(tmp_path / "table.json")]
+    command += ["--ops", "hardshrink", "threshold_mse_loss", "--sizes", "10", "--dtypes", "bfloat16"]
+    environment = {**os.environ, "TRITON_THRESH_CACHE_DIR": str(tmp_path / "cache"), "TRITON_THRESH_AUTOTUNE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["device"] == "pretended GPU"
+    assert set(table["entries"]) == {"hardshrink/bfloat16/10", "mse.ByPrediction.none/bfloat16/10"}
+    assert json.loads((tmp_path / "cache" / "pretended_GPU.json").read_text()) == table
+    environment["TRITON_THRESH_AUTOTUNE"] = "0"
+    refused = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "no search may run" in refused.stderr
+
+
+def step(name: str, code: str, share: float = 0.9, **fields: Any) -> gpu.Step:
+    return gpu.Step(name, [sys.executable, "-c", code], share, **fields)
+
+
+def test_steps_are_run_in_order_and_a_cut_off_run_keeps_what_it_had(tmp_path: Path) -> None:
+    planned = [
+        step("good", "print('fine')"),
+        step("bad", "import sys; print('broke'); sys.exit(3)"),
+        step("absent", "", needs="ncu is not on the PATH"),
+        gpu.Step("no such program", ["/nowhere/at/all"], 0.9),
+        step("slow", "import time; print('begun', flush=True); time.sleep(60)", share=0.05),
+        step("finding", "import sys; print('2 slower'); sys.exit(1)", finding=1),
+    ]
+    outcomes = gpu.run_steps(planned, 40, tmp_path)
+    assert [outcome.status for outcome in outcomes] == ["passed", "failed", "not run", "failed", "timed out", "passed"]
+    assert outcomes[1].why == "exit code 3; broke"
+    assert outcomes[2].why == "ncu is not on the PATH"
+    assert outcomes[5].why == "2 slower"
+    assert (tmp_path / outcomes[4].log).read_text().startswith("begun")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [found["status"] for found in summary["steps"]] == [outcome.status for outcome in outcomes]
+    assert "| slow | timed out |" in (tmp_path / "summary.md").read_text()
+
+
+def test_the_summary_is_written_after_every_step(tmp_path: Path) -> None:
+    look = f"import json; print([s['name'] for s in json.load(open({str(tmp_path / 'summary.json')!r}))['steps']])"
+    outcomes = gpu.run_steps([step("first", ""), step("second", look)], 60, tmp_path)
+    assert (tmp_path / outcomes[1].log).read_text().strip() == "['first']"
+
+
+def test_steps_past_the_limit_are_not_run(tmp_path: Path) -> None:
+    clock: Iterator[float] = iter([0.0, 0.0, 58.0])
+    outcomes = gpu.run_steps([step("first", ""), step("late", "")], 60, tmp_path, clock=lambda: next(clock))
+    assert [outcome.status for outcome in outcomes] == ["passed", "not run"]
+    assert outcomes[1].why == "the limit of 60 s was used up"
+
+
+def test_without_a_gpu_its_steps_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    needing = {planned.name: planned.needs for planned in gpu.steps(tmp_path, rehearse=False)}
+    assert needing.pop("versions") is None
+    assert set(needing.values()) == {gpu.NO_GPU}
+    rehearsed = {planned.name for planned in gpu.steps(tmp_path, rehearse=True) if planned.needs is None}
+    assert rehearsed == {"versions", "benchmark", "tune", "benchmark, tuned", "compare"}
