@@ -13,12 +13,13 @@ from . import operand
 from .gate import select
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n", "groups"])
 def forward(
     x_ptr,
     y_ptr,
     mask_ptr,
     n,
+    groups,
     width,
     operands,
     KINDS: tl.constexpr,
@@ -28,14 +29,14 @@ def forward(
     BY_COLUMN: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """y = FUNCTION(x), and BITS planes of its code (0: no gradient is wanted, 1: only the input's)."""
+    """y = FUNCTION(x), and BITS planes of its code (0: no gradient is wanted, 1: only the input's); groups of eight rows."""
     tiles = tl.cdiv(width, COLS)
     block = (tl.program_id(0) // tiles).to(n.dtype)
     column = tl.program_id(0) % tiles * COLS
     lane = tl.arange(0, COLS)
     inside = column + lane < width
     base = block * (8 * width) + column
-    left = n - base
+    left = n - block * (8 * width) - column
     x_ptr += base
     y_ptr += base
     low = tl.zeros([COLS], dtype=tl.int32)
@@ -74,7 +75,7 @@ def forward(
     if BITS >= 1:
         tl.store(mask_ptr + cell, low.to(tl.uint8), mask=inside)
     if BITS == 2:
-        plane = tl.cdiv(n, 8 * width) * width
+        plane = groups.to(n.dtype) * width
         tl.store(mask_ptr + plane + cell, high.to(tl.uint8), mask=inside)
 
 
@@ -138,7 +139,7 @@ def _count(count_ptr, row, column, width, features, mask):
     return count
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n", "groups"])
 def backward(
     g_ptr,
     count_ptr,
@@ -146,6 +147,7 @@ def backward(
     dx_ptr,
     dt_ptr,
     n,
+    groups,
     width,
     features,
     operands,
@@ -166,21 +168,20 @@ def backward(
     column = tl.program_id(0) % tiles * COLS
     o = column + tl.arange(0, COLS)
     inside = o < width
-    plane = tl.cdiv(n, 8 * width) * width
+    plane = groups.to(n.dtype) * width
     total = tl.zeros([COLS], dtype=COMPUTE)
     values = ()
     if BY_COLUMN:
         values = operand.load_all(operands, KINDS, column, tl.arange(0, COLS), inside)
     i = 0
-    while i < GROUPS:
+    while (i < GROUPS) & (block * GROUPS + i < groups):
         group = block * GROUPS + i
         base = group * (8 * width)
         left = n - base
-        held = inside & (left > 0)
-        low = operand.read(mask_ptr + group * width + o, held).to(tl.int32)
+        low = operand.read(mask_ptr + group * width + o, inside).to(tl.int32)
         high = tl.zeros([COLS], dtype=tl.int32)
         if dt_ptr is not None or INPUT_GRADIENT:
-            high = operand.read(mask_ptr + plane + group * width + o, held).to(tl.int32)
+            high = operand.read(mask_ptr + plane + group * width + o, inside).to(tl.int32)
         if left >= 8 * width:
             gs = ()
             cs = ()
@@ -260,7 +261,7 @@ def count(mask_ptr, out_ptr, rows, width, features, PARTS: tl.constexpr, BLOCK: 
     over the bytes of an int32, (b * 0x204081) & 0x01010101, and 255 of those may be added up.
     """
     parts = width // features
-    stretch = tl.program_id(0).to(rows.dtype) * PARTS + tl.arange(0, PARTS)
+    stretch = tl.program_id(0).to(tl.int64) * PARTS + tl.arange(0, PARTS)
     group = stretch // parts
     part = stretch % parts
     start = group * width + part * features

@@ -200,6 +200,18 @@ def test_gradient_of_the_threshold(op: Op, dtype: torch.dtype, operand: Operand)
     assert ((dt - threshold_gradient(op, x, t, *constants, g=g)).abs() <= slack).all()
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (20, 1)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=label)
+@pytest.mark.parametrize("op", LEARNED, ids=label)
+def test_sums_of_16_bit_gradients_that_cancel(op: Op, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x = torch.randn(20, 3000, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    t = torch.full(shape, 0.5, requires_grad=True)
+    g = torch.ones_like(x)
+    dx, dt = torch.autograd.grad(op(x, t), (x, t), g)
+    equal(dx, gradient(op, x, t.detach(), g=g))
+    assert torch.equal(dt.double(), threshold_gradient(op, x, t, g=g))
+
+
 # ------------------------------------------------------------------------------------------------------------- in place
 
 

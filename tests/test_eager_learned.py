@@ -176,6 +176,46 @@ def test_gradients_of_gradients_of_what_was_saved(op: LearnedGate) -> None:
 
 
 @pytest.mark.parametrize("op", OPS, ids=by_id)
+def test_grad_of_vmap(op: LearnedGate) -> None:
+    """Gradients taken outside of vmap are those of the whole batch; so are tangents."""
+    x, t, gradients = example(op)
+    x = x.nan_to_num(0, 1, 1)
+    expected = truth(op, x, t, BANDWIDTH, gradients)
+
+    def batched(x: Tensor, t: Tensor) -> Tensor:
+        found = outputs_of(torch.func.vmap(lambda row: op(row, t, BANDWIDTH), in_dims=1, out_dims=-1)(x.T))
+        return sum(((o.T * g).sum() for o, g in zip(found, gradients, strict=True)), torch.zeros(()))
+
+    dx, dt = torch.func.grad(batched, argnums=(0, 1))(x, t)
+    equal(dx, expected.dx)
+    equal(dt, expected.dt.sum(0).float())
+    x, t = x.requires_grad_(), t.requires_grad_()
+    dx, dt = torch.autograd.grad(batched(x, t), (x, t))
+    equal(dx, expected.dx)
+    equal(dt, expected.dt.sum(0).float())
+    x, t = x.detach(), t.detach()
+    _, tangent = torch.func.jvp(batched, (x, t), (torch.ones_like(x), torch.ones_like(t)))
+    assert tangent == expected.dx.sum() + expected.dt.sum()
+
+
+@pytest.mark.parametrize("slices", [1 << 18, 40])
+@pytest.mark.parametrize("spans", [(), (5,), (6, 5)], ids=str)
+def test_one_output_alone(spans: tuple[int, ...], slices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other's gradient is not even zeros."""
+    monkeypatch.setattr(eager, "SLICE", slices)
+    op = OPS[2]
+    x, _, gradients = example(op)
+    t = torch.full(spans, 0.5).requires_grad_()
+    recorded = outputs_of(op(x.requires_grad_(), t, BANDWIDTH))
+    for i, (output, g) in enumerate(zip(recorded, gradients, strict=True)):
+        only = [g if i == j else torch.zeros_like(other) for j, other in enumerate(gradients)]
+        expected = truth(op, x, t, BANDWIDTH, only)
+        dx, dt = torch.autograd.grad(output, (x, t), g, retain_graph=True)
+        equal(dx, expected.dx)
+        equal(dt, expected.dt.sum_to_size(spans).float())
+
+
+@pytest.mark.parametrize("op", OPS, ids=by_id)
 def test_backward_twice_and_freed(op: LearnedGate) -> None:
     x, t, gradients = example(op)
     x, t = x.requires_grad_(), t.requires_grad_()
@@ -205,6 +245,20 @@ def test_input_and_threshold(op: LearnedGate) -> None:
         op(torch.ones(3), torch.ones(4))
     with pytest.raises(TypeError, match=f"{op.name}: threshold must be a number or a tensor, got str 'x'"):
         op(torch.ones(3), "x")
+
+
+@pytest.mark.parametrize("op", OPS, ids=by_id)
+def test_numbers_that_cannot_be(op: LearnedGate) -> None:
+    x = torch.ones(3)
+    with pytest.raises(ValueError, match=f"{op.name}: bandwidth requires grad, .* pass bandwidth.detach"):
+        op(x, 0.5, torch.tensor(0.5, requires_grad=True))
+    with pytest.raises(ValueError, match=rf"{op.name}: bandwidth must be .* \(of 1.2e-38 or more\), got 1e-39"):
+        op(x, 0.5, 1e-39)
+    for name, arguments in (("threshold", (10**400,)), ("bandwidth", (0.5, 10**400))):
+        with pytest.raises(ValueError, match=f"{op.name}: {name} is an integer beyond what a float holds"):
+            op(x, *arguments)
+    with pytest.raises(TypeError, match=f"{op.name}: threshold has dtype torch.float8_e5m2, expected a real tensor"):
+        op(x, torch.ones(3).to(torch.float8_e5m2))
 
 
 def test_a_count_needs_a_dimension() -> None:
@@ -238,6 +292,7 @@ def test_module_keeps_its_threshold_in_float32() -> None:
         assert cast[1].threshold.dtype == torch.float32
         assert cast[1].threshold[0].item() == torch.tensor(1 / 3).item()
     assert net.double()[1].threshold.dtype == torch.float64
+    assert net.float()[1].threshold.dtype == torch.float32
     assert net.to("meta")[1].threshold.device.type == "meta"
 
 
@@ -245,3 +300,22 @@ def test_module_over_several_dimensions() -> None:
     module = tt.nn.JumpReLU((3, 5), threshold=0.5)
     x = torch.randn(2, 3, 5)
     same(module(x).detach(), tt.jumprelu(x, 0.5))
+
+
+def test_module_without_memory_yet() -> None:
+    module = tt.nn.JumpReLU(5, threshold=0.25, device="meta").to_empty(device="cpu")
+    module.reset_parameters()
+    equal(module.threshold.detach(), torch.full((5,), 0.25))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((2.5,), "num_features must be a size or a tuple of sizes, got 2.5"),
+        ((-1,), "num_features must be a size or a tuple of sizes, got -1"),
+        ((3, 0.1, -1.0), "bandwidth must be a finite number above 0, got -1.0"),
+    ],
+)
+def test_module_arguments(arguments: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=f"JumpReLU: {words}"):
+        tt.nn.JumpReLU(*arguments)

@@ -291,3 +291,24 @@ def test_rules_are_frozen_values() -> None:
         assert rule == copy.deepcopy(rule)
         with pytest.raises(AttributeError):
             rule.penalty_factor = 3  # type: ignore[misc]
+
+
+@cells
+def test_grad_and_jvp_of_vmap(cell: Cell) -> None:
+    """Taken outside of vmap they are those of the whole batch."""
+    case = _smooth(cell)
+    x, y = case.input.detach().expand(3, -1).clone(), case.target.expand(3, -1)
+
+    def one(x: Tensor, y: Tensor) -> Tensor:
+        return tt.threshold_loss(x, y, case.rule, base=cell.base, reduction="sum")
+
+    def batched(x: Tensor) -> Tensor:
+        return (torch.func.vmap(one)(x, y) * torch.arange(1.0, 4.0)).sum()
+
+    slopes = torch.stack([k * torch.func.grad(one)(x[0], y[0]) for k in (1, 2, 3)])
+    torch.testing.assert_close(torch.func.grad(batched)(x), slopes)
+    x = x.requires_grad_()
+    (dx,) = torch.autograd.grad(batched(x), x)
+    torch.testing.assert_close(dx, slopes)
+    _, tangent = torch.func.jvp(batched, (x.detach(),), (torch.full_like(x, 2.0),))
+    torch.testing.assert_close(tangent, 2 * slopes.sum())

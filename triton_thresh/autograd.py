@@ -95,7 +95,7 @@ class LearnedGate(torch.autograd.Function):
         if torch.is_grad_enabled() or not is_plain(*gradients):
             low = launch.unpack(codes.mask)
             high = launch.unpack(codes.mask, 1) if learns or call.input_gradient else torch.zeros_like(low)
-            dx, each = reference.pull(ctx.surrogate, gradients, (low, high), call.threshold)
+            dx, each = reference.pull(ctx.surrogate, gradients, (low, high), call.threshold, gradients[0].dtype)
             dt = layout.summed(each, ctx.shape) if learns else None
         else:
             dx, dt = learned.backward(call, codes, gradients, ctx.shape if learns else None)
@@ -107,7 +107,7 @@ class TracedLearnedGate(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, threshold: Operand, surrogate: Surrogate) -> Any:
-        output = surrogate.value(input, threshold, surrogate.bandwidth)
+        output = surrogate.value(input, threshold, *surrogate.constants)
         if not surrogate.counts:
             return output
         return output, reference.counted(reference.is_above(input, threshold), input.dtype)
@@ -117,13 +117,16 @@ class TracedLearnedGate(torch.autograd.Function):
         input, threshold, ctx.surrogate = inputs
         tensors, ctx.numbers = _parted([threshold])
         ctx.save_for_backward(input, *tensors)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(g is None for g in gradients):
+            return None, None, None
         input, *tensors = ctx.saved_tensors
         (threshold,) = _joined(tensors, ctx.numbers)
-        codes = reference.codes(input, threshold, ctx.surrogate.bandwidth)
-        dx, dt = reference.pull(ctx.surrogate, gradients, codes, threshold)
+        codes = ctx.surrogate.codes(input, threshold, *ctx.surrogate.constants)
+        dx, dt = reference.pull(ctx.surrogate, gradients, codes, threshold, input.dtype)
         if not isinstance(threshold, Tensor) or not ctx.needs_input_grad[1]:
             return dx, None, None
         return dx, layout.summed(dt, threshold.shape).to(threshold.dtype), None
@@ -137,7 +140,7 @@ class TransformedLearnedGate(TracedLearnedGate):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         TracedLearnedGate.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*ctx.to_save)
+        ctx.save_for_forward(inputs[0], *_parted(inputs[1:2])[0])  # not ctx.to_save, which vmap has unwrapped
         ctx.dtypes = [o.dtype for o in (output if isinstance(output, tuple) else (output,))]
 
     @staticmethod
@@ -191,12 +194,12 @@ class TracedLoss(torch.autograd.Function):
     """The element loss in plain torch with its closed-form derivative: what compilers see."""
 
     @staticmethod
-    def forward(input: Tensor, target: Tensor, spec: LossSpec, operands: Sequence[Operand]) -> Tensor:
+    def forward(input: Tensor, target: Tensor, spec: LossSpec, *operands: Operand) -> Tensor:
         return reference.element_loss(spec, input, target, operands)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, target, ctx.spec, operands = inputs
+        input, target, ctx.spec, *operands = inputs
         tensors, ctx.numbers = _parted(operands)
         ctx.save_for_backward(input, target, *tensors)
 
@@ -209,7 +212,7 @@ class TracedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         slope = TracedLoss._slope(ctx)
-        return (slope * gradient).to(ctx.saved_tensors[0].dtype), None, None, None
+        return ((slope * gradient).to(ctx.saved_tensors[0].dtype), *[None] * (2 + len(ctx.numbers)))
 
 
 class TransformedLoss(TracedLoss):
@@ -220,7 +223,8 @@ class TransformedLoss(TracedLoss):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         TracedLoss.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*ctx.to_save)
+        input, target, _, *operands = inputs
+        ctx.save_for_forward(input, target, *_parted(operands)[0])  # not ctx.to_save, which vmap has unwrapped
 
     @staticmethod
     def jvp(ctx: Any, input: Tensor, *rest: Any) -> Tensor:
@@ -255,7 +259,7 @@ class TransformedGradientGate(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, threshold: Operand, gate: RegisteredGate, backend: None) -> Tensor:
-        return input.view_as(input)
+        return input.clone()  # batched forward-mode AD takes no view
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -263,7 +267,7 @@ class TransformedGradientGate(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, input: Tensor, *rest: Any) -> Tensor:
-        return input.view_as(input)
+        return input.clone()
 
     @staticmethod
     def vmap(

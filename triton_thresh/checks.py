@@ -12,7 +12,9 @@ from .rules import Operand
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+REAL = (*FLOATING, *INTEGER, torch.bool)
 REDUCTIONS = ("mean", "sum", "none")
+LEAST_POSITIVE = torch.finfo(torch.float32).tiny
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
@@ -31,9 +33,8 @@ def check_input(op: str, input: object, dtypes: tuple[torch.dtype, ...], name: s
 
 def check_dtype(op: str, dtype: object) -> torch.dtype:
     """`dtype` is one that an output may have."""
-    accepted = (*FLOATING, *INTEGER, torch.bool)
-    if dtype not in accepted:
-        raise TypeError(f"{op}: dtype is {dtype}, expected one of {_names(accepted)}")
+    if dtype not in REAL:
+        raise TypeError(f"{op}: dtype is {dtype}, expected one of {_names(REAL)}")
     return dtype
 
 
@@ -42,6 +43,8 @@ def check_number(op: str, name: str, value: object) -> float | int:
     if type(value) is float or type(value) is int:
         return value
     if isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu" and not value.is_complex():
+        if value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{op}: {name} requires grad, but has no gradient; pass {name}.detach()")
         number: float | int = value.item()
         return number
     if isinstance(value, numbers.Integral):
@@ -54,11 +57,20 @@ def check_number(op: str, name: str, value: object) -> float | int:
 
 
 def check_positive(op: str, name: str, value: object) -> float:
-    """`value` as a number above 0, and finite."""
-    number = check_number(op, name, value)
-    if not 0 < number < math.inf:
-        raise ValueError(f"{op}: {name} must be a finite number above 0, got {number}")
+    """`value` as a number above 0, finite, and with a reciprocal in float32."""
+    number = as_float(op, name, check_number(op, name, value))
+    if not LEAST_POSITIVE <= number < math.inf:
+        least = f" (of {LEAST_POSITIVE:.2g} or more)" if 0 < number < LEAST_POSITIVE else ""
+        raise ValueError(f"{op}: {name} must be a finite number above 0{least}, got {number}")
     return number
+
+
+def as_float(op: str, name: str, value: float) -> float:
+    """`value` as a float: Python's integers may be too large for one."""
+    try:
+        return float(value) if type(value) is int else value
+    except OverflowError:
+        raise ValueError(f"{op}: {name} is an integer beyond what a float holds, expected a number within it") from None
 
 
 def check_held(op: str, name: str, value: float, dtype: torch.dtype) -> float:
@@ -84,15 +96,12 @@ def check_operand(op: str, name: str, value: object, input: Tensor, *, learns: b
     if type(value) is float:
         return value
     if type(value) is int:
-        return float(value) if input.is_floating_point() else value
+        return as_float(op, name, value) if input.is_floating_point() else value
     if not isinstance(value, Tensor):
         if isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
             return check_number(op, name, value)
         raise TypeError(f"{op}: {name} must be a number or a tensor, got {_describe(value)}")
-    if value.is_complex():
-        raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected a real tensor")
-    if value.layout is not torch.strided:
-        raise TypeError(f"{op}: {name} has layout {value.layout}, expected a dense (strided) tensor")
+    check_real(op, name, value)
     if value.requires_grad and not learns and torch.is_grad_enabled():
         raise ValueError(
             f"{op}: {name} requires grad, but this op has no gradient to give it{hint}; pass {name}.detach()"
@@ -113,14 +122,20 @@ def check_operand(op: str, name: str, value: object, input: Tensor, *, learns: b
     return value
 
 
+def check_real(op: str, name: str, value: Tensor) -> None:
+    """`value` is a strided tensor of a real dtype that torch computes with."""
+    if value.dtype not in REAL:
+        accepted = "a real tensor: " + _names(REAL)
+        raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected {accepted}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} has layout {value.layout}, expected a dense (strided) tensor")
+
+
 def check_target(op: str, input: Tensor, target: object) -> None:
     """`target` is a real tensor of the input's shape and device that needs no gradient."""
     if not isinstance(target, Tensor):
         raise TypeError(f"{op}: target must be a tensor, got {_describe(target)}")
-    if target.is_complex():
-        raise TypeError(f"{op}: target has dtype {target.dtype}, expected a real tensor")
-    if target.layout is not torch.strided:
-        raise TypeError(f"{op}: target has layout {target.layout}, expected a dense (strided) tensor")
+    check_real(op, "target", target)
     if target.shape != input.shape:
         raise ValueError(
             f"{op}: target has shape {tuple(target.shape)}, expected the input's shape {tuple(input.shape)} (no broadcasting)"

@@ -192,29 +192,34 @@ class LearnedGate(torch.autograd.Function):
             torch.empty_like(input, dtype=dtype) for dtype in (input.dtype, torch.bool, torch.bool)
         )
         for x, y, a, w, t in _parts([input, output, above, window, threshold], input):
-            y.copy_(surrogate.value(x, t, surrogate.bandwidth))
-            for mark, found in zip((a, w), reference.codes(x, t, surrogate.bandwidth)):
+            y.copy_(surrogate.value(x, t, *surrogate.constants))
+            for mark, found in zip((a, w), surrogate.codes(x, t, *surrogate.constants)):
                 mark.copy_(found)
         ctx.save_for_backward(above, window, *([threshold] if isinstance(threshold, Tensor) else []))
-        ctx.surrogate, ctx.number = surrogate, threshold
-        if isinstance(threshold, Tensor):
-            ctx.number = None
+        ctx.surrogate, ctx.number = surrogate, None if isinstance(threshold, Tensor) else threshold
+        ctx.dtype = input.dtype
+        ctx.set_materialize_grads(False)
         return (output, reference.counted(above, input.dtype)) if surrogate.counts else output
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(g is None for g in gradients):
+            return None, None, None
         above, window, *tensors = ctx.saved_tensors
-        threshold, learns = tensors[0] if tensors else ctx.number, ctx.needs_input_grad[1]
+        threshold, learns, dtype = tensors[0] if tensors else ctx.number, ctx.needs_input_grad[1], ctx.dtype
         if torch.is_grad_enabled() or not is_plain(*gradients):
-            dx, each = reference.pull(ctx.surrogate, gradients, (above, window), threshold)
+            dx, each = reference.pull(ctx.surrogate, gradients, (above, window), threshold, dtype)
             return dx, layout.summed(each, threshold.shape).to(threshold.dtype) if learns else None, None
-        whole, *sums = gradients
-        dx = torch.empty_like(above, dtype=whole.dtype)
-        dtype = reference.compared_dtype(whole, threshold)
-        dt = torch.zeros(threshold.shape if learns else (), dtype=dtype, device=whole.device)
-        sums = [g.unsqueeze(-1) for g in sums]
-        for g, a, w, t, part, total, *counts in _parts([whole, above, window, threshold, dx, dt, *sums], whole):
-            along_x, along_t = reference.pull(ctx.surrogate, [g, *(c.squeeze(-1) for c in counts)], (a, w), t)
+        dx = torch.empty_like(above, dtype=dtype)
+        wide = reference.compared_dtype(dtype, threshold)
+        dt = torch.zeros(threshold.shape if learns else (), dtype=wide, device=above.device)
+        present = [i for i, g in enumerate(gradients) if g is not None]
+        columns = [g if i == 0 else g.unsqueeze(-1) for i, g in enumerate(gradients) if g is not None]
+        for a, w, t, part, total, *upstream in _parts([above, window, threshold, dx, dt, *columns], above):
+            used: list[Tensor | None] = [None] * len(gradients)
+            for i, g in zip(present, upstream):
+                used[i] = g if i == 0 else g.squeeze(-1)
+            along_x, along_t = reference.pull(ctx.surrogate, used, (a, w), t, dtype)
             part.copy_(along_x)
             if learns:
                 total += layout.summed(along_t, total.shape)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from . import functional, tuning
 from .backend import choose, is_plain
-from .families import ForeachGate, GradientGate
+from .families import ForeachGate
+from .foreach import check_parameters
 from .registry import OPS
 
 
@@ -74,8 +75,9 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
     if backend == "eager":
         return Explanation(name, backend, reason, None, None, None, forward, backward, saved)
     searchable = op.searches(arguments)
-    shell = "gate" if isinstance(op, GradientGate) else op.family
-    choice = tuning.choose(shell, op.tuning_key(arguments), input.dtype, input.numel(), input.device, searchable)
+    choice = tuning.choose(
+        op.shell(arguments), op.tuning_key(arguments), input.dtype, input.numel(), input.device, searchable
+    )
     source = choice.source
     if source == "default" and searchable and tuning.may_search():
         source = "default; the first call searches"
@@ -86,7 +88,7 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
 def _explain_foreach(op: ForeachGate, arguments: Mapping[str, Any]) -> Explanation:
     """All gradients' bytes; the backend and block size of those that share dtype and device with the first."""
     parameters = arguments["parameters"]
-    listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    listed = check_parameters(op.name, parameters)
     gradients = [p.grad for p in listed if p.grad is not None]
     operands = [t for t in [arguments["threshold"]] if isinstance(t, Tensor)]
     moved = op.bytes_moved(gradients, operands, arguments, grad=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import layout, reference
 from .backend import choose, is_plain
-from .checks import FLOATING, check_number
+from .checks import FLOATING, as_float, check_number, check_real
 from .rounding import round_to
 
 Thresholds = Union[float, list[float], Tensor]
@@ -55,8 +55,7 @@ def check_parameters(op: str, parameters: object) -> list[Tensor]:
 def check_thresholds(op: str, threshold: object, count: int) -> Thresholds:
     """`threshold` as a number or 0-dim tensor, or a list or 1-dim tensor of `count`."""
     if isinstance(threshold, Tensor):
-        if threshold.is_complex():
-            raise TypeError(f"{op}: threshold has dtype {threshold.dtype}, expected a real tensor")
+        check_real(op, "threshold", threshold)
         if threshold.requires_grad:
             raise ValueError(
                 f"{op}: threshold requires grad, but this op has no gradient to give it; pass threshold.detach()"
@@ -73,7 +72,7 @@ def check_thresholds(op: str, threshold: object, count: int) -> Thresholds:
                 f"{op}: threshold must be a number, a tensor, or a list with a number for each parameter, "
                 f"got {type(threshold).__name__} {threshold!r}"
             )
-        return float(threshold)
+        return float(as_float(op, "threshold", check_number(op, "threshold", threshold)))
     if len(threshold) != count:
         raise ValueError(
             f"{op}: threshold has {len(threshold)} entries for {count} parameters, expected one number, or one per parameter"
@@ -81,8 +80,9 @@ def check_thresholds(op: str, threshold: object, count: int) -> Thresholds:
     if isinstance(threshold, Tensor):
         return threshold
     if set(map(type, threshold)) <= {float, int}:
-        return list(map(float, threshold))
-    return [float(check_number(op, f"threshold[{place}]", value)) for place, value in enumerate(threshold)]
+        return [float(as_float(op, "threshold", value)) for value in threshold]
+    names = [f"threshold[{place}]" for place in range(count)]
+    return [float(as_float(op, name, check_number(op, name, value))) for name, value in zip(names, threshold)]
 
 
 def _groups(gradients: list[Tensor], places: list[int], plain: bool) -> list[Group]:

@@ -45,7 +45,7 @@ def _table(tensors: Sequence[Tensor], thresholds: Sequence[int], chunk: int) -> 
     total = int(last[-1])
     rows = torch.stack([addresses, numels, last - programs, _int64(thresholds)], dim=1).view(-1)
     owners = torch.repeat_interleave(programs, output_size=total)
-    table = torch.empty(len(rows) + total, dtype=torch.int64, pin_memory=device.type != "cpu")
+    table = torch.empty(len(rows) + total, dtype=torch.int64, device="cpu", pin_memory=device.type != "cpu")
     torch.cat([rows, owners], out=table)
     return table.to(device, non_blocking=True), total
 

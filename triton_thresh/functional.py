@@ -285,8 +285,8 @@ def jumprelu_l0(
 
     Raises:
         TypeError: for other dtypes, and for thresholds that are neither number nor tensor.
-        ValueError: for a 0-dim input, a threshold that does not broadcast to the input's shape, and a bandwidth that is not
-            above 0.
+        ValueError: for a 0-dim input, a threshold that does not broadcast to the input's shape, a bandwidth that is not
+            above 0, and on Triton for rows of more than 2**27 elements.
 
     Equivalent to:
         ``torch.where(input > threshold, input, 0), (input > threshold).sum(-1)``

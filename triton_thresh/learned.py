@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -42,11 +43,18 @@ class Codes(NamedTuple):
     pattern: tuple[int, int]  # (inner, mid) of a threshold that keeps to its columns; (0, 0) of another
 
 
+@functools.lru_cache(maxsize=4096)
+def _wide(unit: int, n: int, block: int) -> int:
+    """The multiple of `unit` that leaves the fewest lanes of its blocks idle, of those of which n holds eight rows."""
+    fitting = [m * unit for m in range(1, max(8, block // unit) + 1) if n >= 8 * m * unit and m * unit <= WIDEST]
+    return max(fitting, key=lambda width: width / (triton.cdiv(width, block) * block), default=unit)
+
+
 def _rows(x: Tensor, threshold: Operand, counts: bool, block: int) -> tuple[int, tuple[int, int]]:
     """The width of the rows that the kernels see, and the threshold's (inner, mid) if it keeps to its columns.
 
     A width is a multiple of 16, of the threshold's period and of the rows that are counted, and of about `block`
-    elements or more; a count of few rows takes them as they are.
+    elements or more; a count of few rows, or of very wide ones, takes them as they are.
     """
     n, features = x.numel(), x.shape[-1] if counts else 1
     pattern: tuple[int, int] | None = (1, 1)
@@ -55,12 +63,11 @@ def _rows(x: Tensor, threshold: Operand, counts: bool, block: int) -> tuple[int,
     if pattern is not None:
         unit = math.lcm(math.prod(pattern), features, 16)
         if unit <= WIDEST and (n >= 8 * unit or (pattern == (1, 1) and not counts)):
-            return unit * max(1, block // unit), pattern
+            return _wide(unit, n, block), pattern
     unit = math.lcm(features, 16)
-    if n < 8 * unit and counts:
-        unit = features
-        return unit, pattern if pattern == (1, 1) else (0, 0)
-    return unit * max(1, block // unit), (0, 0)
+    if counts and (n < 8 * unit or unit > WIDEST):
+        return features, pattern if pattern == (1, 1) else (0, 0)
+    return _wide(unit, n, block), (0, 0)
 
 
 def _column_operands(
@@ -105,6 +112,7 @@ def forward(call: LearnedCall, input: Tensor, bits: int) -> tuple[Tensor, Tensor
             y,
             mask,
             n,
+            down,
             width,
             operands,
             KINDS=kinds,
@@ -157,6 +165,7 @@ def backward(
             dx,
             dt,
             n,
+            triton.cdiv(n, 8 * width),
             width,
             None if features == width else features,
             operands,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
+from .checks import check_number, check_positive
 from .rules import Operand
 
 __all__ = [
@@ -102,7 +104,7 @@ class JumpReLU(nn.Module):
         device: of the parameter.
 
     The parameter is float32 and stays so when the module is cast to a 16-bit type, in which steps as small as those of
-    thresholds are rounded away; float64 is kept.
+    thresholds are rounded away.
 
     Source:
         Rajamanoharan et al. 2024 (arXiv:2407.14435).
@@ -131,9 +133,23 @@ class JumpReLU(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.num_features, self.bandwidth, self.input_gradient = num_features, bandwidth, input_gradient
-        shape = (num_features,) if isinstance(num_features, int) else tuple(num_features)
-        self.threshold = nn.Parameter(torch.full(shape, threshold, dtype=torch.float32, device=device))
+        sizes = num_features if isinstance(num_features, (tuple, list)) else (num_features,)
+        try:
+            shape = tuple(map(operator.index, sizes))
+        except TypeError:
+            shape = (-1,)
+        if min(shape, default=0) < 0:
+            raise ValueError(f"JumpReLU: num_features must be a size or a tuple of sizes, got {num_features!r}")
+        self.num_features = shape if isinstance(num_features, (tuple, list)) else shape[0]
+        self.initial_threshold = check_number("JumpReLU", "threshold", threshold)
+        self.bandwidth = check_positive("JumpReLU", "bandwidth", bandwidth)
+        self.input_gradient = input_gradient
+        self.threshold = nn.Parameter(torch.empty(shape, dtype=torch.float32, device=device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set every threshold to the initial value."""
+        nn.init.constant_(self.threshold, self.initial_threshold)
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.jumprelu(input, self.threshold, self.bandwidth, input_gradient=self.input_gradient)
@@ -145,7 +161,7 @@ class JumpReLU(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def keeping_width(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            return moved if moved.dtype.itemsize >= tensor.dtype.itemsize else tensor.to(moved.device)
+            return moved if moved.dtype.itemsize >= 4 else tensor.to(moved.device)
 
         return super()._apply(keeping_width, recurse)  # type: ignore[no-untyped-call]
 

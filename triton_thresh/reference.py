@@ -104,16 +104,16 @@ def binary_threshold(
 # -------------------------------------------------------------------------------------------- gates whose threshold learns
 
 
-def compared_dtype(input: Tensor, threshold: Operand) -> torch.dtype:
-    """Where input and threshold are compared unrounded: float32 or wider."""
-    dtype = compute_dtype(input.dtype)
+def compared_dtype(dtype: torch.dtype, threshold: Operand) -> torch.dtype:
+    """Where an input of this dtype and a threshold are compared unrounded: float32 or wider."""
+    dtype = compute_dtype(dtype)
     if isinstance(threshold, Tensor) and threshold.is_floating_point():
         return torch.promote_types(dtype, threshold.dtype)
     return dtype
 
 
 def _side_by_side(input: Tensor, threshold: Operand) -> tuple[Tensor, Operand]:
-    dtype = compared_dtype(input, threshold)
+    dtype = compared_dtype(input.dtype, threshold)
     return input.detach().to(dtype), threshold.detach().to(dtype) if isinstance(threshold, Tensor) else threshold
 
 
@@ -162,23 +162,35 @@ def counted(above: Tensor, dtype: torch.dtype) -> Tensor:
     return above.sum(-1, dtype=compute_dtype(dtype))
 
 
-def softshrink_push(g: Tensor, low: Tensor, high: Tensor, t: Operand, bandwidth: float) -> tuple[Tensor, Tensor]:
+def softshrink_codes(input: Tensor, threshold: Operand) -> tuple[Tensor, Tensor]:
+    """Two bits: 0 where x is dropped, 2 above t, 3 below -t, 1 where x is NaN."""
+    x = input.detach()
+    t = compared(x, threshold.detach() if isinstance(threshold, Tensor) else threshold)
+    above = x > t
+    below = (x < -t) & ~above  # a negative t in a tensor puts some x on both sides
+    return below | x.isnan(), below | above
+
+
+def softshrink_push(g: Tensor, low: Tensor, high: Tensor, t: Operand) -> tuple[Tensor, Tensor]:
     """g where kept; -g above t (high), +g below -t (both bits), 0 elsewhere."""
     return torch.where(low | high, g, 0), torch.where(high, torch.where(low, g, -g), 0)
 
 
-Push = Callable[[Tensor, Tensor, Tensor, Operand, float], tuple[Tensor, Tensor]]
+Codes = Callable[..., tuple[Tensor, Tensor]]
+Push = Callable[..., tuple[Tensor, Tensor]]
 
 
-class Surrogate(NamedTuple):
-    """A call of an op whose threshold learns: its value, and of each output the map from a gradient to those of x and t.
+@dataclass(frozen=True)
+class Surrogate:
+    """A call of an op whose threshold learns: value, code, and of each output the map from a gradient to those of x and t.
 
     An output after the first is the count of each row. With `input_gradient` what reaches t reaches x, negated.
     """
 
     value: Callable[..., Tensor]
+    codes: Codes
     pushes: tuple[Push, ...]
-    bandwidth: float
+    constants: tuple[float, ...]
     input_gradient: bool
 
     @property
@@ -188,34 +200,42 @@ class Surrogate(NamedTuple):
 
 
 def pull(
-    surrogate: Surrogate, gradients: Sequence[Tensor], codes: tuple[Tensor, Tensor], threshold: Operand
+    surrogate: Surrogate,
+    gradients: Sequence[Tensor | None],
+    codes: tuple[Tensor, Tensor],
+    threshold: Operand,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """The elementwise gradients of x, in its dtype, and of t, in theirs; differentiable in the gradients and in t."""
-    dtype = compared_dtype(gradients[0], threshold)
-    t = in_compute_type(threshold, dtype)
-    whole, *sums = gradients
-    upstream = [whole.to(dtype), *(g.to(dtype).unsqueeze(-1).expand(whole.shape) for g in sums)]
-    pairs = [push(g, *codes, t, surrogate.bandwidth) for push, g in zip(surrogate.pushes, upstream)]
+    """The elementwise gradients of x, in its dtype, and of t, in the type of comparison; None for an output nobody used.
+
+    Differentiable in the gradients and in t.
+    """
+    shape = codes[0].shape
+    wide = compared_dtype(dtype, threshold)
+    t = in_compute_type(threshold, wide)
+    upstream = [g if g is None else g.to(wide) for g in gradients]
+    upstream[1:] = [g if g is None else g.unsqueeze(-1).expand(shape) for g in upstream[1:]]
+    pairs = [push(g, *codes, t, *surrogate.constants) for push, g in zip(surrogate.pushes, upstream) if g is not None]
     dx, dt = pairs[0]
     for more_x, more_t in pairs[1:]:
         dx, dt = dx + more_x, dt + more_t
-    return (dx - dt if surrogate.input_gradient else dx).to(whole.dtype), dt
+    return (dx - dt if surrogate.input_gradient else dx).to(dtype), dt
 
 
 def tangents(
     surrogate: Surrogate, input: Tensor, threshold: Operand, dx: Tensor | None, dt: Tensor | None
 ) -> tuple[Tensor, ...]:
     """The outputs' tangents, in the type of comparison, for those of x and t (None: 0)."""
-    dtype = compared_dtype(input, threshold)
-    t, both = in_compute_type(threshold, dtype), codes(input, threshold, surrogate.bandwidth)
+    dtype = compared_dtype(input.dtype, threshold)
+    t, both = in_compute_type(threshold, dtype), surrogate.codes(input, threshold, *surrogate.constants)
     outputs: list[Tensor] = []
     for push in surrogate.pushes:
         output = torch.zeros_like(input, dtype=dtype)
         if dx is not None:
-            along_x, along_t = push(dx.to(dtype), *both, t, surrogate.bandwidth)
+            along_x, along_t = push(dx.to(dtype), *both, t, *surrogate.constants)
             output = output + (along_x - along_t if surrogate.input_gradient else along_x)
         if dt is not None:
-            output = output + push(dt.to(dtype).expand(input.shape), *both, t, surrogate.bandwidth)[1]
+            output = output + push(dt.to(dtype).expand(input.shape), *both, t, *surrogate.constants)[1]
         outputs.append(output.sum(-1) if outputs else output)
     return tuple(outputs)
 

@@ -45,6 +45,7 @@ _GATES = (
         eager=eager.softshrink,
         nonnegative=True,
         push=reference.softshrink_push,
+        codes=reference.softshrink_codes,
     ),
     Gate(
         "binary_threshold",

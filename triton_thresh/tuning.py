@@ -215,7 +215,7 @@ def lanes(device: torch.device) -> int:
     return int(getattr(torch.cuda.get_device_properties(device), "warp_size", 32))
 
 
-_settled: dict[tuple[str, torch.dtype, int, torch.device], Choice] = {}
+_settled: dict[tuple[str, str, torch.dtype, int, torch.device], Choice] = {}
 
 
 def choose(
@@ -235,7 +235,7 @@ def choose(
         if key not in collected:
             collected[key] = search(candidates(shell, dtype.itemsize, lanes(device)), launch)
         return Choice(collected[key], "search")
-    signature = (op, dtype, size, device)
+    signature = (shell, op, dtype, size, device)
     choice = _settled.get(signature)
     if choice is None:
         choice = _resolve(shell, op, dtype, size, device, searchable, launch)

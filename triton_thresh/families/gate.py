@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import reference
 from ..autograd import Gate as GateFunction
 from ..autograd import LearnedGate as LearnedGateFunction
+from ..autograd import TracedLearnedGate, TransformedLearnedGate
 from ..backend import choose, is_plain
 from ..checks import (
     FLOATING,
@@ -25,8 +25,9 @@ from ..checks import (
     check_number,
     check_operand,
 )
+from ..eager import LearnedGate as EagerLearnedGate
 from ..layout import total_bytes
-from ..reference import Push
+from ..reference import Codes, Push, Surrogate, compute_dtype
 from ..rules import Operand
 
 LEARN_HINT = " (its gradient is zero almost everywhere; jumprelu has a threshold that learns)"
@@ -63,6 +64,7 @@ class Gate:
     eager: Callable[..., Tensor] | None = None
     eager_inplace: Callable[..., Tensor] | None = None
     push: Push | None = None
+    codes: Codes | None = None
     inplace: bool = False
     example: tuple[float, ...] = (0.5,)
     _names: tuple[str, ...] = field(init=False, repr=False)
@@ -108,6 +110,8 @@ class Gate:
                 raise RuntimeError(f"{name}: {threshold_name} must be at least 0, got {threshold}")
         if inplace:
             check_inplace(name, input, plain)
+        if learns and isinstance(threshold, Tensor) and threshold.requires_grad and torch.is_grad_enabled():
+            return self._learning(input, threshold, plain, on_triton)
         if on_triton:
             return self._triton(input, threshold, constants, inplace, dtype)
         run, source = self.reference, input
@@ -125,11 +129,8 @@ class Gate:
         self, input: Tensor, threshold: Operand, constants: tuple[float, ...], inplace: bool, dtype: torch.dtype | None
     ) -> Tensor:
         call = self.lowered(input, threshold, constants, dtype)
-        if self.differentiable and torch.is_grad_enabled():
-            if isinstance(threshold, Tensor) and threshold.requires_grad:
-                return self._learning(input, threshold, call)
-            if input.requires_grad:
-                return GateFunction.apply(input, call, inplace)  # type: ignore[no-any-return, no-untyped-call]
+        if self.differentiable and input.requires_grad and torch.is_grad_enabled():
+            return GateFunction.apply(input, call, inplace)  # type: ignore[no-any-return, no-untyped-call]
         output: Tensor
         output, _ = _kernels().gate_forward(call, input.detach(), input.detach() if inplace else None, want_mask=False)
         if inplace:
@@ -137,13 +138,19 @@ class Gate:
             return input
         return output
 
-    def _learning(self, input: Tensor, threshold: Tensor, call: Any) -> Tensor:
+    def _learning(self, input: Tensor, threshold: Tensor, plain: bool, on_triton: bool) -> Tensor:
+        """With a threshold that has a gradient."""
         assert self.push is not None
-        function, compute = f"{self.name}_learned", reference.compute_dtype(call.promoted)
-        learned = _learned_kernels().LearnedCall(
-            self.name, function, f"{function}_backward", call.threshold, (), compute
-        )
-        surrogate = reference.Surrogate(self.reference, (self.push,), 0.0, False)
+        assert self.codes is not None
+        surrogate = Surrogate(self.reference, self.codes, (self.push,), (), False)
+        if not plain:
+            function = TracedLearnedGate if torch.compiler.is_compiling() else TransformedLearnedGate
+            return function.apply(input, threshold, surrogate)  # type: ignore[no-any-return, no-untyped-call]
+        if not on_triton:
+            return EagerLearnedGate.apply(input, threshold, surrogate)  # type: ignore[no-any-return, no-untyped-call]
+        call = self.lowered(input, threshold, (), None)
+        name, compute = f"{self.name}_learned", compute_dtype(call.promoted)
+        learned = _learned_kernels().LearnedCall(name, name, f"{name}_backward", call.threshold, (), compute)
         return LearnedGateFunction.apply(input, threshold, learned, surrogate)  # type: ignore[no-any-return, no-untyped-call]
 
     def bytes_moved(
@@ -159,14 +166,19 @@ class Gate:
         mask = (2 if learning else 1) * -(-n // 8)
         return forward + mask, 2 * n * size + mask + total_bytes(learning), mask
 
+    def shell(self, arguments: Mapping[str, Any]) -> str:
+        """Which kernels run."""
+        threshold = arguments.get(self._names[0])
+        learns = isinstance(threshold, Tensor) and threshold.requires_grad and torch.is_grad_enabled()
+        return "learned" if learns else "gate"
+
     def tuning_key(self, arguments: Mapping[str, Any]) -> str:
         """The op's name in the tables of block sizes."""
-        return self.name
+        return f"{self.name}_learned" if self.shell(arguments) == "learned" else self.name
 
     def searches(self, arguments: Mapping[str, Any]) -> bool:
         """Whether block sizes may come from a search: where they fix no order of summation."""
-        threshold = arguments.get(self._names[0])
-        return not (isinstance(threshold, Tensor) and threshold.requires_grad)
+        return self.shell(arguments) == "gate"
 
     def lowered(
         self, input: Tensor, threshold: Operand, constants: tuple[float, ...], dtype: torch.dtype | None

@@ -52,6 +52,10 @@ class GradientGate:
             return 0, 0, 0
         return 0, self.gate.bytes_moved(input, operands, {}, grad=False)[0], total_bytes(operands)
 
+    def shell(self, arguments: Mapping[str, Any]) -> str:
+        """Which kernels run."""
+        return "gate"
+
     def tuning_key(self, arguments: Mapping[str, Any]) -> str:
         """The gate's name in the tables of block sizes."""
         return self.gate.name
@@ -84,6 +88,10 @@ class ForeachGate:
     ) -> tuple[int, int, int]:
         """Bytes of the call: s in and s out for each gradient; not its table, of 32 bytes a tensor and 8 a program."""
         return 2 * total_bytes(input) + total_bytes(operands), 0, 0
+
+    def shell(self, arguments: Mapping[str, Any]) -> str:
+        """Which kernels run."""
+        return "gate"
 
     def tuning_key(self, arguments: Mapping[str, Any]) -> str:
         """The op's name in the tables of block sizes."""

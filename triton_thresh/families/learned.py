@@ -62,7 +62,7 @@ class LearnedGate:
         bandwidth = check_positive(self.name, "bandwidth", bandwidth)
         tensors = [t for t in (input, threshold) if isinstance(t, Tensor)]
         records = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        surrogate = reference.Surrogate(self._value, self.pushes, bandwidth, bool(input_gradient))
+        surrogate = reference.Surrogate(self._value, reference.codes, self.pushes, (bandwidth,), bool(input_gradient))
         if not is_plain(*tensors):
             function = TracedLearnedGate if torch.compiler.is_compiling() else TransformedLearnedGate
             return function.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
@@ -74,7 +74,12 @@ class LearnedGate:
             return output if count is None else (output, count)
         if records:
             return eager.LearnedGate.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
-        return self.reference(input, threshold, bandwidth)
+        result = self.reference(input, threshold, bandwidth)
+        if input.is_contiguous() or not (isinstance(threshold, Tensor) and threshold.dim()):
+            return result
+        output = result[0] if self.counts else result  # which torch.where may lay out as the threshold lies
+        output = torch.empty_like(input).copy_(output)
+        return (output, result[1]) if self.counts else output
 
     @property
     def counts(self) -> bool:
@@ -89,7 +94,7 @@ class LearnedGate:
             f"{self.name}_backward",
             threshold.detach() if isinstance(threshold, Tensor) else threshold,
             (bandwidth,),
-            reference.compared_dtype(input, threshold),
+            reference.compared_dtype(input.dtype, threshold),
             self.reads_threshold,
             self.counts,
             input_gradient,
@@ -111,6 +116,10 @@ class LearnedGate:
         forward = once + saved + (bits + count if self.counts else 0)
         read = total_bytes(operands) if self.reads_threshold else 0
         return forward, 2 * n * input.element_size() + saved + count + read + total_bytes(learning), saved
+
+    def shell(self, arguments: Mapping[str, Any]) -> str:
+        """Which kernels run."""
+        return "learned"
 
     def tuning_key(self, arguments: Mapping[str, Any]) -> str:
         """The op's name in the tables of block sizes."""

@@ -65,7 +65,7 @@ class Loss:
             operands = tuple(v if isinstance(v, Tensor) else round_to(float(v), dtype) for v in operands)
         if not is_plain(input, target, *operands) or input.numel() == 0:
             function = TracedLoss if torch.compiler.is_compiling() else TransformedLoss
-            return reference.reduced(function.apply(input, target, spec, operands), spec)  # type: ignore[no-untyped-call]
+            return reference.reduced(function.apply(input, target, spec, *operands), spec)  # type: ignore[no-untyped-call]
         shell = _kernels() if choose(input.device)[0] == "triton" else eager
         if input.requires_grad and torch.is_grad_enabled():
             return LossFunction.apply(input, target, spec, operands, shell)  # type: ignore[no-any-return, no-untyped-call]
@@ -85,6 +85,10 @@ class Loss:
         else:
             forward, backward, saved = inputs + (once if grad else 0), 0, inputs + once
         return (forward, backward, saved) if grad else (forward, 0, 0)
+
+    def shell(self, arguments: Mapping[str, Any]) -> str:
+        """Which kernels run."""
+        return "loss"
 
     def tuning_key(self, arguments: Mapping[str, Any]) -> str:
         """The cell's name in the tables of block sizes."""
