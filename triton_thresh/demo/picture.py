@@ -120,7 +120,9 @@ def draw_paths(panel: Axes, result: Result) -> None:
     panel.set(
         xlabel="features of a row (L0)", ylabel="R²", title=f"held-out rows, every {WATCH_EVERY} steps up to the mark"
     )
-    panel.legend(loc="best")
+    bottom, top = panel.get_ylim()
+    panel.set_ylim(bottom - 0.4 * (top - bottom), top)  # for the legend
+    panel.legend(loc="lower left")
 
 
 def draw_kept(panel: Axes, result: Result) -> None:

@@ -51,7 +51,7 @@ def publish(results: dict[str, Result], folder: Path, setting: dict[str, Any]) -
     names = list(results)
     for first in range(0, len(names), ACROSS):
         console.print(table({name: results[name] for name in names[first : first + ACROSS]}))
-    console.print("[italic]intervals resample the held-out rows; peak is what one step allocates at most at a time")
+    console.print("[italic]intervals resample the held-out rows; peak: the most a step holds at a time")
     for name, result in results.items():
         console.print(f"[bold]{name}[/bold]: {summary(result)}")
     if not agrees:
