@@ -251,6 +251,7 @@ def measure(
                 for mode in plan.modes_of(workload)
                 for provider in plan.providers  # one after the other, so that they meet the same moments of a busy machine
                 if (workload.name, label, numel, mode, provider) not in done
+                and (workload.compiles or provider != COMPILE)
             ]
             calls: dict[str, Call] = {EAGER: workload.eager, PACK: workload.pack}
             if any(provider == COMPILE for _, provider in missing):

@@ -25,7 +25,7 @@ from triton_thresh.rules import ByLoss, ByPrediction, ByProximity, Rule
 MODES = ("forward", "backward", "both")
 FEATURES = 1 << 16
 GRADIENT_THRESHOLD = 0.5
-PARAMETERS = 200
+PARAMETERS = 1000
 FLOAT16_SCALE = 256.0
 CHUNK = 1 << 24  # elements the expected results are computed of at a time
 # Every setting is exact in every dtype, so that no baseline compares with another number than the pack.
@@ -63,7 +63,8 @@ class Workload:
     """An op at one dtype and size on one device.
 
     `pack` and `eager` take the tensors of `make(seed)` and return a tensor or a tuple of them; `expected` gives the outputs and,
-    where the mode has them, the gradients of the leaves. `arguments` is the pack's call as `tt.explain` takes it.
+    where the mode has them, the gradients of the leaves. `arguments` is the pack's call as `tt.explain` takes it. `compiles`:
+    torch.compile is a baseline too (over a thousand tensors it takes minutes).
     """
 
     name: str
@@ -78,6 +79,7 @@ class Workload:
     bytes: Mapping[str, int]
     expected: Callable[[Inputs], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
     arguments: Callable[[Inputs], tuple[tuple[Any, ...], dict[str, Any]]]
+    compiles: bool = True
 
     def blocks(self, inputs: Inputs, mode: str) -> str:
         """On Triton the block size of the pack's call, its warps and where they came from; elsewhere the backend."""
@@ -356,6 +358,7 @@ def foreach(op: ForeachGate, dtype: torch.dtype, numel: int, device: torch.devic
         bytes={"forward": size},
         expected=expected,
         arguments=lambda inputs: ((inputs.tensors, GRADIENT_THRESHOLD), {}),
+        compiles=False,
     )
 
 

@@ -29,8 +29,8 @@ def test_readme_table_is_the_registrys() -> None:
     assert updated(readme) == readme, "run make table"
 
 
-def test_readme_example_runs() -> None:
-    (example,) = _blocks("README.md", "python")
+@pytest.mark.parametrize("example", _blocks("README.md", "python"))
+def test_readme_example_runs(example: str) -> None:
     exec(example, {})
 
 

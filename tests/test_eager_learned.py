@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import triton_thresh as tt
+from triton_thresh import eager
 from triton_thresh.families import LearnedGate
 
 from .gates import equal, label, same
@@ -51,6 +52,12 @@ def test_case(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.layout.name == "contiguous"], ids=by_id)
 def test_input_gradient(case: Case) -> None:
+    check(case, CPU, input_gradient=True, special=False)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.dtype == torch.float32], ids=by_id)
+def test_in_slices(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eager, "SLICE", 100)
     check(case, CPU, input_gradient=True, special=False)
 
 
@@ -152,6 +159,20 @@ def test_compile_in_one_graph(op: LearnedGate) -> None:
         dx, dt = torch.autograd.grad(recorded, (x, t), gradients)
         equal(dx, expected.dx)
         equal(dt, expected.dt.sum(0).float())
+
+
+@pytest.mark.parametrize("op", OPS, ids=by_id)
+def test_gradients_of_gradients_of_what_was_saved(op: LearnedGate) -> None:
+    """The eager backend's own second derivatives, beside those of the transforms."""
+    x, t, gradients = example(op)
+    x, t = x.requires_grad_(), t.requires_grad_()
+    gradients = [g.requires_grad_() for g in gradients]
+    _, dt = torch.autograd.grad(outputs_of(op(x, t, BANDWIDTH)), (x, t), gradients, create_graph=True)
+    second = torch.autograd.grad(dt.sum(), gradients)
+    inside = ((x - t).abs() < BANDWIDTH / 2).detach()
+    for g, name in zip(second, ("step",) if op.name == "step" else ("jumprelu", "step"), strict=False):
+        slope = torch.where(inside, -(t.detach() if name == "jumprelu" else 1) / BANDWIDTH, 0)
+        equal(g, slope if g.shape == x.shape else slope.sum(-1))
 
 
 @pytest.mark.parametrize("op", OPS, ids=by_id)

@@ -20,6 +20,9 @@ KEY = "hardshrink/float32/10"
 TABLE = {"hardshrink/float32/10": Config(256, 2), "hardshrink/float32/20": Config(512, 8)}
 
 
+own_device_name = tuning._device_name
+
+
 @pytest.fixture(autouse=True)
 def on_a_pretended_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A named device with no shipped table, an empty cache on disk, and nothing settled yet."""
@@ -325,3 +328,15 @@ def test_losses_ask_for_no_search_when_they_reduce(monkeypatch: pytest.MonkeyPat
         with pytest.raises(AskedError):
             launch.loss_forward(spec, x, x, operands, want_gradient=True)
     assert asked == [("mse.ByLoss", False), ("mse.ByLoss", False), ("mse.ByLoss.none", True)]
+
+
+def test_the_device_module_is_asked_for_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cuda:
+        def __getattr__(self, name: str) -> Callable[..., str]:
+            assert callable(getattr(torch.cuda, name)), name
+            return lambda device: f"{name} of {device}"
+
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Cuda())
+    own_device_name.cache_clear()
+    assert own_device_name(torch.device("cuda", 1)) == "get_device_name of cuda:1"
+    own_device_name.cache_clear()

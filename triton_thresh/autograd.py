@@ -103,11 +103,14 @@ class LearnedGate(torch.autograd.Function):
 
 
 class TracedLearnedGate(torch.autograd.Function):
-    """The same in plain torch, its codes recomputed in backward: the eager backend, and what compilers see."""
+    """The same in plain torch, its codes recomputed in backward: what compilers see."""
 
     @staticmethod
     def forward(input: Tensor, threshold: Operand, surrogate: Surrogate) -> Any:
-        return surrogate.value(input, threshold, surrogate.bandwidth)
+        output = surrogate.value(input, threshold, surrogate.bandwidth)
+        if not surrogate.counts:
+            return output
+        return output, reference.counted(reference.is_above(input, threshold), input.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -1,7 +1,7 @@
 """The eager backend: the reference formulas with few passes over memory.
 
-Losses run in slices that stay in the cache, value and gradient together. Gates with a number for threshold use the torch
-kernels that compute the same bits.
+Losses and gates whose threshold learns run in slices that stay in the cache. Other gates with a number for threshold use
+the torch kernels that compute the same bits.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
+from . import layout, reference
 from .backend import is_plain
-from .reference import LossSpec
+from .reference import LossSpec, Surrogate
 from .rounding import round_to
 from .rules import Operand
 
@@ -178,3 +178,44 @@ def binary_threshold(
         return reference.binary_threshold(input, threshold, above_value, below_value, dtype=dtype)
     above, below = (round_to(v, input.dtype) for v in (above_value, below_value))
     return _pick(torch.gt, input.detach(), round_to(threshold, input.dtype), above, below)
+
+
+# -------------------------------------------------------------------------------------------- gates whose threshold learns
+
+
+class LearnedGate(torch.autograd.Function):
+    """A gate whose threshold learns: saves its codes, a byte each, and not the input."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, threshold: Operand, surrogate: Surrogate) -> Any:
+        output, above, window = (
+            torch.empty_like(input, dtype=dtype) for dtype in (input.dtype, torch.bool, torch.bool)
+        )
+        for x, y, a, w, t in _parts([input, output, above, window, threshold], input):
+            y.copy_(surrogate.value(x, t, surrogate.bandwidth))
+            for mark, found in zip((a, w), reference.codes(x, t, surrogate.bandwidth)):
+                mark.copy_(found)
+        ctx.save_for_backward(above, window, *([threshold] if isinstance(threshold, Tensor) else []))
+        ctx.surrogate, ctx.number = surrogate, threshold
+        if isinstance(threshold, Tensor):
+            ctx.number = None
+        return (output, reference.counted(above, input.dtype)) if surrogate.counts else output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        above, window, *tensors = ctx.saved_tensors
+        threshold, learns = tensors[0] if tensors else ctx.number, ctx.needs_input_grad[1]
+        if torch.is_grad_enabled() or not is_plain(*gradients):
+            dx, each = reference.pull(ctx.surrogate, gradients, (above, window), threshold)
+            return dx, layout.summed(each, threshold.shape).to(threshold.dtype) if learns else None, None
+        whole, *sums = gradients
+        dx = torch.empty_like(above, dtype=whole.dtype)
+        dtype = reference.compared_dtype(whole, threshold)
+        dt = torch.zeros(threshold.shape if learns else (), dtype=dtype, device=whole.device)
+        sums = [g.unsqueeze(-1) for g in sums]
+        for g, a, w, t, part, total, *counts in _parts([whole, above, window, threshold, dx, dt, *sums], whole):
+            along_x, along_t = reference.pull(ctx.surrogate, [g, *(c.squeeze(-1) for c in counts)], (a, w), t)
+            part.copy_(along_x)
+            if learns:
+                total += layout.summed(along_t, total.shape)
+        return dx, dt.to(threshold.dtype) if learns else None, None

@@ -116,7 +116,7 @@ class JumpReLU(nn.Module):
         tensor([0.5000, 0.5000, 0.5000, 0.5000], requires_grad=True)
         >>> activations, l0 = activation.l0(torch.tensor([[0.0, 0.5, 0.6, 2.0]]))
         >>> l0
-        tensor([2.], grad_fn=<TracedLearnedGateBackward>)
+        tensor([2.], grad_fn=<LearnedGateBackward>)
     """
 
     threshold: nn.Parameter

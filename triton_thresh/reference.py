@@ -112,17 +112,26 @@ def compared_dtype(input: Tensor, threshold: Operand) -> torch.dtype:
     return dtype
 
 
+def _side_by_side(input: Tensor, threshold: Operand) -> tuple[Tensor, Operand]:
+    dtype = compared_dtype(input, threshold)
+    return input.detach().to(dtype), threshold.detach().to(dtype) if isinstance(threshold, Tensor) else threshold
+
+
+def is_above(input: Tensor, threshold: Operand) -> Tensor:
+    """x > t."""
+    x, t = _side_by_side(input, threshold)
+    return x > t
+
+
 def codes(input: Tensor, threshold: Operand, bandwidth: float) -> tuple[Tensor, Tensor]:
     """x > t; and |x - t| < bandwidth / 2, the window in which t gets a gradient."""
-    dtype = compared_dtype(input, threshold)
-    x = input.detach().to(dtype)
-    t = threshold.detach().to(dtype) if isinstance(threshold, Tensor) else threshold
+    x, t = _side_by_side(input, threshold)
     return x > t, (x - t).abs() < bandwidth / 2
 
 
 def jumprelu(input: Tensor, threshold: Operand, bandwidth: float = 1e-3) -> Tensor:
     """x where x > t, else 0."""
-    return torch.where(codes(input, threshold, bandwidth)[0], input, 0)
+    return torch.where(is_above(input, threshold), input, 0)
 
 
 def jumprelu_push(g: Tensor, above: Tensor, window: Tensor, t: Operand, bandwidth: float) -> tuple[Tensor, Tensor]:
@@ -133,7 +142,7 @@ def jumprelu_push(g: Tensor, above: Tensor, window: Tensor, t: Operand, bandwidt
 
 def step(input: Tensor, threshold: Operand, bandwidth: float = 1e-3) -> Tensor:
     """1 where x > t, else 0."""
-    return codes(input, threshold, bandwidth)[0].to(input.dtype)
+    return is_above(input, threshold).to(input.dtype)
 
 
 def step_push(g: Tensor, above: Tensor, window: Tensor, t: Operand, bandwidth: float) -> tuple[Tensor, Tensor]:
@@ -144,8 +153,13 @@ def step_push(g: Tensor, above: Tensor, window: Tensor, t: Operand, bandwidth: f
 
 def jumprelu_l0(input: Tensor, threshold: Operand, bandwidth: float = 1e-3) -> tuple[Tensor, Tensor]:
     """jumprelu, and how many elements of each row are above t, in float32 or wider."""
-    above, _ = codes(input, threshold, bandwidth)
-    return torch.where(above, input, 0), above.sum(-1, dtype=compute_dtype(input.dtype))
+    above = is_above(input, threshold)
+    return torch.where(above, input, 0), counted(above, input.dtype)
+
+
+def counted(above: Tensor, dtype: torch.dtype) -> Tensor:
+    """How many of each row are above, in float32 or wider: a 16-bit input's type cannot count."""
+    return above.sum(-1, dtype=compute_dtype(dtype))
 
 
 def softshrink_push(g: Tensor, low: Tensor, high: Tensor, t: Operand, bandwidth: float) -> tuple[Tensor, Tensor]:
@@ -159,13 +173,18 @@ Push = Callable[[Tensor, Tensor, Tensor, Operand, float], tuple[Tensor, Tensor]]
 class Surrogate(NamedTuple):
     """A call of an op whose threshold learns: its value, and of each output the map from a gradient to those of x and t.
 
-    An output after the first is a sum along the last dimension. With `input_gradient` what reaches t reaches x, negated.
+    An output after the first is the count of each row. With `input_gradient` what reaches t reaches x, negated.
     """
 
-    value: Callable[..., Any]
+    value: Callable[..., Tensor]
     pushes: tuple[Push, ...]
     bandwidth: float
     input_gradient: bool
+
+    @property
+    def counts(self) -> bool:
+        """Whether there is a second output."""
+        return len(self.pushes) > 1
 
 
 def pull(

@@ -86,7 +86,6 @@ _LEARNED_GATES = (
         reference=reference.jumprelu_l0,
         pushes=(reference.jumprelu_push, reference.step_push),
         forward="jumprelu",
-        counts=True,
     ),
 )
 

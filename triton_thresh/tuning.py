@@ -204,7 +204,7 @@ def collecting(found: dict[str, Config]) -> Iterator[None]:
 
 @functools.cache
 def _device_name(device: torch.device) -> str:
-    return str(torch.get_device_module(device).getdevice_name(device))
+    return str(torch.get_device_module(device).get_device_name(device))
 
 
 @functools.cache

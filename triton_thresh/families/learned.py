@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import reference
+from .. import eager, reference
 from ..autograd import LearnedGate as LearnedGateFunction
 from ..autograd import TracedLearnedGate, TransformedLearnedGate
 from ..backend import choose, is_plain
@@ -41,11 +41,15 @@ class LearnedGate:
     pushes: tuple[Push, ...]
     forward: str | None = None
     reads_threshold: bool = True
-    counts: bool = False
     dtypes: tuple[torch.dtype, ...] = FLOATING
     example: tuple[float, ...] = (0.5, 0.25)
 
     family = "learned"
+
+    @property
+    def _value(self) -> Callable[..., Tensor]:
+        function: Callable[..., Tensor] = getattr(reference, self.forward or self.name)
+        return function
 
     def __call__(
         self, input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gradient: bool = False
@@ -58,7 +62,7 @@ class LearnedGate:
         bandwidth = check_positive(self.name, "bandwidth", bandwidth)
         tensors = [t for t in (input, threshold) if isinstance(t, Tensor)]
         records = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        surrogate = reference.Surrogate(self.reference, self.pushes, bandwidth, bool(input_gradient))
+        surrogate = reference.Surrogate(self._value, self.pushes, bandwidth, bool(input_gradient))
         if not is_plain(*tensors):
             function = TracedLearnedGate if torch.compiler.is_compiling() else TransformedLearnedGate
             return function.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
@@ -69,8 +73,13 @@ class LearnedGate:
             output, count, _ = _kernels().forward(call, input.detach(), 0)
             return output if count is None else (output, count)
         if records:
-            return TracedLearnedGate.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
+            return eager.LearnedGate.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
         return self.reference(input, threshold, bandwidth)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the op also returns how many elements of each row it kept."""
+        return len(self.pushes) > 1
 
     def lowered(self, input: Tensor, threshold: Operand, bandwidth: float, input_gradient: bool) -> Any:
         """The call as the kernels' launcher takes it: nothing is rounded to a 16-bit type."""
