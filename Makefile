@@ -15,7 +15,7 @@ HAS_GPU := $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available
 .PHONY: help demo test check lint gpu-test table bench report gpu clean
 
 help:
-	@echo "make demo      four short trainings, the pack against the same formulas in torch (ARGS='--steps 100')"
+	@echo "make demo      six short trainings, the pack against the same formulas in torch (ARGS='--steps 100')"
 	@echo "make test      every test this machine can run"
 	@echo "make check     a quick subset of the tests"
 	@echo "make lint      ruff and mypy"

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from triton_thresh import demo
 
 STEPS = 12
-NAMES = ("classifier", "regressor", "detector", "denoiser")
+NAMES = ("classifier", "regressor", "detector", "denoiser", "autoencoder", "gradients")
 VERSIONS = {"pack", "plain", "formula"}
 
 
@@ -50,12 +51,57 @@ def test_results(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert all(len(curve) == STEPS for curve in losses.values())
         np.testing.assert_allclose(losses["pack"], losses["formula"], rtol=1e-5)
         assert losses["pack"][-1] < losses["pack"][0]
-        for run in task["runs"].values():
-            assert run["ms_per_step"] > 0
-            assert ("peak_bytes" in run) == (device == "cuda")
+        pack, formula = task["runs"]["pack"], task["runs"]["formula"]
+        for measure in ("metric", "secondary"):
+            assert pack[measure] == pytest.approx(formula[measure], rel=1e-3)
+        assert all(run["ms_per_step"] > 0 and run["peak_bytes"] > 0 for run in task["runs"].values())
+
+    watched = document["every 10 steps"]
+    assert set(watched) == {"autoencoder", "gradients"}
+    for of_task in watched.values():
+        assert set(of_task) == VERSIONS
+        for label, values in of_task["pack"].items():
+            assert len(values) == 2  # after the first step and the eleventh
+            assert values == pytest.approx(of_task["formula"][label], rel=1e-3)
+    pack, plain = watched["gradients"]["pack"], watched["gradients"]["plain"]
+    assert list(pack) == list(plain) == ["64 → 128", "128 → 128", "128 → 10"]
+    assert all(0 < kept < without for layer in pack for kept, without in zip(pack[layer], plain[layer]))
 
 
-@pytest.mark.parametrize("name", ["regressor", "denoiser"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_peak_of_memory(device: str) -> None:
+    from triton_thresh.demo.memory import peak_bytes
+
+    where, mebibyte = torch.device(device), 2**20
+    held = torch.empty(mebibyte, dtype=torch.uint8, device=where)
+
+    def one_then_two() -> torch.Tensor:
+        held.clone()
+        first = held.clone()
+        second = held.clone()
+        del first
+        return second
+
+    assert peak_bytes(one_then_two, where) == 2 * mebibyte
+    assert peak_bytes(lambda: None, where) == 0
+
+
+def test_jumprelu_by_hand_has_the_gradients_of_its_source() -> None:
+    from triton_thresh.demo import formulas
+
+    activation = formulas.JumpReLU(2, threshold=0.5, bandwidth=0.5)
+    x = torch.tensor([[0.6, 0.9], [0.4, 3.0], [0.7, 0.25]], requires_grad=True)
+    code, l0 = activation.l0(x)
+    torch.testing.assert_close(code, torch.tensor([[0.6, 0.9], [0.0, 3.0], [0.7, 0.0]]))
+    assert l0.tolist() == [2, 1, 1]
+    (code.sum() + 10 * l0.sum()).backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [[1, 1], [0, 1], [1, 0]]
+    # The window is 0.25 < x < 0.75: all of the first feature, none of the second.
+    assert activation.threshold.grad.tolist() == [3 * (-0.5 / 0.5) + 3 * 10 * (-1 / 0.5), 0]
+
+
+@pytest.mark.parametrize("name", ["regressor", "denoiser", "autoencoder"])
 def test_a_seed_decides_everything(name: str) -> None:
     from triton_thresh.demo.tasks import TASKS
     from triton_thresh.demo.train import train
@@ -68,15 +114,21 @@ def test_a_seed_decides_everything(name: str) -> None:
     assert first.gain_interval == again.gain_interval
 
 
-def test_a_wrong_loss_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_versions_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from triton_thresh.demo import report, tasks
 
-    detector = tasks.TASKS["detector"]
+    detector, autoencoder, gradients = (tasks.TASKS[name] for name in ("detector", "autoencoder", "gradients"))
     monkeypatch.setitem(detector.loss, "pack", detector.loss["plain"])
+    monkeypatch.setitem(autoencoder.activation, "pack", partial(autoencoder.activation["pack"], input_gradient=True))
+    monkeypatch.setitem(gradients.hook, "pack", gradients.hook["plain"])
     monkeypatch.setattr(report, "draw", lambda results, path: None)
     assert demo.main(["--device", "cpu", "--steps", "3", "--out", str(tmp_path)]) == demo.DISAGREE
     document = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert [name for name, task in document["tasks"].items() if not task["agrees"]] == ["detector"]
+    assert [name for name, task in document["tasks"].items() if not task["agrees"]] == [
+        "detector",
+        "autoencoder",
+        "gradients",
+    ]
 
 
 def run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser("tune", help=tune.__doc__, description=tune.__doc__)
     tune.add_arguments(command)
     command.set_defaults(run=tune.run)
-    command = commands.add_parser("demo", help="four short trainings: the pack against the same formulas in torch")
+    command = commands.add_parser("demo", help="six short trainings: the pack against the same formulas in torch")
     demo.add_arguments(command)
     command.set_defaults(run=demo.run)
     args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""The demo: four short trainings, each with the pack, with the same formula by hand, and with the plain loss."""
+"""The demo: six short trainings, each with the pack, with the same formula by hand, and without it."""
 
 import argparse
 import sys

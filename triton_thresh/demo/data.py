@@ -1,4 +1,4 @@
-"""Four data sets bundled with scikit-learn, split into rows to learn from and rows held out."""
+"""Three data sets bundled with scikit-learn, split into rows to learn from and rows held out."""
 
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -18,7 +18,7 @@ NOISE = 0.3  # standard deviation, on pixels in [0, 1]
 
 @dataclass(frozen=True)
 class Data:
-    """Inputs are [rows, features]; train_target has the shape of the model's output, test_truth one entry per row."""
+    """Inputs are [rows, features]; train_target has what the loss wants, test_truth one entry per row."""
 
     train_input: Tensor
     train_target: Tensor
@@ -42,6 +42,21 @@ def eights(seed: int) -> Data:
     """An 8 or not: one row in ten is."""
     train, test, train_digit, test_digit = digits(seed)
     return Data(tensor(train), tensor(train_digit == 8), tensor(test), test_digit == 8)
+
+
+def ten_digits(seed: int) -> Data:
+    """Which digit."""
+    train, test, train_digit, test_digit = digits(seed)
+    return Data(tensor(train), torch.as_tensor(train_digit), tensor(test), test_digit)
+
+
+def scaled_digits(seed: int) -> Data:
+    """Pixels minus their mean, in standard deviations of all pixels, to be learnt as they are."""
+    train, test, _, _ = digits(seed)
+    mean = train.mean(0)
+    scale = (train - mean).std()
+    train, test = (train - mean) / scale, (test - mean) / scale
+    return Data(tensor(train), tensor(train), tensor(test), test)
 
 
 def noisy_digits(seed: int) -> Data:

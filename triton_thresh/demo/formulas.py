@@ -1,4 +1,10 @@
-"""The pack's formulas as one writes them by hand: masks, reduction "none", then the mean; autograd does the rest."""
+"""The pack's formulas as one writes them by hand.
+
+Losses by masks, reduction "none" and the mean, with autograd for the rest; JumpReLU by two straight-through Functions;
+gradients by a loop over the parameters.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,3 +38,58 @@ class Hardshrink(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         return torch.where(input.abs() <= self.lambd, 0.0, input)
+
+
+def rectangle(x: Tensor) -> Tensor:
+    return ((x > -0.5) & (x < 0.5)).to(x.dtype)
+
+
+class JumpReLUFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(x, threshold)
+        ctx.bandwidth = bandwidth
+        return x * (x > threshold).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, threshold = ctx.saved_tensors
+        x_gradient = (x > threshold).to(x.dtype) * gradient
+        window = rectangle((x - threshold) / ctx.bandwidth)
+        return x_gradient, (-(threshold / ctx.bandwidth) * window * gradient).sum(0), None
+
+
+class StepFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(x, threshold)
+        ctx.bandwidth = bandwidth
+        return (x > threshold).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, threshold = ctx.saved_tensors
+        window = rectangle((x - threshold) / ctx.bandwidth)
+        return torch.zeros_like(x), (-(1.0 / ctx.bandwidth) * window * gradient).sum(0), None
+
+
+class JumpReLU(nn.Module):
+    """After the pseudo-code of Rajamanoharan et al. 2024 (arXiv:2407.14435)."""
+
+    def __init__(self, num_features: int, threshold: float, bandwidth: float) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.full((num_features,), threshold))
+        self.bandwidth = bandwidth
+
+    def l0(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        code = JumpReLUFunction.apply(input, self.threshold, self.bandwidth)  # type: ignore[no-untyped-call]
+        return code, StepFunction.apply(input, self.threshold, self.bandwidth).sum(-1)  # type: ignore[no-untyped-call]
+
+
+def threshold_gradients(optimizer: torch.optim.Optimizer, threshold: float) -> None:
+    def loop(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.where((p.grad.abs() > threshold) | p.grad.isnan(), p.grad, 0)
+
+    optimizer.register_step_pre_hook(loop)

@@ -1,4 +1,4 @@
-"""One PNG: a column per task with its loss curves above and what it learned below."""
+"""One PNG: for each task its loss curves, and beside them what it learned."""
 
 from pathlib import Path
 
@@ -9,27 +9,30 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from .data import Array
 from .tasks import PROGRESSION, Version
-from .train import Result
+from .train import WATCH_EVERY, Result
 
 BLUE, ORANGE, GREY = "#0b5fa5", "#f28e2b", "#6b6b6b"
+LAYERS = "#2a9d8f", "#8e5ea2", "#b5651d"
+COLUMNS = 2
 ROW = 5  # digits in a row of the denoiser's panel
 
 
 def draw(results: dict[str, Result], path: Path) -> None:
-    figure = Figure(figsize=(19, 11), layout="constrained")
-    axes = figure.subplots(3, len(results), height_ratios=(3, 1.5, 4), squeeze=False)
-    for column, (name, result) in enumerate(results.items()):
-        both, plain, panel = axes[:, column]
-        draw_curves(both, plain, result)
-        PANELS[name](panel, result)
-    figure.savefig(path, dpi=110)
+    rows = -(-len(results) // COLUMNS)
+    figure = Figure(figsize=(10 * COLUMNS, 5 * rows), layout="constrained")
+    parts = figure.subfigures(rows, COLUMNS, squeeze=False, wspace=0.03, hspace=0.03)
+    for part, (name, result) in zip(parts.flat, results.items()):
+        axes = part.subplot_mosaic([["both", "panel"], ["plain", "panel"]], height_ratios=(2, 1), width_ratios=(6, 5))
+        part.suptitle(f"{result.task.title} ({result.task.op})", fontweight="bold")
+        draw_curves(axes["both"], axes["plain"], result)
+        PANELS[name](axes["panel"], result)
+    figure.savefig(path, dpi=100)
 
 
 def draw_curves(both: Axes, plain: Axes, result: Result) -> None:
     task, trained = result.task, result.trained
     both.plot(trained["pack"].curve, color=BLUE, linewidth=2.2, label="pack")
     both.plot(trained["formula"].curve, color=ORANGE, linewidth=1.2, linestyle=(0, (3, 3)), label="formula")
-    both.set_title(f"{task.title}\n{task.op}", fontweight="bold")
     both.text(0.97, 0.62, f"differ by at most {result.differences.max():.1g}", transform=both.transAxes, ha="right")
     both.legend(loc="upper right")
     plain.plot(trained["plain"].curve, color=GREY, linewidth=1.2, label=f"plain: {task.plain}")
@@ -101,7 +104,39 @@ def draw_digits(panel: Axes, result: Result) -> None:
     panel.set_yticks(4.5 + 10 * np.arange(len(rows)), list(rows))
     panel.set_xticks([])
     panel.tick_params(length=0)
-    panel.set_title(f"zeros in the code: pack {trained['pack'].share:.0%}, plain {trained['plain'].share:.0%}")
+    panel.set_title(f"zeros in the code: pack {trained['pack'].secondary:.0%}, plain {trained['plain'].secondary:.0%}")
+
+
+def draw_paths(panel: Axes, result: Result) -> None:
+    ends: tuple[tuple[Version, str, str], ...] = (("plain", GREY, "o"), ("pack", BLUE, "o"), ("formula", ORANGE, "x"))
+    for version, color, end in ends:
+        run = result.trained[version]
+        if version != "formula":
+            panel.plot(run.watched["L0"], run.watched["R²"], ".-", color=color, linewidth=1)
+        label = f"{version}: R² {run.metric:.3f}, L0 {run.secondary:.1f}"
+        panel.plot(run.secondary, run.metric, end, markersize=9, linestyle="", color=color, label=label)
+    panel.set_xscale("log", base=2)
+    panel.xaxis.set_major_formatter("{x:.0f}")
+    panel.set(
+        xlabel="features of a row (L0)", ylabel="R²", title=f"held-out rows, every {WATCH_EVERY} steps up to the mark"
+    )
+    bottom, top = panel.get_ylim()
+    panel.set_ylim(bottom - 0.4 * (top - bottom), top)  # for the legend
+    panel.legend(loc="lower left")
+
+
+def draw_kept(panel: Axes, result: Result) -> None:
+    lines: tuple[tuple[Version, str], ...] = (("plain", ":"), ("pack", "-"))
+    for version, line in lines:
+        watched = result.trained[version].watched
+        for (layer, kept), color in zip(watched.items(), LAYERS):
+            steps = WATCH_EVERY * np.arange(len(kept))
+            panel.plot(steps, kept, color=color, linestyle=line, label=f"{version}, {layer}")
+    (_, _, plain), (_, _, pack) = compared(result)
+    panel.set(xlabel="step", ylabel="gradient entries that are not 0", title=f"{pack}, {plain}", ylim=(0, 1.35))
+    panel.set_yticks(np.linspace(0, 1, 6))
+    panel.margins(x=0)
+    panel.legend(loc="upper center", ncols=2)
 
 
 PANELS = {
@@ -109,4 +144,6 @@ PANELS = {
     "regressor": draw_predictions,
     "detector": draw_roc,
     "denoiser": draw_digits,
+    "autoencoder": draw_paths,
+    "gradients": draw_kept,
 }

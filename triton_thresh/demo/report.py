@@ -15,9 +15,10 @@ import triton_thresh as tt
 
 from .picture import draw
 from .tasks import Task
-from .train import EARLY_STEPS, EARLY_TOLERANCE, TOLERANCE, Result
+from .train import EARLY_STEPS, EARLY_TOLERANCE, TOLERANCE, WATCH_EVERY, Result, Trained
 
 PACKAGES = ("torch", "triton", "numpy", "scikit-learn", "matplotlib")
+ACROSS = 3  # tasks in a table
 Row = tuple[str, Callable[[Result], str]]
 
 
@@ -34,12 +35,23 @@ def publish(results: dict[str, Result], folder: Path, setting: dict[str, Any]) -
             name: {version: run.curve.tolist() for version, run in result.trained.items()}
             for name, result in results.items()
         },
+        f"every {WATCH_EVERY} steps": {
+            name: {version: run.watched for version, run in result.trained.items()}
+            for name, result in results.items()
+            if result.task.watch
+        },
     }
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     draw(results, folder / "results.png")
     console = Console(highlight=False)
-    console.print(table(results, setting))
+    console.print(
+        f"[italic]{setting['device']}, {setting['backend']}; {setting['steps']} steps, seed {setting['seed']}"
+    )
+    names = list(results)
+    for first in range(0, len(names), ACROSS):
+        console.print(table({name: results[name] for name in names[first : first + ACROSS]}))
+    console.print("[italic]intervals resample the held-out rows; peak: the most a step holds at a time")
     for name, result in results.items():
         console.print(f"[bold]{name}[/bold]: {summary(result)}")
     if not agrees:
@@ -48,12 +60,16 @@ def publish(results: dict[str, Result], folder: Path, setting: dict[str, Any]) -
     return agrees
 
 
-def table(results: dict[str, Result], setting: dict[str, Any]) -> Table:
+def table(results: dict[str, Result]) -> Table:
     rows: list[Row] = [
         ("metric", lambda r: r.task.metric),
         ("  pack", lambda r: f"{r.trained['pack'].metric:.4g}"),
         ("  formula", lambda r: f"{r.trained['formula'].metric:.4g}"),
         ("  plain", lambda r: f"{r.trained['plain'].metric:.4g}"),
+        ("beside it", lambda r: r.task.secondary_label),
+        ("  pack", lambda r: secondary(r.task, r.trained["pack"])),
+        ("  formula", lambda r: secondary(r.task, r.trained["formula"])),
+        ("  plain", lambda r: secondary(r.task, r.trained["plain"])),
         ("pack - plain", lambda r: f"{r.gain:+.3f}"),
         ("  95 % interval", lambda r: "{:+.3f}, {:+.3f}".format(*r.gain_interval)),
         ("  pack is", lambda r: r.verdict),
@@ -61,30 +77,26 @@ def table(results: dict[str, Result], setting: dict[str, Any]) -> Table:
         (f"  first {EARLY_STEPS} steps", lambda r: f"{r.differences[:EARLY_STEPS].max():.1e}"),
         ("ms/step: pack", lambda r: f"{r.trained['pack'].milliseconds:.3f}"),
         ("  formula", lambda r: f"{r.trained['formula'].milliseconds:.3f}"),
+        ("peak KiB: pack", lambda r: f"{r.trained['pack'].peak_bytes / 1024:.0f}"),
+        ("  formula", lambda r: f"{r.trained['formula'].peak_bytes / 1024:.0f}"),
     ]
-    if all(run.peak_bytes is not None for r in results.values() for run in r.trained.values()):
-        rows += [
-            ("peak KiB: pack", lambda r: f"{(r.trained['pack'].peak_bytes or 0) / 1024:.0f}"),
-            ("  formula", lambda r: f"{(r.trained['formula'].peak_bytes or 0) / 1024:.0f}"),
-        ]
-    title = f"{setting['device']}, {setting['backend']}; {setting['steps']} steps, seed {setting['seed']}"
-    caption = "intervals resample the held-out rows; steps this small are bound by calls"
-    made = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=0)
+    made = Table(box=SIMPLE_HEAD, padding=0)
     made.add_column("", no_wrap=True)
     for name in results:
-        made.add_column(name, min_width=14)
+        made.add_column(name, width=18)
     for label, cell in rows:
         made.add_row(label, *map(cell, results.values()))
     return made
 
 
 def summary(result: Result) -> str:
-    task, pack, plain = result.task, result.trained["pack"], result.trained["plain"]
+    task = result.task
     settings = ", ".join(f"{name}={value:g}" for name, value in numbers(task).items())
-    return (
-        f"{task.title}; {task.op}({settings}) against {task.plain}; {task.share_label}: "
-        f"pack {pack.share:.1%}, plain {plain.share:.1%}"
-    )
+    return f"{task.title}; {task.op}({settings}) against {task.plain}"
+
+
+def secondary(task: Task, run: Trained) -> str:
+    return task.secondary_format.format(run.secondary)
 
 
 def described(result: Result) -> dict[str, Any]:
@@ -101,13 +113,13 @@ def described(result: Result) -> dict[str, Any]:
         f"loss_difference_first_{EARLY_STEPS}_steps": float(result.differences[:EARLY_STEPS].max()),
         "agrees": result.agrees,
         "pack_minus_plain": {"metric": result.gain, "low": low, "high": high, "verdict": result.verdict},
-        "share": task.share_label,
+        "secondary": task.secondary_label,
         "runs": {
             name: {
                 "metric": run.metric,
-                "share": run.share,
+                "secondary": run.secondary,
                 "ms_per_step": run.milliseconds,
-                **({} if run.peak_bytes is None else {"peak_bytes": run.peak_bytes}),
+                "peak_bytes": run.peak_bytes,
             }
             for name, run in result.trained.items()
         },

@@ -1,46 +1,24 @@
-"""The four tasks: what each learns, where its threshold lies and why, and how it is scored on the rows held out."""
+"""The six tasks: what each learns, where its threshold lies and why, and how it is scored on the rows held out."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, r2_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
 import triton_thresh as tt
 
-from . import data, formulas
+from . import data, formulas, models
 from .data import Array, Data
+from .models import Coded
 
 Version: TypeAlias = Literal["pack", "plain", "formula"]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Task:
-    """`loss` and `activation` have one entry per version; `share` marks what the threshold singles out."""
-
-    title: str
-    op: str
-    settings: Mapping[str, Any]
-    why: str
-    plain: str
-    metric: str
-    load: Callable[[int], Data]
-    model: Callable[[nn.Module], nn.Sequential]
-    loss: Mapping[Version, Callable[..., Tensor]]
-    activation: Mapping[Version, Callable[..., nn.Module]]
-    score: Callable[[Array, Array], float]  # (prediction, truth), a row per held-out row
-    share_label: str
-    share: Callable[[nn.Sequential, Tensor], Tensor]
-    predict: Callable[[nn.Sequential, Tensor], Tensor] = lambda model, x: model(x)
-    noise: float = 0.0
-    learning_rate: float = 3e-3
-    batch: int = 256
 
 
 def versions(
@@ -53,20 +31,68 @@ def same(make: Callable[..., T]) -> dict[Version, Callable[..., T]]:
     return {"pack": make, "plain": make, "formula": make}
 
 
-def two_layers(inputs: int, hidden: int, outputs: int, activation: nn.Module) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, hidden), activation, nn.Linear(hidden, outputs))
+def untouched(value: T) -> T:
+    return value
 
 
-def one_output(inputs: int, activation: nn.Module) -> nn.Sequential:
-    return nn.Sequential(*two_layers(inputs, 16, 1, activation), nn.Flatten(0))
+@dataclass(frozen=True)
+class Task:
+    """`activation`, `loss` and `hook` have one entry per version; `secondary` is a figure beside the metric.
+
+    `loss` takes what the model returns, and the target. `hook` is given the optimizer. `watch` is given the model, with the
+    gradients of the step just made, and the held-out rows.
+    """
+
+    title: str
+    op: str
+    settings: Mapping[str, Any]
+    why: str
+    plain: str
+    metric: str
+    load: Callable[[int], Data]
+    model: Callable[[nn.Module], nn.Module]
+    activation: Mapping[Version, Callable[..., nn.Module]]
+    loss: Mapping[Version, Callable[..., Tensor]]
+    score: Callable[[Array, Array], float]  # (prediction, truth), a row per held-out row
+    secondary_label: str
+    secondary: Callable[[Any, Tensor], Tensor]  # (model, held-out rows): its mean
+    secondary_format: str = "{:.1%}"
+    hook: Mapping[Version, Callable[..., object]] = field(default_factory=lambda: same(untouched))
+    predict: Callable[[Any, Tensor], Tensor] = lambda model, x: model(x)
+    watch: Callable[[Any, Tensor], dict[str, float]] | None = None
+    noise: float = 0.0
+    learning_rate: float = 3e-3
+    batch: int = 256
 
 
-def bottleneck(activation: nn.Module) -> nn.Sequential:
-    return nn.Sequential(*two_layers(30, 16, 4, activation), *two_layers(4, 16, 30, activation))
-
-
-def squared_errors(model: nn.Sequential, input: Tensor) -> Tensor:
+def squared_errors(model: nn.Module, input: Tensor) -> Tensor:
     return functional.mse_loss(model(input), input, reduction="none")
+
+
+def mse_and_l0(output: Coded, target: Tensor, l0_weight: float) -> Tensor:
+    return functional.mse_loss(output.reconstruction, target) + l0_weight * output.l0.mean()
+
+
+def mse_and_l1(output: Coded, target: Tensor, l1_weight: float) -> Tensor:
+    return functional.mse_loss(output.reconstruction, target) + l1_weight * output.code.sum(-1).mean()
+
+
+def l0_and_variance(model: nn.Module, input: Tensor) -> dict[str, float]:
+    output = model(input)
+    unexplained = (output.reconstruction - input).square().sum() / (input - input.mean(0)).square().sum()
+    return {"L0": float(output.l0.float().mean()), "R²": 1 - float(unexplained)}
+
+
+def nonzero_gradients(module: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]) != 0
+
+
+def kept_by_layer(model: nn.Sequential, _: Tensor) -> dict[str, float]:
+    layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+    return {
+        f"{layer.in_features} → {layer.out_features}": float(nonzero_gradients(layer).float().mean())
+        for layer in layers
+    }
 
 
 def average_precision(prediction: Array, truth: Array) -> float:
@@ -74,7 +100,11 @@ def average_precision(prediction: Array, truth: Array) -> float:
 
 
 def r_squared(prediction: Array, truth: Array) -> float:
-    return float(r2_score(truth, prediction))
+    return float(r2_score(truth, prediction, multioutput="variance_weighted"))
+
+
+def accuracy(prediction: Array, truth: Array) -> float:
+    return float(accuracy_score(truth, prediction))
 
 
 def roc_auc(prediction: Array, truth: Array) -> float:
@@ -89,6 +119,10 @@ EIGHTS: dict[str, Any] = {"threshold": 0.5, "weight_above": 1.0, "weight_below":
 PROGRESSION = {"threshold": 1.0, "penalty_range": 0.5, "penalty_factor": 1.5}
 CELLS = {"loss_threshold": 1.0, "penalty_factor": 2.0}
 CODE = {"lambd": data.NOISE}
+FEATURES = 512
+JUMP = {"threshold": 0.1, "bandwidth": 0.1}
+L0_WEIGHT, L1_WEIGHT = 3e-3, 3.3e-2  # for about the same number of features
+GRADIENTS = {"threshold": 1e-3}
 
 TASKS = {
     "classifier": Task(
@@ -100,7 +134,7 @@ TASKS = {
         plain="BCE, same pos_weight",
         metric="average precision",
         load=data.eights,
-        model=partial(one_output, 64),
+        model=partial(models.one_output, 64),
         loss=versions(
             EIGHTS,
             tt.threshold_bce_with_logits_loss,
@@ -109,8 +143,8 @@ TASKS = {
         ),
         activation=same(nn.ReLU),
         score=average_precision,
-        share_label="rows with p ≥ 0.5",
-        share=lambda model, x: torch.sigmoid(model(x)) >= EIGHTS["threshold"],
+        secondary_label="rows with p ≥ 0.5",
+        secondary=lambda model, x: torch.sigmoid(model(x)) >= EIGHTS["threshold"],
     ),
     "regressor": Task(
         title="diabetes: progression after a year",
@@ -121,12 +155,12 @@ TASKS = {
         plain="MSE",
         metric="R²",
         load=data.progression,
-        model=partial(one_output, 10),
+        model=partial(models.one_output, 10),
         loss=versions(PROGRESSION, tt.proximity_mse_loss, formulas.proximity_mse_loss, functional.mse_loss),
         activation=same(nn.SiLU),
         score=r_squared,
-        share_label="predictions within 0.5 of the threshold",
-        share=lambda model, x: (model(x) - PROGRESSION["threshold"]).abs() < PROGRESSION["penalty_range"],
+        secondary_label="predictions within 0.5 of the threshold",
+        secondary=lambda model, x: (model(x) - PROGRESSION["threshold"]).abs() < PROGRESSION["penalty_range"],
         learning_rate=1e-3,
     ),
     "detector": Task(
@@ -138,13 +172,13 @@ TASKS = {
         plain="MSE",
         metric="ROC-AUC",
         load=data.benign_cells,
-        model=bottleneck,
+        model=models.bottleneck,
         loss=versions(CELLS, tt.exceedance_mse_loss, formulas.exceedance_mse_loss, functional.mse_loss),
         activation=same(nn.Tanh),
         score=roc_auc,
         predict=lambda model, x: squared_errors(model, x).mean(1),
-        share_label="squared errors above 1",
-        share=lambda model, x: squared_errors(model, x) > CELLS["loss_threshold"],
+        secondary_label="squared errors above 1",
+        secondary=lambda model, x: squared_errors(model, x) > CELLS["loss_threshold"],
     ),
     "denoiser": Task(
         title="digits under noise: sparse code",
@@ -155,12 +189,51 @@ TASKS = {
         plain="ReLU instead",
         metric="PSNR, dB",
         load=data.noisy_digits,
-        model=lambda activation: two_layers(64, 256, 64, activation),
+        model=lambda activation: models.two_layers(64, 256, 64, activation),
         loss=same(functional.mse_loss),
         activation=versions(CODE, tt.nn.Hardshrink, formulas.Hardshrink, nn.ReLU),
         score=psnr,
-        share_label="entries of the code set to 0",
-        share=lambda model, x: model[:2](x) == 0,
+        secondary_label="entries of the code set to 0",
+        secondary=lambda model, x: model[:2](x) == 0,
         noise=data.NOISE,
+    ),
+    "autoencoder": Task(
+        title="digits: sparse autoencoder",
+        op="nn.JumpReLU.l0",
+        settings=JUMP,
+        why="each feature learns the threshold below which it stays silent, from the number of features it adds; "
+        f"{FEATURES} features for 64 pixels",
+        plain="ReLU, L1 penalty",
+        metric="R²",
+        load=data.scaled_digits,
+        model=partial(models.SparseAutoencoder, 64, FEATURES),
+        activation=versions({"num_features": FEATURES} | JUMP, tt.nn.JumpReLU, formulas.JumpReLU, models.CountedReLU),
+        loss=same(partial(mse_and_l0, l0_weight=L0_WEIGHT)) | {"plain": partial(mse_and_l1, l1_weight=L1_WEIGHT)},
+        score=r_squared,
+        secondary_label="features of a row (L0)",
+        secondary=lambda model, x: model(x).l0,
+        secondary_format="{:.1f}",
+        predict=lambda model, x: model(x).reconstruction,
+        watch=l0_and_variance,
+        batch=128,
+    ),
+    "gradients": Task(
+        title="digits: thresholded gradients",
+        op="GradientThreshold",
+        settings=GRADIENTS,
+        why="entries this small are set to 0 before each step, as if not worth sending to other devices; "
+        "nothing is carried over to the next step",
+        plain="all gradients",
+        metric="accuracy",
+        load=data.ten_digits,
+        model=partial(models.three_layers, 64, 128, 10),
+        activation=same(nn.ReLU),
+        loss=same(functional.cross_entropy),
+        hook=versions(GRADIENTS, tt.GradientThreshold, formulas.threshold_gradients, untouched),
+        score=accuracy,
+        secondary_label="gradients not 0, last step",
+        secondary=lambda model, x: nonzero_gradients(model),
+        predict=lambda model, x: model(x).argmax(1),
+        watch=kept_by_layer,
     ),
 }

@@ -14,17 +14,20 @@ from torch import Tensor
 import triton_thresh as tt
 
 from .data import Array, Data
+from .memory import peak_bytes
 from .tasks import TASKS, Task, Version
 
 # In this order on even steps and backwards on odd ones: pack and formula then follow the same neighbours equally often.
 VERSIONS: tuple[Version, ...] = ("pack", "plain", "formula")
 WARM_UP = 10  # steps left out of the medians: optimizer state, first allocations, autotune
+WATCH_EVERY = 10  # steps
 RESAMPLES = 200
 
 # How far the pack's loss curve may lie from the formula's, as a share of the formula's highest loss. Both round in
 # float32, and an element that rounding puts on the other side of its threshold changes its weight at once. Measured:
-# half an ulp of noise on the formula's own output and gradient moves its curve by at most 1e-4 in 60 steps and 3e-3 in
-# 400 (20 seeds a task); an exceedance derivative without its factor moves it by 3e-3 or more in 60.
+# half an ulp of noise on the formula's own output and gradient moves its curve by at most 8e-4 in 60 steps and 5e-3 in
+# 400 (20 seeds a task), an exceedance derivative without its factor by 3e-3 or more in 60, a JumpReLU window twice as wide
+# by 4e-3.
 EARLY_STEPS, EARLY_TOLERANCE, TOLERANCE = 60, 1e-3, 1e-2
 
 
@@ -32,10 +35,11 @@ EARLY_STEPS, EARLY_TOLERANCE, TOLERANCE = 60, 1e-3, 1e-2
 class Trained:
     curve: Array
     milliseconds: float
-    peak_bytes: int | None
+    peak_bytes: int
     prediction: Array
     metric: float
-    share: float
+    secondary: float
+    watched: dict[str, list[float]]  # every WATCH_EVERY steps from the first
 
 
 @dataclass(frozen=True)
@@ -72,43 +76,56 @@ class Trainee:
 
     def __init__(self, task: Task, version: Version, device: torch.device, seed: int) -> None:
         torch.manual_seed(seed)
-        self.task = task
+        self.task, self.device = task, device
         self.loss = task.loss[version]
         self.model = task.model(task.activation[version]()).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=task.learning_rate)
-        self.gpu = device.type == "cuda"
+        task.hook[version](self.optimizer)
         self.losses: list[Tensor] = []
         self.seconds: list[float] = []
-        self.peaks: list[int] = []
+        self.watched: dict[str, list[float]] = {}
 
-    def step(self, input: Tensor, target: Tensor) -> None:
-        if self.gpu:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            held = torch.cuda.memory_allocated()
-        start = time.perf_counter()
+    def update(self, input: Tensor, target: Tensor) -> Tensor:
         loss = self.loss(self.model(input), target)
         loss.backward()
         self.optimizer.step()
+        return loss.detach()
+
+    def step(self, input: Tensor, target: Tensor) -> None:
         self.optimizer.zero_grad()
-        if self.gpu:
-            torch.cuda.synchronize()
-            self.peaks.append(torch.cuda.max_memory_allocated() - held)
+        self.synchronize()
+        start = time.perf_counter()
+        loss = self.update(input, target)
+        self.synchronize()
         self.seconds.append(time.perf_counter() - start)
-        self.losses.append(loss.detach())
+        self.losses.append(loss)
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     @torch.no_grad()
-    def finish(self, data: Data) -> Trained:
-        input = data.test_input.to(self.losses[0].device)
-        prediction = self.task.predict(self.model, input).cpu().numpy()
+    def watch(self, held_out: Tensor) -> None:
+        if self.task.watch is not None:
+            for name, value in self.task.watch(self.model, held_out).items():
+                self.watched.setdefault(name, []).append(value)
+
+    def finish(self, data: Data, input: Tensor, target: Tensor) -> Trained:
+        """Score the model; then train on by a step, for its peak of memory."""
+        held_out = data.test_input.to(self.device)
+        with torch.no_grad():
+            prediction = self.task.predict(self.model, held_out).cpu().numpy()
+            secondary = float(self.task.secondary(self.model, held_out).float().mean())
         warm = min(WARM_UP, len(self.seconds) // 2)
+        self.optimizer.zero_grad()
         return Trained(
             curve=torch.stack(self.losses).cpu().numpy(),
             milliseconds=1e3 * statistics.median(self.seconds[warm:]),
-            peak_bytes=max(self.peaks[warm:], default=None),
+            peak_bytes=peak_bytes(lambda: self.update(input, target), self.device),
             prediction=prediction,
             metric=self.task.score(prediction, data.test_truth),
-            share=float(self.task.share(self.model, input).float().mean()),
+            secondary=secondary,
+            watched=self.watched,
         )
 
 
@@ -137,7 +154,9 @@ def train_all(device: torch.device, backend: str, seed: int, steps: int) -> dict
 
 def train(task: Task, device: torch.device, seed: int, steps: Iterable[int]) -> Result:
     data = task.load(seed)
-    train_input, train_target = data.train_input.to(device), data.train_target.to(device)
+    train_input, train_target, held_out = (
+        tensor.to(device) for tensor in (data.train_input, data.train_target, data.test_input)
+    )
     trainees = {version: Trainee(task, version, device, seed) for version in VERSIONS}
     generator = torch.Generator().manual_seed(seed)
     for step in steps:
@@ -147,7 +166,9 @@ def train(task: Task, device: torch.device, seed: int, steps: Iterable[int]) -> 
             input = input + task.noise * torch.randn(input.shape, generator=generator).to(device)
         for version in VERSIONS[:: 1 if step % 2 == 0 else -1]:
             trainees[version].step(input, target)
-    trained = {version: trainee.finish(data) for version, trainee in trainees.items()}
+            if step % WATCH_EVERY == 0:
+                trainees[version].watch(held_out)
+    trained = {version: trainee.finish(data, input, target) for version, trainee in trainees.items()}
     return Result(task, data, trained, gain_interval(task, data, trained, seed))
 
 
