@@ -93,11 +93,12 @@ def test_gate_beyond_32_bit_offsets(name: str, dtype: torch.dtype, kind: str, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("columns", [1024, 1027])
-def test_sums_by_column_beyond_32_bit_offsets(columns: int) -> None:
-    """Whole gradients and a power of two for bandwidth: every sum is exact."""
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(EDGE // 1024 + 9, 1024), (EDGE // 1027 + 9, 1027), (EDGE // 131072 - 1, 131072)]
+)
+def test_sums_by_column_near_32_bit_offsets(rows: int, columns: int) -> None:
+    """Beyond them, and so close below that the last group of rows would reach beyond. Every sum is exact."""
     need_memory()
-    rows = EDGE // columns + 9
     x = filled(rows * columns, torch.bfloat16, 0).view(rows, columns).requires_grad_()
     t = torch.full((columns,), 0.5, device=DEVICE, requires_grad=True)
     y, count = tt.jumprelu_l0(x, t, 0.25)
