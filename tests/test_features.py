@@ -23,7 +23,7 @@ import triton_thresh as tt
 from triton_thresh.families import GradientGate
 
 from .calls import Case
-from .gates import same
+from .gates import same, upstream
 from .kernels.test_features import *  # noqa: F403
 from .kernels.test_features import (
     CALLS,
@@ -31,6 +31,7 @@ from .kernels.test_features import (
     agree,
     differentiable_calls,
     every_call,
+    functional_calls,
     in_double,
     of_dtype,
     outcome,
@@ -68,6 +69,48 @@ def curvature(gradients: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Ten
         return torch.autograd.grad(value, leaf, retain_graph=True, materialize_grads=True)[0]
 
     return [torch.stack([row(v, leaf) for v in gradient]) for gradient in gradients for leaf in leaves]
+
+
+@differentiable_calls
+def test_func_jvp_and_forward_mode(case: Case, device: torch.device) -> None:
+    """Pushed forward and pulled back, the Jacobian is one: <g, J v> = <J' g, v>; of threshold_grad J is the identity."""
+    case, leaves = in_double(case, device)
+    output, *gradients = plain(case, leaves)
+    g = upstream(output, special=False)
+    points = tuple(leaf.detach() for leaf in leaves)
+    tangents = tuple(torch.linspace(-1, 1, p.numel(), dtype=p.dtype, device=device).view_as(p) for p in points)
+    value, pushed = torch.func.jvp(case, points, tangents)
+    agree(case, value, output)
+    if isinstance(case.op, GradientGate):
+        same(pushed, tangents[0])
+    else:
+        pulled = sum((d * v).sum() for d, v in zip(gradients, tangents, strict=True))
+        torch.testing.assert_close((g * pushed).sum(), pulled)
+    with torch.autograd.forward_ad.dual_level():
+        dual = case(*(torch.autograd.forward_ad.make_dual(p, v) for p, v in zip(points, tangents, strict=True)))
+        value, tangent = torch.autograd.forward_ad.unpack_dual(dual)
+    agree(case, value, output)
+    agree(case, tangent, pushed)
+
+
+@functional_calls
+def test_func_vmap(case: Case, device: torch.device) -> None:
+    """Over rows, over columns' worth of rows, nested; and gradients per sample."""
+    case, leaves = in_double(case, device, (3, *SHAPE))
+    x, *learned = (leaf.detach() for leaf in leaves)
+    dims = (0, *[None] * len(learned))
+    each = [case(row, *learned) for row in x]
+    agree(case, torch.func.vmap(case, dims)(x, *learned), torch.stack(each))
+    agree(case, torch.func.vmap(case, (1, *dims[1:]))(x.movedim(0, 1), *learned), torch.stack(each))
+    nested = torch.func.vmap(torch.func.vmap(case, dims), dims)(x, *learned)
+    agree(case, nested, torch.stack([torch.stack([case(row, *learned) for row in rows]) for rows in x]))
+    if case.differentiable:
+        every = tuple(range(len(dims)))
+        per_sample = torch.func.vmap(torch.func.grad(lambda *points: case(*points).sum(), every), dims)(x, *learned)
+        for i, row in enumerate(x):
+            leaves = [t.clone().requires_grad_() for t in (row, *learned)]
+            expected = torch.autograd.grad(case(*leaves).sum(), leaves)
+            agree(case, tuple(part[i] for part in per_sample), expected)
 
 
 @differentiable_calls
