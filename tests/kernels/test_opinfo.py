@@ -21,7 +21,6 @@ from ..conftest import INTERPRETED
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 DTYPES = (torch.bfloat16, torch.float32) if INTERPRETED else FLOATS
-EVERY = 5 if INTERPRETED else 1  # of the samples
 
 Loss = Callable[..., Tensor]
 
@@ -77,10 +76,8 @@ class Sample(NamedTuple):
 def samples(name: str, dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
     """The database's samples, contiguous and not; thresholds are rounded to the dtype, as torch's CPU kernels do not."""
     function = getattr(torch.nn.functional, name)
-    found = operators()[name].sample_inputs(device, dtype, requires_grad=False)
-    for i, sample in enumerate(found):
-        if i % EVERY:
-            continue
+    found = list(operators()[name].sample_inputs(device, dtype, requires_grad=False))
+    for sample in found[:: max(1, len(found) // 3) if INTERPRETED else 1]:
         for form in (sample, sample.noncontiguous()):
             args, keywords = form.args, form.kwargs
             if name in GATES and dtype.is_floating_point:
