@@ -364,6 +364,23 @@ def test_inside_of_compiled_code(op: ForeachGate) -> None:
 
 
 @foreach
+@pytest.mark.parametrize("threshold", [1.0, [1.0, 0.5], torch.tensor(1.0), torch.tensor([1.0, 0.5])], ids=str)
+def test_compiled_in_one_graph(op: ForeachGate, threshold: Any) -> None:
+    """Thresholds on the CPU are not read while a graph is made, so that they may change."""
+    torch.compiler.reset()
+    compiled = torch.compile(lambda made, t: op(made, t, return_kept=True), backend="aot_eager", fullgraph=True)
+    for scale in (1, 2):
+        made = [parameter(example()), parameter(example().flip(0)), parameter(None, example())]
+        t = threshold * scale if isinstance(threshold, (float, Tensor)) else [scale * each for each in threshold]
+        if len(each(threshold, 3)) == 2:
+            made.pop()
+        expected = [thresholded(p.grad, v) for p, v in zip(made, each(t, len(made)), strict=True) if p.grad is not None]
+        compiled(made, t)
+        for g, due in zip(gradients(made), expected, strict=True):
+            same(g, due)
+
+
+@foreach
 def test_explain(op: ForeachGate) -> None:
     made = [parameter(example()), parameter(None, example()), parameter(example(2, 4))]
     explanation = tt.explain(op.name, made, 0.5)

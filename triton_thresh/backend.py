@@ -86,7 +86,7 @@ def choose(device: torch.device) -> tuple[str, str]:
     if asked == "triton":
         if not has_triton():
             raise RuntimeError('backend "triton" was asked for, but Triton is not installed; install it or use "auto"')
-        if device.type not in TRITON_DEVICES and not interpreting():
+        if device.type not in TRITON_DEVICES and not (device.type == "cpu" and interpreting()):
             raise RuntimeError(
                 f'backend "triton" was asked for a tensor on {str(device)!r}: expected a tensor on a GPU, or TRITON_INTERPRET=1 '
                 'in the environment before Triton is first imported (slow, for testing); "auto" runs CPU tensors in eager torch'

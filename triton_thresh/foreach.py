@@ -136,14 +136,14 @@ def _check_apart(op: str, group: Group) -> None:
 
 
 def _thresholds_of(op: str, group: Group, thresholds: Any, on_triton: bool) -> list[float] | Tensor:
-    """A number for each gradient, or a tensor on their device. A CPU tensor is read, unless the device is a CPU to Triton."""
+    """A number for each gradient, or a tensor on their device. A CPU tensor is read, unless traced or given to Triton's CPU."""
     device = group.gradients[0].device
     if isinstance(thresholds, Tensor):
         if thresholds.device.type != "cpu" and device.type == "cpu":
             raise RuntimeError(
                 f"{op}: threshold is on {thresholds.device}, expected cpu, where parameters[{group.places[0]}].grad is"
             )
-        if thresholds.device.type != "cpu" or (on_triton and device.type == "cpu"):
+        if not group.ordinary or thresholds.device.type != "cpu" or (on_triton and device.type == "cpu"):
             return thresholds.to(device, non_blocking=True)
         thresholds = thresholds.tolist()
     if isinstance(thresholds, list):
@@ -172,14 +172,15 @@ def _write(tensors: Sequence[Tensor], threshold: float | Tensor, lean: bool) -> 
 def _eager_(group: Group, thresholds: Sequence[float | Tensor], count: bool) -> list[Tensor]:
     """By torch's own ops; on a CPU small gradients of one shape run joined."""
     lean = group.ordinary and not count
-    joins = group.ordinary and group.gradients[0].device.type == "cpu"
+    if not (group.ordinary and group.gradients[0].device.type == "cpu"):
+        return [count for g, t in zip(group.gradients, thresholds) for count in _write([g], t, lean)]
     alike: dict[tuple[float | Tensor, torch.Size], list[Tensor]] = defaultdict(list)
     for g, t in zip(group.gradients, thresholds):
         alike[t, g.shape].append(g)
     counts = []
     for (t, shape), members in alike.items():
         small = len(members) > 1 and len(shape) > 0 and shape.numel() <= SMALL
-        if joins and small and all(map(Tensor.is_contiguous, members)):
+        if small and all(map(Tensor.is_contiguous, members)):
             joined = torch.cat(members)
             counts += _write([joined], t, lean)
             torch.split_with_sizes_copy(joined, [shape[0]] * len(members), out=members)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ..calls import Case
 from ..losses import CELLS, Cell, assert_near, name, setup, truth
-from .cases import DEVICE, SUMMED, Case, every_case, step, three
+from .cases import DEVICE, SUMMED, every_case, step, three
 
 pytestmark = pytest.mark.gpu
 
 
 @every_case
 def test_backward_again_and_accumulation(case: Case) -> None:
-    leaves, scale = case.leaves(), three()
+    leaves, scale = case.leaves(DEVICE), three()
     output = case(*leaves)
     if not output.requires_grad:
         pytest.skip("no gradient")
@@ -55,7 +56,7 @@ def test_grad_scaler(cell: Cell, autocast: bool) -> None:
 
 @pytest.mark.parametrize("case", SUMMED, ids=str)
 def test_a_hundred_runs_give_the_same_bits(case: Case) -> None:
-    leaves, scale = case.leaves(shape=(1025, 1023)), three()
+    leaves, scale = case.leaves(DEVICE, shape=(1025, 1023)), three()
     expected = step(case, leaves, scale)
     for _ in range(100):
         for tensor, first in zip(step(case, leaves, scale), expected, strict=True):

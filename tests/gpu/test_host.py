@@ -19,7 +19,8 @@ import triton_thresh as tt
 from triton_thresh import tuning
 from triton_thresh.registry import OPS
 
-from .cases import DEVICE, SHAPE, Case, all_same, every_case, plain_cases, step, three
+from ..calls import SHAPE, Case, all_same
+from .cases import DEVICE, every_case, plain_cases, step, three
 
 pytestmark = pytest.mark.gpu
 
@@ -36,7 +37,7 @@ def no_host_wait() -> Iterator[None]:
 
 @every_case
 def test_the_host_never_waits(case: Case) -> None:
-    leaves, scale = case.leaves(), three()
+    leaves, scale = case.leaves(DEVICE), three()
     expected = step(case, leaves, scale)  # compiles, and searches for the block size
     with no_host_wait():
         actual = step(case, leaves, scale)
@@ -59,7 +60,7 @@ def captured(function: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], 
 
 @every_case
 def test_graph_replay_equals_eager_mode(case: Case) -> None:
-    leaves, scale = case.leaves(), three()
+    leaves, scale = case.leaves(DEVICE), three()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -69,7 +70,7 @@ def test_graph_replay_equals_eager_mode(case: Case) -> None:
     replay, outputs = captured(lambda: step(case, leaves, scale))
     for seed, factor in ((1, 1.0), (2, 0.5), (3, 3.0)):
         with torch.no_grad():
-            for leaf, fresh in zip(leaves, case.leaves(seed), strict=True):
+            for leaf, fresh in zip(leaves, case.leaves(DEVICE, seed), strict=True):
                 leaf.copy_(fresh)
         scale.fill_(factor)
         replay()
@@ -78,7 +79,7 @@ def test_graph_replay_equals_eager_mode(case: Case) -> None:
 
 def test_no_search_under_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(OPS["hardshrink"])
-    leaves, scale = case.leaves(), three()
+    leaves, scale = case.leaves(DEVICE), three()
     monkeypatch.setattr(tuning, "shipped", lambda device: {})
     monkeypatch.setattr(tuning, "_settled", {})
     monkeypatch.setenv("TRITON_THRESH_AUTOTUNE", "0")
@@ -102,9 +103,9 @@ def test_no_search_under_capture(monkeypatch: pytest.MonkeyPatch) -> None:
 @every_case
 def test_side_stream(case: Case) -> None:
     """A kernel on any other stream would read the input before it is written."""
-    leaves, scale = case.leaves(), three()
+    leaves, scale = case.leaves(DEVICE), three()
     expected = step(case, leaves, scale)
-    late = case.leaves(seed=1)
+    late = case.leaves(DEVICE, seed=1)
     torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
@@ -121,7 +122,7 @@ def test_side_stream(case: Case) -> None:
 @every_case
 def test_a_gpu_that_is_not_the_current_one(case: Case) -> None:
     other = torch.device("cuda", 1)
-    leaves, scale = case.leaves(device=other), three(other)
+    leaves, scale = case.leaves(other), three(other)
     with torch.cuda.device(other):
         expected = step(case, leaves, scale)
     with torch.cuda.device(0):
@@ -149,7 +150,7 @@ def test_auto_takes_triton(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 
     for function in ("gate_forward", "loss_forward"):
         monkeypatch.setattr(launch, function, spy(getattr(launch, function)))
-    leaves = case.leaves(shape=(4096, 1024))
+    leaves = case.leaves(DEVICE, shape=(4096, 1024))
     with tt.use_backend("auto"):
         output = case(*leaves)
         positional, keywords = case.arguments(*leaves)
