@@ -173,7 +173,7 @@ def _eager_(group: Group, thresholds: Sequence[float | Tensor], count: bool) -> 
     """By torch's own ops; on a CPU small gradients of one shape run joined."""
     lean = group.ordinary and not count
     if not (group.ordinary and group.gradients[0].device.type == "cpu"):
-        return [count for g, t in zip(group.gradients, thresholds) for count in _write([g], t, lean)]
+        return [kept for g, t in zip(group.gradients, thresholds) for kept in _write([g], t, lean)]
     alike: dict[tuple[float | Tensor, torch.Size], list[Tensor]] = defaultdict(list)
     for g, t in zip(group.gradients, thresholds):
         alike[t, g.shape].append(g)
