@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
+
+pytest.importorskip("expecttest", reason="PyTorch's operator database needs expecttest")
+
 import torch
 from torch import Tensor
 

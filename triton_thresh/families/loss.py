@@ -64,8 +64,11 @@ class Loss:
             dtype = reference.compute_dtype(input.dtype)
             operands = tuple(v if isinstance(v, Tensor) else round_to(float(v), dtype) for v in operands)
         if not is_plain(input, target, *operands) or input.numel() == 0:
-            function = TracedLoss if torch.compiler.is_compiling() else TransformedLoss
-            return reference.reduced(function.apply(input, target, spec, *operands), spec)  # type: ignore[no-untyped-call]
+            if torch.compiler.is_compiling():
+                loss = TracedLoss.apply(input, target, spec, operands)  # type: ignore[no-untyped-call]
+            else:
+                loss = TransformedLoss.apply(input, target, spec, *operands)  # type: ignore[no-untyped-call]
+            return reference.reduced(loss, spec)
         shell = _kernels() if choose(input.device)[0] == "triton" else eager
         if input.requires_grad and torch.is_grad_enabled():
             return LossFunction.apply(input, target, spec, operands, shell)  # type: ignore[no-any-return, no-untyped-call]
