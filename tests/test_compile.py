@@ -82,11 +82,22 @@ def _full_size_operands(case: Case) -> tuple[int, int]:
     return 2, 1
 
 
+DTYPES = {
+    "sm_80": ("fp32",),
+    "sm_90": ("fp32", "bf16", "fp16", "fp64"),
+    "sm_100": ("bf16",),
+    "gfx942": ("fp32", "bf16"),
+}
+
+
 def _all_cases() -> list[object]:
-    """Every form in fp32 and bf16 on sm_90; elsewhere, and in other dtypes, the forms that differ most."""
+    """Every form in fp32 and bf16 on sm_90; elsewhere, and in other dtypes, the forms that differ most.
+
+    `python -m benchmarks compile` compiles them all.
+    """
     found = []
     for target, gpu in TARGETS.items():
-        for case in cases(("fp32", "bf16", "fp16", "fp64") if target == "sm_90" else ("fp32", "bf16"), gpu.warp_size):
+        for case in cases(DTYPES[target], gpu.warp_size):
             kept = case.operands not in ("channel-odd", "rows") and case.kernel not in ("forward0", "forward-none")
             if kept or (target == "sm_90" and case.dtype in ("fp32", "bf16")):
                 found.append(pytest.param(target, case, id=f"{target}-{case}"))
