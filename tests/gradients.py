@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -30,6 +31,10 @@ def gradient_cases(*, full: bool) -> list[tuple[GradientGate, Case]]:
 
 def by_name(value: object) -> str | None:
     return getattr(value, "id", None) or getattr(value, "name", None)
+
+
+gradient_gates = pytest.mark.parametrize("op", GRADIENT_GATES, ids=by_name)
+foreach = pytest.mark.parametrize("op", FOREACH, ids=by_name)
 
 
 def _exact(threshold: float | Tensor) -> Tensor:

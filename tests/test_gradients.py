@@ -27,14 +27,14 @@ from .conftest import INTERPRETED
 from .gates import LAYOUTS, Case, Layout, bits, equal, inputs, kept, label, same, upstream
 from .gradients import (
     FLOATS,
-    FOREACH,
-    GRADIENT_GATES,
     SHAPES,
     THRESHOLDS,
     any_list,
     by_name,
     each,
+    foreach,
     gradient_cases,
+    gradient_gates,
     gradients,
     large,
     parameter,
@@ -43,8 +43,6 @@ from .gradients import (
 )
 
 CPU = torch.device("cpu")
-gradient_gates = pytest.mark.parametrize("op", GRADIENT_GATES, ids=by_name)
-foreach = pytest.mark.parametrize("op", FOREACH, ids=by_name)
 
 
 @pytest.fixture(autouse=True)

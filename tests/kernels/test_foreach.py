@@ -16,13 +16,13 @@ from ..conftest import INTERPRETED
 from ..gates import LAYOUTS, Case, Layout, inputs, kept, label, same, upstream
 from ..gradients import (
     FLOATS,
-    FOREACH,
-    GRADIENT_GATES,
     THRESHOLDS,
     any_list,
     by_name,
     each,
+    foreach,
     gradient_cases,
+    gradient_gates,
     gradients,
     large,
     parameter,
@@ -31,8 +31,6 @@ from ..gradients import (
 )
 from .test_traffic import COLS, Arena, watched
 
-gradient_gates = pytest.mark.parametrize("op", GRADIENT_GATES, ids=by_name)
-foreach = pytest.mark.parametrize("op", FOREACH, ids=by_name)
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="the interpreter counts: TRITON_INTERPRET is not 1")
 CHUNK = 8 * COLS
 
