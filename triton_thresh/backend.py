@@ -11,9 +11,23 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 BACKENDS = ("auto", "triton", "eager")
 TRITON_DEVICES = frozenset({"cuda", "xpu"})
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton can be imported."""
+    return importlib.util.find_spec("triton") is not None
+
+
+# Devices on which a compiler sees ops, not formulas: known at import, so that no graph depends on the backend set meanwhile.
+_INTERPRETED = frozenset({"cpu"} if os.environ.get("TRITON_INTERPRET") == "1" else ())
+OP_DEVICES = TRITON_DEVICES | _INTERPRETED if has_triton() else frozenset()
+_TRACED = (Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
 
 
 def _checked(name: str, origin: str) -> str:
@@ -47,12 +61,6 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 @functools.cache
-def has_triton() -> bool:
-    """Whether Triton can be imported."""
-    return importlib.util.find_spec("triton") is not None
-
-
-@functools.cache
 def interpreting() -> bool:
     """Whether Triton's kernels run in its interpreter, on CPU tensors."""
     if not has_triton():
@@ -76,6 +84,19 @@ def is_plain(*tensors: object) -> bool:
         ):
             return False
     return True
+
+
+def is_traced(input: Tensor, *tensors: object) -> bool:
+    """Whether a call that is not plain is to be an op of library.py: compilers, tracers and dispatch modes see it whole where
+    kernels may run; transforms, forward-mode AD and other subclasses see through it.
+    """
+    if input.device.type not in OP_DEVICES:
+        return False
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return False
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0:
+        return False
+    return all(type(t) in _TRACED for t in (input, *tensors) if isinstance(t, Tensor))
 
 
 def choose(device: torch.device) -> tuple[str, str]:

@@ -204,8 +204,14 @@ def _on_triton(group: Group) -> bool:
 def keep_large_(op: str, parameters: object, threshold: object, return_kept: bool) -> Tensor | None:
     """Zero what is not large of every gradient, in place. All that can raise does before anything is written."""
     listed = check_parameters(op, parameters)
+    return keep_large_in_([p.grad for p in listed], listed, op, threshold, return_kept)
+
+
+def keep_large_in_(
+    gradients: Sequence[Tensor | None], listed: Sequence[Tensor], op: str, threshold: object, return_kept: bool
+) -> Tensor | None:
+    """The same in gradients, of which some may be missing, of the parameters listed."""
     thresholds = check_thresholds(op, threshold, len(listed))
-    gradients = [p.grad for p in listed]
     places = [place for place, g in enumerate(gradients) if g is not None]
     groups = _groups([g for g in gradients if g is not None], places, is_plain(thresholds)) if places else []
     for group in groups:
@@ -229,7 +235,7 @@ def keep_large_(op: str, parameters: object, threshold: object, return_kept: boo
     return _fraction(listed, groups, counts) if return_kept else None
 
 
-def _fraction(parameters: list[Tensor], groups: list[Group], counts: list[Tensor]) -> Tensor:
+def _fraction(parameters: Sequence[Tensor], groups: list[Group], counts: list[Tensor]) -> Tensor:
     """Kept elements over all, as float32 on the device of the first gradient; NaN where there are none."""
     device = groups[0].gradients[0].device if groups else parameters[0].device if parameters else None
     numel = sum(g.numel() for group in groups for g in group.gradients)

@@ -185,11 +185,7 @@ def unpack(mask: Mask, plane: int = 0) -> Tensor:
     size = torch.Size(mask.shape).numel()
     if size == 0:
         return torch.empty_strided(mask.shape, mask.stride, dtype=torch.bool, device=mask.bits.device)
-    bytes_ = mask.bits.view(-1, mask.block)
-    tiles = triton.cdiv(size, 8 * mask.block)
-    bytes_ = bytes_[plane * tiles : (plane + 1) * tiles]
-    shifts = torch.arange(8, dtype=torch.uint8, device=bytes_.device)
-    flat = ((bytes_[:, None, :] >> shifts[:, None]) & 1).bool().reshape(-1)[:size]
+    flat = layout.unpack(mask.bits, mask.block, plane, size)
     return flat.as_strided(mask.shape, mask.stride)
 
 

@@ -50,6 +50,12 @@ def _wide(unit: int, n: int, block: int) -> int:
     return max(fitting, key=lambda width: width / (triton.cdiv(width, block) * block), default=unit)
 
 
+def rows(call: LearnedCall, x: Tensor, device: torch.device) -> tuple[int, tuple[int, int]]:
+    """The width of the rows that the kernels see, and the threshold's (inner, mid), for a dense x on `device`."""
+    block = tuning.choose("learned", call.op, x.dtype, x.numel(), device, False).config.block
+    return _rows(x, call.threshold, call.counts, block)
+
+
 def _rows(x: Tensor, threshold: Operand, counts: bool, block: int) -> tuple[int, tuple[int, int]]:
     """The width of the rows that the kernels see, and the threshold's (inner, mid) if it keeps to its columns.
 
@@ -85,8 +91,10 @@ def _tiles(n: int, width: int, rows: int, block: int) -> tuple[int, int]:
     return triton.cdiv(n, rows * width), triton.cdiv(width, block)
 
 
-def forward(call: LearnedCall, input: Tensor, bits: int) -> tuple[Tensor, Tensor | None, Codes | None]:
-    """The gate's output, the count of each row if the op counts, and `bits` bits per element for backward."""
+def forward(
+    call: LearnedCall, input: Tensor, bits: int, memory: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, Codes | None]:
+    """The gate's output, the count of each row if the op counts, and `bits` bits per element for backward (into `memory`)."""
     x = layout.dense(input)
     if call.counts:
         x = x.contiguous()
@@ -105,7 +113,9 @@ def forward(call: LearnedCall, input: Tensor, bits: int) -> tuple[Tensor, Tensor
     operands, kinds = _column_operands(call, x, width, pattern)
     down, across = _tiles(n, width, 8, block)
     planes = max(bits, int(call.counts))
-    mask = torch.empty(planes * down * width, dtype=torch.uint8, device=x.device) if planes else None
+    mask = memory if bits else None
+    if mask is None and planes:
+        mask = torch.empty(planes * down * width, dtype=torch.uint8, device=x.device)
     with on_device(x.device):
         learned.forward[(down * across,)](
             x,

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import library
 from ..autograd import Gate as GateFunction
 from ..autograd import LearnedGate as LearnedGateFunction
 from ..autograd import TracedLearnedGate, TransformedLearnedGate
-from ..backend import choose, is_plain
+from ..backend import choose, is_plain, is_traced
 from ..checks import (
     FLOATING,
     check_dtype,
@@ -140,18 +141,30 @@ class Gate:
 
     def _learning(self, input: Tensor, threshold: Tensor, plain: bool, on_triton: bool) -> Tensor:
         """With a threshold that has a gradient."""
-        assert self.push is not None
-        assert self.codes is not None
-        surrogate = Surrogate(self.reference, self.codes, (self.push,), (), False)
+        surrogate = self.surrogate((), False)
         if not plain:
+            if is_traced(input, threshold):
+                return library.learned_gate(self.name, surrogate, input, threshold)  # type: ignore[no-any-return]
             function = TracedLearnedGate if torch.compiler.is_compiling() else TransformedLearnedGate
             return function.apply(input, threshold, surrogate)  # type: ignore[no-any-return, no-untyped-call]
         if not on_triton:
             return EagerLearnedGate.apply(input, threshold, surrogate)  # type: ignore[no-any-return, no-untyped-call]
-        call = self.lowered(input, threshold, (), None)
+        call = self.learned_call(input, threshold, (), False)
+        return LearnedGateFunction.apply(input, threshold, call, surrogate)  # type: ignore[no-any-return, no-untyped-call]
+
+    def surrogate(self, constants: tuple[float, ...], input_gradient: bool) -> Surrogate:
+        """A call with a threshold that learns, in plain torch."""
+        assert self.push is not None
+        assert self.codes is not None
+        return Surrogate(self.reference, self.codes, (self.push,), constants, input_gradient)
+
+    def learned_call(
+        self, input: Tensor, threshold: Operand, constants: tuple[float, ...], input_gradient: bool
+    ) -> Any:
+        """A call with a threshold that learns, as the kernels' launcher takes it."""
+        call = self.lowered(input, threshold, constants, None)
         name, compute = f"{self.name}_learned", compute_dtype(call.promoted)
-        learned = _learned_kernels().LearnedCall(name, name, f"{name}_backward", call.threshold, (), compute)
-        return LearnedGateFunction.apply(input, threshold, learned, surrogate)  # type: ignore[no-any-return, no-untyped-call]
+        return _learned_kernels().LearnedCall(name, name, f"{name}_backward", call.threshold, constants, compute)
 
     def bytes_moved(
         self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import eager, reference
+from .. import eager, library, reference
 from ..autograd import LearnedGate as LearnedGateFunction
 from ..autograd import TracedLearnedGate, TransformedLearnedGate
-from ..backend import choose, is_plain
+from ..backend import choose, is_plain, is_traced
 from ..checks import FLOATING, check_input, check_operand, check_positive
 from ..layout import total_bytes
 from ..reference import Push
@@ -62,8 +62,10 @@ class LearnedGate:
         bandwidth = check_positive(self.name, "bandwidth", bandwidth)
         tensors = [t for t in (input, threshold) if isinstance(t, Tensor)]
         records = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        surrogate = reference.Surrogate(self._value, reference.codes, self.pushes, (bandwidth,), bool(input_gradient))
+        surrogate = self.surrogate((bandwidth,), bool(input_gradient))
         if not is_plain(*tensors):
+            if is_traced(*tensors):
+                return library.learned_gate(self.name, surrogate, input, threshold)
             function = TracedLearnedGate if torch.compiler.is_compiling() else TransformedLearnedGate
             return function.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
         if choose(input.device)[0] == "triton":
@@ -80,6 +82,10 @@ class LearnedGate:
         output = result[0] if self.counts else result  # which torch.where may lay out as the threshold lies
         output = torch.empty_like(input).copy_(output)
         return (output, result[1]) if self.counts else output
+
+    def surrogate(self, constants: tuple[float, ...], input_gradient: bool) -> reference.Surrogate:
+        """A call in plain torch."""
+        return reference.Surrogate(self._value, reference.codes, self.pushes, constants, input_gradient)
 
     @property
     def counts(self) -> bool:
@@ -99,6 +105,12 @@ class LearnedGate:
             self.counts,
             input_gradient,
         )
+
+    def learned_call(
+        self, input: Tensor, threshold: Operand, constants: tuple[float, ...], input_gradient: bool
+    ) -> Any:
+        """The same, its constants together."""
+        return self.lowered(input, threshold, *constants, input_gradient)
 
     def bytes_moved(
         self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import eager, reference
+from .. import eager, library, reference
 from ..autograd import Loss as LossFunction
 from ..autograd import TracedLoss, TransformedLoss
-from ..backend import choose, is_plain
+from ..backend import choose, is_plain, is_traced
 from ..checks import FLOATING, check_input, check_operand, check_reduction, check_target
 from ..layout import total_bytes
 from ..rounding import round_to
@@ -60,10 +60,13 @@ class Loss:
         """Check the arguments, choose the backend, run."""
         base = self._check(input, target, rule, self.base if base is None else base, weight, pos_weight, reduction)
         spec, operands = reference.specify(input, rule, base, weight, pos_weight, reduction)
+        plain = is_plain(input, target, *operands)
+        if not plain and is_traced(input, target, *operands):
+            return library.loss(spec, input, target, operands)
         if not torch.compiler.is_compiling():
             dtype = reference.compute_dtype(input.dtype)
             operands = tuple(v if isinstance(v, Tensor) else round_to(float(v), dtype) for v in operands)
-        if not is_plain(input, target, *operands) or input.numel() == 0:
+        if not plain or input.numel() == 0:
             if torch.compiler.is_compiling():
                 loss = TracedLoss.apply(input, target, spec, operands)  # type: ignore[no-untyped-call]
             else:
