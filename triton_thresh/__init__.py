@@ -1,6 +1,6 @@
 """Triton kernels for PyTorch for everything that compares a value with a threshold."""
 
-from . import functional, nn
+from . import functional, named, nn
 from ._version import __version__
 from .backend import get_backend, set_backend, use_backend
 from .explain import Explanation, explain

@@ -57,7 +57,7 @@ def loss(spec: LossSpec, input: Tensor, target: Tensor, operands: Sequence[Opera
     named = (spec.base, spec.rule.__name__, spec.base_count, spec.rule_count, spec.reduction)
     records = input.requires_grad and torch.is_grad_enabled()
     fused = records and spec.reduction != "none" and input.dtype != torch.float16
-    return _ops.loss(input, target, tensors, numbers, *named, spec.result, fused)[0]  # type: ignore[no-any-return]
+    return _ops.loss.default(input, target, tensors, numbers, *named, spec.result, fused)[0]  # type: ignore[no-any-return]
 
 
 def _specified(base: str, rule: str, base_count: int, rule_count: int, reduction: str, dtype: torch.dtype) -> LossSpec:
@@ -114,7 +114,7 @@ def _loss_pull(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
         dtype = reference.compute_dtype(input.dtype)
         dx = (ahead.to(dtype) * gradient.to(dtype)).to(input.dtype)
     else:
-        dx = _ops.loss_backward(gradient, input, target, tensors, ctx.numbers, *ctx.spec[:-1])
+        dx = _ops.loss_backward.default(gradient, input, target, tensors, ctx.numbers, *ctx.spec[:-1])
     return dx, *[None] * (4 + len(ctx.spec))
 
 
@@ -163,7 +163,7 @@ def learned_gate(op: str, surrogate: Surrogate, input: Tensor, threshold: Operan
     bits = 0
     if torch.is_grad_enabled() and (learns or input.requires_grad):
         bits = 2 if learns or surrogate.input_gradient else 1
-    output, count, _ = _ops.learned_gate(
+    output, count, _ = _ops.learned_gate.default(
         input, tensor, number, op, surrogate.constants, surrogate.input_gradient, bits
     )
     return (output, count) if surrogate.counts else output
@@ -270,11 +270,11 @@ def _learned_gate_pull(ctx: Any, gradient: Tensor | None, of_count: Tensor | Non
             gradient = of_count.new_zeros(ctx.size, dtype=ctx.dtype)  # type: ignore[union-attr]
         elif ctx.counts and of_count is None:
             of_count = gradient.new_zeros(ctx.size[:-1], dtype=reference.compute_dtype(ctx.dtype))
-        dx, dt = _ops.learned_gate_backward(gradient, of_count, learns, saved, ctx.size, ctx.stride, *gate)
+        dx, dt = _ops.learned_gate_backward.default(gradient, of_count, learns, saved, ctx.size, ctx.stride, *gate)
         return dx, dt if learns else None, *nothing
     surrogate = gate.surrogate()
     if ctx.packed:
-        codes = _ops.learned_gate_codes(ctx.dtype, saved, ctx.size, ctx.stride, *gate)
+        codes = _ops.learned_gate_codes.default(ctx.dtype, saved, ctx.size, ctx.stride, *gate)
     else:
         codes = surrogate.codes(saved, gate.threshold, *surrogate.constants)
     dx, each = reference.pull(surrogate, upstream, codes, gate.threshold, ctx.dtype)

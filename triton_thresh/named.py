@@ -1,0 +1,83 @@
+"""torch.ops.triton_thresh.<name>: every op of the registry by its name, as a composite of whatever its call runs.
+
+Each has the public function's signature, without `inplace`: overload `default` takes numbers for the op's operands, overload
+`Tensor` tensors. `threshold_loss` takes its rule as the name of the class and a list of its settings.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from . import functional, reference
+from .families import ForeachGate, GradientGate, Op
+from .library import NAMESPACE
+from .registry import OPS
+from .rules import Operand, Rule
+
+if "_library" in globals():  # this module is being reloaded
+    _library._destroy()  # type: ignore[has-type] # noqa: F821
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+_TYPES = {
+    "Tensor": "Tensor",
+    "tuple[Tensor, Tensor]": "(Tensor, Tensor)",
+    "Operand": "{}",
+    "Operand | None": "Tensor?",
+    "Rule": "str rule, {}[]",
+    "float": "Scalar",
+    "bool": "bool",
+    "str": "str",
+    "torch.dtype | None": "ScalarType?",
+}
+_RULES: dict[str, Callable[..., Rule]] = {rule.__name__: rule for rule in reference.RULES}
+
+
+def _parameter(parameter: inspect.Parameter, operand: str) -> str:
+    name = "settings" if parameter.annotation == "Rule" else parameter.name
+    declared = f"{_TYPES[parameter.annotation].format(operand)} {name}"
+    if parameter.default is parameter.empty or (parameter.annotation == "Operand" and operand == "Tensor"):
+        return declared
+    return f"{declared}={parameter.default!r}".replace("'", '"')
+
+
+def schema(op: Op, operand: str) -> str:
+    """The declaration for operands of a type, Scalar or Tensor."""
+    signature = inspect.signature(getattr(functional, op.name, None) or op.reference)  # type: ignore[union-attr]
+    declared: list[str] = []
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in declared:
+            declared.append("*")
+        if parameter.name != "inplace":
+            declared.append(_parameter(parameter, operand))
+    declared = declared[:-1] if declared[-1] == "*" else declared
+    result = _TYPES[str(signature.return_annotation)]
+    if isinstance(op, GradientGate):  # a view
+        declared[0], result = "Tensor(a) input", "Tensor(a)"
+    overload = ".Tensor" if operand == "Tensor" else ""
+    return f"{op.name}{overload}({', '.join(declared)}) -> {result}"
+
+
+def _by_rule(function: Callable[..., Any], input: Any, target: Any, rule: str, settings: Sequence[Operand], **rest: Any) -> Any:
+    if rule not in _RULES:
+        raise ValueError(f"threshold_loss: rule must be one of {', '.join(map(repr, _RULES))}, got {rule!r}")
+    return function(input, target, _RULES[rule](*settings), **rest)
+
+
+def _define(op: Op) -> None:
+    function = getattr(functional, op.name, op)
+    for operand in ("Scalar", "Tensor"):
+        declaration = schema(op, operand)
+        kernel = functools.partial(_by_rule, function) if "str rule" in declaration else function
+        _library.define(declaration, tags=torch.Tag.pt2_compliant_tag)
+        for key in ("CompositeImplicitAutograd", "FuncTorchDynamicLayerFrontMode"):
+            _library.impl(declaration[: declaration.index("(")], kernel, key)
+
+
+for _op in OPS.values():
+    if not isinstance(_op, ForeachGate):  # whose op on gradients library.py has
+        _define(_op)
