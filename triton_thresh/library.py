@@ -44,6 +44,10 @@ def _may_call_op(*gradients: Tensor) -> bool:
     return not torch.is_grad_enabled() and (is_plain(*gradients) or is_traced(*gradients))
 
 
+def _no_pull(ctx: Any, *_: Tensor) -> Any:
+    raise RuntimeError(f"{NAMESPACE}: an op of a backward pass has no gradient; differentiate the forward op twice")
+
+
 # ---------------------------------------------------------------------------------------------------------------- losses
 
 # An operand is an entry of `tensors`, or where that is None of `numbers`; rule is the name of its class.
@@ -115,7 +119,8 @@ def _loss_pull(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
         dx = (ahead.to(dtype) * gradient.to(dtype)).to(input.dtype)
     else:
         dx = _ops.loss_backward.default(gradient, input, target, tensors, ctx.numbers, *ctx.spec[:-1])
-    return dx, *[None] * (4 + len(ctx.spec))
+    whole = all(isinstance(tensor, Tensor) for tensor in tensors)  # a list of tensors: torch wants a list back
+    return dx, None, [None] * len(tensors) if whole else None, *[None] * (2 + len(ctx.spec))
 
 
 def _loss_backward(
@@ -146,6 +151,7 @@ _define(
     "loss_backward", f"(Tensor gradient, Tensor input, Tensor target, {_SPEC}) -> Tensor", _loss_backward, _loss_backward_fake
 )
 torch.library.register_autograd(f"{NAMESPACE}::loss", _loss_pull, setup_context=_loss_setup, lib=_library)
+torch.library.register_autograd(f"{NAMESPACE}::loss_backward", _no_pull, lib=_library)
 
 # -------------------------------------------------------------------------------------------- gates whose threshold learns
 
@@ -214,36 +220,40 @@ def _dense(dtype: torch.dtype, size: Sequence[int], stride: Sequence[int] | None
     return torch.empty_strided(tuple(size), tuple(stride), dtype=dtype, device="meta")
 
 
+def _codes_of(input: Tensor, gate: _Gate, counts: bool) -> Tensor:
+    """Memory for codes. Their rows are at most an eighth of the elements long, or as short as can be: learned._rows."""
+    least = 16 + (input.shape[-1] if counts else 0)
+    return input.new_empty(gate.bits * (input.numel() // 4 + least), dtype=torch.uint8)
+
+
 def _learned_gate(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     gate = _Gate(*arguments)
-    output, count, codes = _learned_gate_fake(input, *arguments)
+    surrogate = gate.surrogate()
+    codes = _codes_of(input, gate, surrogate.counts)
     if choose(input.device)[0] == "triton":
         from . import learned
 
-        output, counted, _ = learned.forward(gate.lowered(input), input, gate.bits, codes)
-        return output, count if counted is None else counted, codes
-    surrogate = gate.surrogate()
+        output, count, _ = learned.forward(gate.lowered(input), input, gate.bits, codes)
+        return output, input.new_empty(0) if count is None else count, codes
     planes = surrogate.codes(input, gate.threshold, *surrogate.constants)
-    output.copy_(surrogate.value(input, gate.threshold, *surrogate.constants))
+    output = torch.empty_like(input).copy_(surrogate.value(input, gate.threshold, *surrogate.constants))
+    count = input.new_empty(0)
     if surrogate.counts:
-        count.copy_(reference.counted(planes[0], input.dtype))
+        count = reference.counted(planes[0], input.dtype).contiguous()
     if gate.bits:
         like = _dense(input.dtype, input.shape, None if surrogate.counts else output.stride())
-        flat = [torch.empty_strided(like.shape, like.stride(), dtype=p.dtype, device=p.device).copy_(p) for p in planes]
         width, _ = gate.rows(like, input.device)
+        flat = [torch.empty_strided(like.shape, like.stride(), dtype=p.dtype, device=p.device).copy_(p) for p in planes]
         layout.pack([p.as_strided((p.numel(),), (1,)) for p in flat[: gate.bits]], width, codes)
     return output, count, codes
 
 
 def _learned_gate_fake(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The codes' rows are at most an eighth of the elements long, or as short as can be: learned._rows."""
-    gate = _Gate(*arguments)
-    count, least = input.new_empty(0), 16
-    if gate.surrogate().counts:
+    gate, count = _Gate(*arguments), input.new_empty(0)
+    counts = gate.surrogate().counts
+    if counts:
         count = input.new_empty(input.shape[:-1], dtype=reference.compute_dtype(input.dtype))
-        least += input.shape[-1]
-    size = gate.bits * (input.numel() // 4 + least)
-    return torch.empty_like(input), count, input.new_empty(size, dtype=torch.uint8)
+    return torch.empty_like(input), count, _codes_of(input, gate, counts)
 
 
 def _learned_gate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -348,6 +358,7 @@ _define(
 torch.library.register_autograd(
     f"{NAMESPACE}::learned_gate", _learned_gate_pull, setup_context=_learned_gate_setup, lib=_library
 )
+torch.library.register_autograd(f"{NAMESPACE}::learned_gate_backward", _no_pull, lib=_library)
 
 # ------------------------------------------------------------------------------------------------------------- gradients
 

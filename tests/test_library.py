@@ -1,0 +1,311 @@
+"""torch.ops.triton_thresh in eager torch, and what compilers see on a CPU, where losses and gates are formulas.
+
+`as_ops` has a CPU treated as a device that kernels run on: the ops then run in eager torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.library import opcheck
+
+import triton_thresh as tt
+from triton_thresh import backend, library
+from triton_thresh import named as named_ops
+from triton_thresh.families import ForeachGate, Loss
+from triton_thresh.registry import OPS
+
+from .calls import Case, all_same
+from .gates import same, upstream
+from .kernels.test_features import agree, outcome, plain
+from .ops import FUSED, OURS, SHAPE, Recorder, compiled, held, named, named_cases, op_of, recorded
+
+CPU = torch.device("cpu")
+NAMED = list(named_cases())
+every_fused = pytest.mark.parametrize("case", FUSED, ids=str)
+every_named = pytest.mark.parametrize("case", NAMED, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def eager_backend() -> Iterator[None]:
+    with tt.use_backend("eager"):
+        yield
+
+
+@pytest.fixture
+def as_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "OP_DEVICES", frozenset({"cpu"}))
+
+
+# ------------------------------------------------------------------------------------------------------------ named ops
+
+
+def flat(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Several outputs as Case gives them."""
+    if isinstance(output, Tensor):
+        return output
+    return torch.cat([output[0].flatten(), *(o.to(output[0].dtype).flatten() for o in output[1:])])
+
+
+def by_name(case: Case, *leaves: Tensor) -> Tensor:
+    op, args, kwargs = named(case, leaves)
+    return flat(op(*args, **kwargs))
+
+
+def test_every_op_has_a_name() -> None:
+    assert {case.op.name for case in NAMED} == {op.name for op in OPS.values() if not isinstance(op, ForeachGate)}
+    for case in NAMED:
+        assert set(getattr(OURS, case.op.name).overloads()) == {"default", "Tensor"}
+
+
+@every_named
+def test_named_ops_are_the_functions(case: Case) -> None:
+    leaves = case.leaves(CPU, shape=SHAPE)
+    all_same(outcome(by_name(case, *leaves), leaves), plain(case, leaves))
+
+
+@pytest.mark.parametrize("case", [case for case in NAMED if case.differentiable], ids=str)
+def test_named_ops_under_transforms(case: Case) -> None:
+    leaves = case.leaves(CPU, shape=SHAPE)
+    points = [leaf.detach() for leaf in leaves]
+    gradient = torch.func.grad(lambda *points: by_name(case, *points).sum(), tuple(range(len(points))))
+    agree(case, gradient(*points), torch.autograd.grad(case(*leaves).sum(), leaves))
+    rows = (0, *[None] * (len(points) - 1))
+    expected = torch.func.vmap(case, rows)(*points)
+    agree(case, torch.func.vmap(lambda *points: by_name(case, *points), rows)(*points), expected)
+
+
+@every_named
+def test_opcheck_of_named_ops(case: Case) -> None:
+    records = case.kind != "channel"
+    opcheck(*named(case, [leaf.detach().requires_grad_(records) for leaf in case.leaves(CPU, shape=SHAPE)]))
+
+
+def test_named_ops_in_a_compiled_and_an_exported_program() -> None:
+    def program(x: Tensor) -> Tensor:
+        kept = OURS.hardshrink(OURS.threshold_grad(x, 0.3), 0.2)
+        return OURS.threshold_loss(kept, x.detach() / 2, "ByLoss", [0.5, 2.0], base="mse") + OURS.jumprelu(x, x[0])[0].sum()
+
+    x = (upstream(torch.zeros(SHAPE), special=False) / 8).requires_grad_()
+    call, counter = compiled(program)
+    all_same(outcome(call(x), [x]), outcome(program(x), [x]))
+    assert counter.frame_count == 1
+    exported = torch.export.export(Called(program), (x.detach(),)).module()
+    same(exported(x.detach()), program(x.detach()))
+
+
+class Called(torch.nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: object) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)  # type: ignore[operator, no-any-return]
+
+
+def test_rules_of_the_named_grid() -> None:
+    with pytest.raises(ValueError, match="rule must be one of 'ByPrediction', 'ByProximity', 'ByLoss', got 'ByMood'"):
+        OURS.threshold_loss(torch.ones(2), torch.ones(2), "ByMood", [1.0])
+
+
+def test_numbers_of_named_ops_keep_their_bits() -> None:
+    """Integers beyond float64's, infinities and NaN."""
+    x = torch.tensor([2**60, 2**60 + 1, 2**60 + 2])
+    same(OURS.binary_threshold(x, 2**60 + 1), tt.binary_threshold(x, 2**60 + 1))
+    x = torch.tensor([-torch.inf, 0.0, torch.nan, torch.inf])
+    for value in (torch.inf, torch.nan):
+        same(OURS.hardshrink(x, value), tt.hardshrink(x, value))
+        same(OURS.threshold_mse_loss(x, x, value, reduction="none"), tt.threshold_mse_loss(x, x, value, reduction="none"))
+
+
+# --------------------------------------------------------------------------------------------------------------- kernels
+
+
+@every_fused
+def test_opcheck(case: Case, as_ops: None) -> None:
+    calls = recorded(case, CPU)
+    names = [str(call.op).removeprefix("triton_thresh.").removesuffix(".default") for call in calls]
+    fused = isinstance(case.op, Loss) and case.reduction != "none" and case.dtype != torch.float16
+    assert names == [op_of(case), *([] if fused else [f"{op_of(case)}_backward"])]
+    for call in calls:
+        opcheck(*call)
+
+
+def test_opcheck_without_gradients_and_of_codes(as_ops: None) -> None:
+    for case in (FUSED[0], FUSED[-1]):
+        call = recorded(case, CPU)[0]
+        opcheck(call.op, tuple(a.detach() if isinstance(a, Tensor) else a for a in call.args))
+    backward = recorded(FUSED[-1], CPU)[1]
+    _, _, _, codes, *rest = backward.args
+    opcheck(OURS.learned_gate_codes.default, (torch.float32, codes, *rest))
+
+
+@pytest.mark.parametrize("threshold", [[0.5], [0.5, 0.25], torch.tensor(0.5), torch.tensor([0.5, 0.25])], ids=repr)
+def test_opcheck_of_gradients_in_place(threshold: list[float] | Tensor) -> None:
+    gradients = [torch.linspace(-1, 1, 12).view(3, 4), torch.linspace(-1, 1, 5)]
+    op = OURS.threshold_gradients_.Tensor if isinstance(threshold, Tensor) else OURS.threshold_gradients_.default
+    opcheck(op, ([g.clone() for g in gradients], threshold), {"return_kept": True})
+    parameters = [torch.zeros_like(g) for g in gradients]
+    for p, g in zip(parameters, gradients, strict=True):
+        p.grad = g.clone()
+    one = threshold[0] if isinstance(threshold, list) and len(threshold) == 1 else threshold
+    kept = tt.threshold_gradients_(parameters, one, return_kept=True)
+    versions = [g._version for g in gradients]
+    found = OURS.threshold_gradients_(gradients, threshold, return_kept=True)
+    assert all(g._version > before for g, before in zip(gradients, versions, strict=True))
+    all_same([found, *gradients], [kept, *(p.grad for p in parameters)])
+    assert OURS.threshold_gradients_(gradients, threshold).numel() == 0
+
+
+@every_fused
+def test_ops_give_what_calls_give(case: Case, as_ops: None) -> None:
+    """Values, gradients once and again, gradients of gradients, and for several upstream gradients at once."""
+    leaves = case.leaves(CPU, shape=SHAPE)
+    expected = plain(case, leaves)
+    again = case(*leaves)
+    g = upstream(again.detach(), special=False).requires_grad_()
+    gradients = torch.autograd.grad(again, leaves, g, create_graph=True)
+    twice = torch.autograd.grad([each.sum() for each in gradients if each.requires_grad], g)
+    with Recorder() as recorder:
+        output = case(*leaves)
+    assert [call.op for call in recorder.calls] == [getattr(OURS, op_of(case)).default]
+    agree(case, outcome(output, leaves, retain_graph=True), expected)
+    agree(case, outcome(output, leaves, retain_graph=True), expected)
+    gradients = torch.autograd.grad(output, leaves, g, create_graph=True)
+    agree(case, [each.detach() for each in gradients], expected[1:])
+    agree(case, torch.autograd.grad([each.sum() for each in gradients if each.requires_grad], g), twice)
+    several = torch.stack([g.detach(), 2 * g.detach()])
+    batched = torch.autograd.grad(output, leaves, several, is_grads_batched=True)
+    agree(case, [each[1] for each in batched], [2 * each for each in expected[1:]])
+
+
+@every_fused
+def test_saved_bytes(case: Case, as_ops: None) -> None:
+    """Of a loss whose gradient is ready that gradient; else its inputs; of a gate two bits an element, in at most twice that."""
+    call, _ = compiled(case.__call__)
+    leaves = case.leaves(CPU, shape=(64, 128))
+    saved: dict[int, Tensor] = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.setdefault(id(t), t), lambda t: t):
+        output = call(*leaves)
+    n, size = leaves[0].numel(), case.dtype.itemsize
+    bits = 2 if case.kind.startswith("learned") else 1
+    found = sum(t.numel() * t.element_size() for t in saved.values() if t.shape not in {leaf.shape for leaf in leaves[1:]})
+    if not isinstance(case.op, Loss):
+        assert n * bits // 8 <= found <= n * bits // 4 + 1024
+    elif case.reduction == "mean":
+        assert n * size <= found <= n * size + 1024
+    else:
+        assert 2 * n * size <= found <= 6 * n * size
+    assert output.requires_grad
+
+
+@pytest.mark.parametrize("case", [FUSED[0], FUSED[5]], ids=str)
+def test_inductor(case: Case, as_ops: None) -> None:
+    call, counter = compiled(case.__call__, "inductor")
+    leaves = case.leaves(CPU, shape=SHAPE)
+    agree(case, outcome(call(*leaves), leaves), plain(case, leaves))
+    assert [held(graph) for graph in counter.graphs] == [[op_of(case)]]
+
+
+@pytest.mark.parametrize("kind", ["grad", "vmap"])
+@pytest.mark.parametrize("case", [FUSED[0], FUSED[3]], ids=str)
+def test_transforms_inside_a_compiled_function_see_formulas(case: Case, kind: str, as_ops: None) -> None:
+    points = [leaf.detach() for leaf in case.leaves(CPU, shape=SHAPE)]
+
+    def transformed(*points: Tensor) -> Tensor:
+        if kind == "grad":
+            return torch.func.grad(lambda x: case(x, *points[1:]).sum())(points[0])
+        return torch.func.vmap(lambda x: case(x, *points[1:]))(points[0])
+
+    call, counter = compiled(transformed)
+    agree(case, call(*points), transformed(*points))
+    assert [held(graph) for graph in counter.graphs] == [[]]
+
+
+@every_fused
+def test_on_a_cpu_compilers_see_formulas(case: Case) -> None:
+    points = [leaf.detach() for leaf in case.leaves(CPU, shape=SHAPE)]
+    assert held(make_fx(case)(*points)) == []
+
+
+# -------------------------------------------------------------------------------------------------------- a GPU's tensors
+
+
+def model(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """Every kind of op, of no gradient: of fake tensors of a GPU the autograd of a CPU's torch records none."""
+    kept, count = tt.jumprelu_l0(tt.hardshrink(x, 0.25), t, 0.5)
+    return tt.threshold_mse_loss(kept, y, 0.5) + count.mean() + tt.proximity_mse_loss(x, y, t, reduction="none").sum()
+
+
+@pytest.mark.skipif(not backend.has_triton(), reason="on a GPU without Triton formulas run")
+@pytest.mark.parametrize("how", ["make_fx", "export", "strict", "compile"])
+def test_graphs_of_a_gpu_hold_the_ops(how: str) -> None:
+    with FakeTensorMode():
+        inputs = tuple(torch.empty(*shape, device="cuda") for shape in (SHAPE, SHAPE, SHAPE[1:]))
+        rows = ({0: torch.export.Dim.DYNAMIC}, {0: torch.export.Dim.DYNAMIC}, {})
+        if how == "make_fx":
+            graph = make_fx(model)(*inputs)
+        elif how == "compile":
+            call, counter = compiled(model)
+            assert call(*inputs).device.type == "cuda"
+            (graph,) = counter.graphs
+        else:
+            program = torch.export.export(Called(model), inputs, strict=how == "strict", dynamic_shapes=(rows,))
+            graph = program.run_decompositions().graph_module
+    assert held(graph) == ["learned_gate", "loss", "loss"]
+
+
+# --------------------------------------------------------------------------------------------------------- registrations
+
+
+def test_exported_without_gradients_used_with_them(as_ops: None) -> None:
+    """Nothing was saved for backward: the op saves its inputs."""
+    case = FUSED[3]
+    leaves = case.leaves(CPU, shape=SHAPE)
+    program = torch.export.export(Called(case), tuple(leaf.detach() for leaf in leaves))
+    assert held(program.graph_module) == ["learned_gate"]
+    agree(case, outcome(program.module()(*leaves), leaves), plain(case, leaves))
+
+
+def test_backward_ops_are_not_differentiated(as_ops: None) -> None:
+    op, args, _ = recorded(FUSED[1], CPU)[1]
+    with pytest.raises(RuntimeError, match="differentiate the forward op twice"):
+        op(args[0].requires_grad_(), *args[1:]).sum().backward()
+
+
+def test_reloading() -> None:
+    x = torch.linspace(-1, 1, 5)
+    for module in (library, named_ops, library):
+        importlib.reload(module)
+    same(OURS.hardshrink(x, 0.5), tt.hardshrink(x, 0.5))
+    with Recorder() as recorder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "OP_DEVICES", frozenset({"cpu"}))
+        tt.threshold_mse_loss(x, x, 0.5)
+    assert [call.op for call in recorder.calls] == [OURS.loss.default]
+
+
+@pytest.mark.parametrize("blocked", ["torch._dynamo", "triton"])
+def test_import_is_light(blocked: str) -> None:
+    """Neither is imported; without Triton everything runs."""
+    program = f"""
+import sys, torch
+sys.modules[{blocked!r}] = None
+import triton_thresh as tt
+x = torch.linspace(-1, 1, 5, requires_grad=True)
+torch.ops.triton_thresh.threshold_mse_loss(tt.hardshrink(x), x.detach(), 0.5).backward()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
