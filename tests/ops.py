@@ -48,7 +48,7 @@ def _fused() -> Iterator[Case]:
     yield Case(OPS["threshold_bce_with_logits_loss"], cell=Cell("bce_with_logits", ByPrediction))
     loss = OPS["threshold_loss"]
     yield Case(loss, "channel", cell=Cell("mse", ByLoss), reduction="none")
-    yield Case(loss, "mean", torch.float16, Cell("bce", ByProximity), "sum")
+    yield Case(loss, "element", torch.float16, Cell("bce", ByProximity), "sum")
     for op in LEARNED_GATES.values():
         yield Case(op, "learned", torch.bfloat16 if op.name == "jumprelu" else torch.float32)
     yield Case(LEARNED_GATES["jumprelu_l0"])
