@@ -50,7 +50,7 @@ demo: $(READY)
 # on a GPU the kernels too.
 test: $(READY)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(JOBS) tests/kernels tests/interpreted $(ARGS)
-	@if $(HAS_NBMAKE); then books="--nbmake --nbmake-timeout=240 notebooks"; \
+	@books=; if $(HAS_NBMAKE); then books="--nbmake --nbmake-timeout=240 notebooks"; \
 	else echo "The notebooks are not run: nbmake or ipykernel is not installed."; fi; \
 	if $(HAS_GPU); then \
 		$(BIN)/python -m pytest -q $$books tests --ignore=tests/interpreted --doctest-modules triton_thresh $(ARGS); \
