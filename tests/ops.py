@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from triton_thresh import ByLoss, ByPrediction, ByProximity
-from triton_thresh.families import ForeachGate, Gate, GradientGate, LearnedGate, Loss
+from triton_thresh.families import ForeachGate, Gate, LearnedGate, Loss
 from triton_thresh.registry import LEARNED_GATES, OPS
 
 from .calls import Case
@@ -98,7 +98,9 @@ def recorded(case: Case, device: torch.device) -> list[OpCall]:
     return [OpCall(call.op, *pytree.tree_map(lambda v, c=call: fresh(v, c), call[1:])) for call in recorder.calls]
 
 
-def compiled(function: Callable[..., Any], backend: str = "aot_eager", **keywords: Any) -> tuple[Any, CompileCounterWithBackend]:
+def compiled(
+    function: Callable[..., Any], backend: str = "aot_eager", **keywords: Any
+) -> tuple[Any, CompileCounterWithBackend]:
     """The function compiled as one graph, and what counts and keeps its graphs."""
     torch.compiler.reset()
     counter = CompileCounterWithBackend(backend)

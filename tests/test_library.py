@@ -94,7 +94,10 @@ def test_opcheck_of_named_ops(case: Case) -> None:
 def test_named_ops_in_a_compiled_and_an_exported_program() -> None:
     def program(x: Tensor) -> Tensor:
         kept = OURS.hardshrink(OURS.threshold_grad(x, 0.3), 0.2)
-        return OURS.threshold_loss(kept, x.detach() / 2, "ByLoss", [0.5, 2.0], base="mse") + OURS.jumprelu(x, x[0])[0].sum()
+        return (
+            OURS.threshold_loss(kept, x.detach() / 2, "ByLoss", [0.5, 2.0], base="mse")
+            + OURS.jumprelu(x, x[0])[0].sum()
+        )
 
     x = (upstream(torch.zeros(SHAPE), special=False) / 8).requires_grad_()
     call, counter = compiled(program)
@@ -127,7 +130,9 @@ def test_numbers_of_named_ops_keep_their_bits() -> None:
     x = torch.tensor([-torch.inf, 0.0, torch.nan, torch.inf])
     for value in (torch.inf, torch.nan):
         same(OURS.hardshrink(x, value), tt.hardshrink(x, value))
-        same(OURS.threshold_mse_loss(x, x, value, reduction="none"), tt.threshold_mse_loss(x, x, value, reduction="none"))
+        same(
+            OURS.threshold_mse_loss(x, x, value, reduction="none"), tt.threshold_mse_loss(x, x, value, reduction="none")
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------- kernels
@@ -201,7 +206,9 @@ def test_saved_bytes(case: Case, as_ops: None) -> None:
         output = call(*leaves)
     n, size = leaves[0].numel(), case.dtype.itemsize
     bits = 2 if case.kind.startswith("learned") else 1
-    found = sum(t.numel() * t.element_size() for t in saved.values() if t.shape not in {leaf.shape for leaf in leaves[1:]})
+    found = sum(
+        t.numel() * t.element_size() for t in saved.values() if t.shape not in {leaf.shape for leaf in leaves[1:]}
+    )
     if not isinstance(case.op, Loss):
         assert n * bits // 8 <= found <= n * bits // 4 + 1024
     elif case.reduction == "mean":

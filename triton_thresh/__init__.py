@@ -1,6 +1,7 @@
 """Triton kernels for PyTorch for everything that compares a value with a threshold."""
 
-from . import functional, named, nn
+from . import functional, nn
+from . import named as _named  # noqa: F401 - torch.ops.triton_thresh
 from ._version import __version__
 from .backend import get_backend, set_backend, use_backend
 from .explain import Explanation, explain

@@ -92,7 +92,8 @@ def is_traced(input: Tensor, *tensors: object) -> bool:
     """
     if input.device.type not in OP_DEVICES:
         return False
-    transform = torch._C._functorch.peek_interpreter_stack()  # the question that Dynamo answers without a node in its graph
+    # asked in the way that Dynamo answers without a node in its graph
+    transform = torch._C._functorch.peek_interpreter_stack()
     if isinstance(transform, torch._C._functorch.CInterpreter) or torch.autograd.forward_ad._current_level >= 0:
         return False
     if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0:

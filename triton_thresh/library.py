@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NAMESPACE = "triton_thresh"
 
 if "_library" in globals():  # this module is being reloaded
-    _library._destroy()  # type: ignore[has-type] # noqa: F821
+    globals()["_library"]._destroy()
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _ops = torch.ops.triton_thresh
 
@@ -134,7 +134,8 @@ def _loss_backward(
     if not input.numel():
         return torch.empty_like(input)
     operands, shell = _operands(input, tensors, numbers), _loss_shell(input.device)
-    return shell.loss_backward(_specified(*named, input.dtype), input, target, operands, gradient)  # type: ignore[no-any-return]
+    spec = _specified(*[*named, input.dtype])
+    return shell.loss_backward(spec, input, target, operands, gradient)  # type: ignore[no-any-return]
 
 
 def _loss_backward_fake(gradient: Tensor, input: Tensor, *_: Any) -> Tensor:
@@ -148,7 +149,10 @@ _define(
     _loss_fake,
 )
 _define(
-    "loss_backward", f"(Tensor gradient, Tensor input, Tensor target, {_SPEC}) -> Tensor", _loss_backward, _loss_backward_fake
+    "loss_backward",
+    f"(Tensor gradient, Tensor input, Tensor target, {_SPEC}) -> Tensor",
+    _loss_backward,
+    _loss_backward_fake,
 )
 torch.library.register_autograd(f"{NAMESPACE}::loss", _loss_pull, setup_context=_loss_setup, lib=_library)
 torch.library.register_autograd(f"{NAMESPACE}::loss_backward", _no_pull, lib=_library)
@@ -342,7 +346,12 @@ def _learned_gate_codes_fake(
     return low, torch.empty_like(low)
 
 
-_define("learned_gate", f"(Tensor input, {_GATE}) -> (Tensor, Tensor count, Tensor codes)", _learned_gate, _learned_gate_fake)
+_define(
+    "learned_gate",
+    f"(Tensor input, {_GATE}) -> (Tensor, Tensor count, Tensor codes)",
+    _learned_gate,
+    _learned_gate_fake,
+)
 _define(
     "learned_gate_backward",
     f"(Tensor gradient, Tensor? count_gradient, bool learns, {_CODES}, {_GATE}) -> (Tensor dx, Tensor dt)",

@@ -20,7 +20,7 @@ from .registry import OPS
 from .rules import Operand, Rule
 
 if "_library" in globals():  # this module is being reloaded
-    _library._destroy()  # type: ignore[has-type] # noqa: F821
+    globals()["_library"]._destroy()
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 _TYPES = {
@@ -62,7 +62,9 @@ def schema(op: Op, operand: str) -> str:
     return f"{op.name}{overload}({', '.join(declared)}) -> {result}"
 
 
-def _by_rule(function: Callable[..., Any], input: Any, target: Any, rule: str, settings: Sequence[Operand], **rest: Any) -> Any:
+def _by_rule(
+    function: Callable[..., Any], input: Any, target: Any, rule: str, settings: Sequence[Operand], **rest: Any
+) -> Any:
     if rule not in _RULES:
         raise ValueError(f"threshold_loss: rule must be one of {', '.join(map(repr, _RULES))}, got {rule!r}")
     return function(input, target, _RULES[rule](*settings), **rest)

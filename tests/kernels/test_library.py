@@ -121,7 +121,17 @@ def test_codes_fit_their_memory(block: int, monkeypatch: pytest.MonkeyPatch) -> 
     choice = tuning.Choice(tuning.Config(block, 4), "test")
     monkeypatch.setattr(tuning, "choose", lambda *arguments: choice)
     shapes = [(n,) for n in (1, 15, 16, 127, 129, 4095, 70000)]
-    shapes += [(3, 5), (7, 48), (9, 1003), (130, 1003), (1000, 17), (65, 4096), (4, 70000), (8, 3, 5, 7), (16, 12, 8, 8)]
+    shapes += [
+        (3, 5),
+        (7, 48),
+        (9, 1003),
+        (130, 1003),
+        (1000, 17),
+        (65, 4096),
+        (4, 70000),
+        (8, 3, 5, 7),
+        (16, 12, 8, 8),
+    ]
     for shape in shapes:
         x = torch.empty(shape, device="meta")
         thresholds = [0.5, *(torch.empty(shape[i:], device="meta") for i in range(len(shape)))]

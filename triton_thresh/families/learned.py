@@ -16,7 +16,7 @@ from ..autograd import TracedLearnedGate, TransformedLearnedGate
 from ..backend import choose, is_plain, is_traced
 from ..checks import FLOATING, check_input, check_operand, check_positive
 from ..layout import total_bytes
-from ..reference import Push
+from ..reference import Push, Surrogate
 from ..rules import Operand
 
 
@@ -83,9 +83,9 @@ class LearnedGate:
         output = torch.empty_like(input).copy_(output)
         return (output, result[1]) if self.counts else output
 
-    def surrogate(self, constants: tuple[float, ...], input_gradient: bool) -> reference.Surrogate:
+    def surrogate(self, constants: tuple[float, ...], input_gradient: bool) -> Surrogate:
         """A call in plain torch."""
-        return reference.Surrogate(self._value, reference.codes, self.pushes, constants, input_gradient)
+        return Surrogate(self._value, reference.codes, self.pushes, constants, input_gradient)
 
     @property
     def counts(self) -> bool:
@@ -110,7 +110,8 @@ class LearnedGate:
         self, input: Tensor, threshold: Operand, constants: tuple[float, ...], input_gradient: bool
     ) -> Any:
         """The same, its constants together."""
-        return self.lowered(input, threshold, *constants, input_gradient)
+        (bandwidth,) = constants
+        return self.lowered(input, threshold, bandwidth, input_gradient)
 
     def bytes_moved(
         self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool
