@@ -87,7 +87,7 @@ class Case:
             keywords["pos_weight"] = self.operand(1.5, x)
         if self.op.rule is None:
             return (x, y, rule), {**keywords, "base": self.cell.base}
-        return (x, y), {**keywords, **vars(rule)}
+        return (x, y), {**keywords, **{name: getattr(rule, name) for name in self.cell.rule.__dataclass_fields__}}
 
     def __call__(self, *leaves: Tensor) -> Tensor:
         """The output; of several, one flat tensor of all; of `threshold_gradients_`, the gradient."""

@@ -456,6 +456,12 @@ def loss_gradient(spec: LossSpec, x: Tensor, y: Tensor, operands: Sequence[Opera
     return (slope * gradient).to(x.dtype)
 
 
+# asked here, since torch.compile of torch 2.11 cannot ask
+AUTOCAST = tuple(
+    kind for kind in ("cpu", "cuda", "xpu", "mps", "mtia", "hpu", "xla") if torch.amp.is_autocast_available(kind)
+)
+
+
 def specify(
     input: Tensor,
     rule: Rule,
@@ -469,7 +475,7 @@ def specify(
     weights = () if weight is None else (weight,)
     settings = rule.operands(base)
     kind = input.device.type
-    wide = input.dtype.itemsize == 2 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    wide = input.dtype.itemsize == 2 and kind in AUTOCAST and torch.is_autocast_enabled(kind)
     result = torch.float32 if wide else input.dtype
     return LossSpec(
         base, type(rule), len(parameters), len(settings), reduction, result
