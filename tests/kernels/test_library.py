@@ -7,6 +7,7 @@ import io
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 import triton_thresh as tt
@@ -113,6 +114,17 @@ def test_the_kernels_run(device: torch.device, monkeypatch: pytest.MonkeyPatch) 
             call(x)
         assert len(launched) == count
     assert counter.frame_count == 1
+
+
+def test_named_ops_are_traced_to_the_kernels(device: torch.device) -> None:
+    def program(x: Tensor) -> Tensor:
+        kept, count = OURS.jumprelu_l0(OURS.hardshrink(x, 0.25), x[0], 0.5)
+        return OURS.threshold_mse_loss(kept, x, 0.5) + count.mean()
+
+    x = torch.linspace(-1, 1, 60, device=device).view(SHAPE)
+    graph = make_fx(program)(x)
+    assert held(graph) == ["learned_gate", "loss"]
+    torch.testing.assert_close(graph(x), program(x))
 
 
 @pytest.mark.parametrize("block", [32, 512, 4096, 65536])
