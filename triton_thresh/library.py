@@ -106,9 +106,10 @@ def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
     ctx.fused = fused and "none" not in ctx.spec
     ctx.save_for_backward(input, target, output[1], *tensors)
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
-def _loss_pull(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _loss_pull(ctx: Any, gradient: Tensor, _: None) -> tuple[Any, ...]:
     """The gradient of forward times the upstream one: a new tensor, which compilers fuse into its consumer."""
     input, target, ahead, *tensors = ctx.saved_tensors
     if not _may_call_op(gradient):
