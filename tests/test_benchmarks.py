@@ -575,4 +575,4 @@ def test_without_a_gpu_its_steps_say_so(tmp_path: Path, monkeypatch: pytest.Monk
     assert needing.pop("versions") is None
     assert set(needing.values()) == {gpu.NO_GPU}
     rehearsed = {planned.name for planned in gpu.steps(tmp_path, rehearse=True) if planned.needs is None}
-    assert rehearsed == {"versions", "benchmark", "tune", "benchmark, tuned", "compare"}
+    assert rehearsed == {"versions", "benchmark", "calls", "tune", "benchmark, tuned", "compare"}

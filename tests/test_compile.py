@@ -127,7 +127,7 @@ def test_a_spill_is_noticed() -> None:
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubDriver]:
-    monkeypatch.setattr(tuning, "_device_name", lambda device: "stub")
+    monkeypatch.setattr(tuning, "device_name", lambda device: "stub")
     monkeypatch.setattr(tuning, "lanes", lambda device: 32)
     monkeypatch.setenv("TRITON_THRESH_AUTOTUNE", "0")
     tuning._settled.clear()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from . import functional, tuning
-from .backend import choose, is_plain
+from .backend import is_plain
+from .dispatch import chosen, chosen_for_many
 from .families import ForeachGate
 from .foreach import check_parameters
 from .registry import OPS
@@ -69,7 +70,7 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
     tensors = [v for v in settings if isinstance(v, Tensor) and v is not input]
     grad = torch.is_grad_enabled() and (input.requires_grad or any(t.requires_grad for t in tensors))
     forward, backward, saved = op.bytes_moved(input, tensors, arguments, grad=grad)
-    backend, reason = choose(input.device)
+    backend, reason = chosen(op.tuning_key(arguments), input, grad)
     if not is_plain(input, *tensors):
         backend, reason = "eager", "compiled, transformed or subclassed tensors run in plain torch"
     if backend == "eager":
@@ -95,7 +96,8 @@ def _explain_foreach(op: ForeachGate, arguments: Mapping[str, Any]) -> Explanati
     if not gradients:
         return Explanation(op.name, "eager", "no parameter has a gradient", None, None, None, *moved)
     first = gradients[0]
-    backend, reason = choose(first.device)
+    count = sum((g.dtype, g.device) == (first.dtype, first.device) for g in gradients)
+    backend, reason = chosen_for_many(op.name, first.dtype, first.device, count)
     if not is_plain(first, *operands):
         backend, reason = "eager", "compiled, transformed or subclassed tensors run in plain torch"
     if backend == "eager":
