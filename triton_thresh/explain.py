@@ -19,7 +19,19 @@ from .registry import OPS
 
 @dataclass(frozen=True)
 class Explanation:
-    """The answer of `explain`; ``print`` it. Bytes are those a kernel must move; the eager backend may move more."""
+    """The answer of `explain`; ``print`` it. Bytes are those a kernel must move; the eager backend may move more.
+
+    Attributes:
+        op: the op's name.
+        backend: "triton" or "eager".
+        reason: why that one.
+        block: the elements a thread block covers (a gate's tile is 8 times that); None on the eager backend.
+        num_warps: the warps of a thread block; None on the eager backend.
+        block_source: "shipped table", "user cache", "search", "default" or "interpreter"; None on the eager backend.
+        forward_bytes: bytes moved by the call.
+        backward_bytes: bytes moved by its backward, for an upstream gradient of 1; 0 if there is none.
+        saved_bytes: bytes kept for backward.
+    """
 
     op: str
     backend: str
@@ -44,9 +56,17 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
 
     Args:
         name: an op of `ops()`.
-        args, kwargs: what the public function of that name would be given.
+        *args: what the public function of that name would be given.
+        **kwargs: likewise.
 
-    Example:
+    Returns:
+        An `Explanation`.
+
+    Raises:
+        ValueError: for a name that is no op's.
+        TypeError: for arguments that the function does not take, and an input that is no tensor.
+
+    Examples:
         >>> import torch, triton_thresh as tt
         >>> print(tt.explain("hardshrink", torch.randn(1024), 0.5))
         hardshrink: eager (auto: tensors on cpu run in eager torch)
