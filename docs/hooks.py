@@ -54,7 +54,7 @@ def source(file: str, name: str) -> str:
             return "\n".join([f'```python title="{file}"', *kept, "```"])
         entry = isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)
         if entry and node.args[0].value == name:  # type: ignore[attr-defined]
-            found = ast.get_source_segment(text, node, padded=True)  # type: ignore[arg-type]
+            found = ast.get_source_segment(text, node, padded=True)
             return f'```python title="{file}"\n{found}\n```'
     raise ValueError(f"{file} has no {name!r}")
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import triton_thresh as tt
 from benchmarks import records
-from benchmarks.compiled import FOLDER as COMPILED
 from benchmarks.tables import markdown
-from triton_thresh.families import ForeachGate, Gate, GradientGate, LearnedGate, Loss
+from triton_thresh.checks import FLOATING
+from triton_thresh.families import ForeachGate, Gate, LearnedGate, Loss
 from triton_thresh.registry import OPS
 from triton_thresh.table import op_table
 
@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[1]
 INF, NAN = float("inf"), float("nan")
 T, BANDWIDTH = 0.5, 0.25
 SHAPE = (1024, 1024)
+
+
 def ops() -> str:
     """The table of the README."""
     return op_table()
@@ -69,17 +71,24 @@ def gate_points() -> str:
 
 def learned_points() -> str:
     """y, dy/dx and the gradient of a threshold of 0.5 with a bandwidth of 0.25."""
-    points = {"x = θ": T, "x = θ + ε/4": T + BANDWIDTH / 4, "x = θ - ε/4": T - BANDWIDTH / 4, "x = θ ± ε/2": T + BANDWIDTH / 2}
+    points = {
+        "x = θ": T,
+        "x = θ + ε/4": T + BANDWIDTH / 4,
+        "x = θ - ε/4": T - BANDWIDTH / 4,
+        "x = θ ± ε/2": T + BANDWIDTH / 2,
+    }
     points |= {"x = NaN": NAN, "x = ∞": INF, "x = -∞": -INF}
     lines = []
     for op in LEARNED:
         x, t = _leaf(*points.values()), torch.full((len(points), 1), T, requires_grad=True)
         outputs = op(x, t, BANDWIDTH)
         y = outputs[0] if op.counts else outputs
-        dx, dt = _gradients(sum(output.sum() for output in outputs) if op.counts else y, x, t)  # type: ignore[arg-type]
+        dx, dt = _gradients(sum(output.sum() for output in outputs) if op.counts else y, x, t)
         shown = [", ".join(map(_number, values)) for values in zip(y, dx, dt)]
         if op.counts:
-            shown = [f"({_number(a)}, {_number(count)}){of[len(_number(a)) :]}" for a, count, of in zip(y, outputs[1], shown)]
+            shown = [
+                f"({_number(a)}, {_number(count)}){of[len(_number(a)) :]}" for a, count, of in zip(y, outputs[1], shown)
+            ]
         lines.append([f"`{op.name}(x, 0.5, 0.25)`", *shown])
     return markdown(["y, dy/dx, dy/dθ", *points], lines, left=len(points) + 1)
 
@@ -121,7 +130,7 @@ def dtypes() -> str:
             output = "the input's; the count float32 (float64 of float64)" if op.counts else "the input's"
             lines.append([f"`{op.name}`", _names(op.dtypes), output, "float32 or wider"])
         elif isinstance(op, Loss):
-            lines.append([f"`{op.name}`", _names(tt.ops()["hardshrink"].dtypes), LOSS_OUTPUT, "float32 (float64 of float64)"])
+            lines.append([f"`{op.name}`", _names(FLOATING), LOSS_OUTPUT, "float32 (float64 of float64)"])
         else:
             lines.append([f"`{op.name}`", _names(op.gate.dtypes), "the input's", "gradient's dtype; tensors: promoted"])
     return markdown(["op", "input", "output", "compared in"], lines, left=4)
@@ -178,14 +187,15 @@ def bytes_moved() -> str:
 def gpu_note() -> str:
     """Said as long as no committed result file is a GPU's."""
     if all(records.read(path)[0].on_cpu for path in records.newest()):
-        return '!!! warning "Not measured on a GPU yet"\n\n    No speed on a GPU has been measured, so no such figure is given here.'
+        said = "No speed on a GPU has been measured, so no such figure is given here."
+        return f'!!! warning "Not measured on a GPU yet"\n\n    {said}'
     return "GPU figures come first below, each with its device, driver, versions and commit."
 
 
 def compiled() -> str:
     """Instructions an element and registers of each op's forward and backward, bfloat16; and where all of it is."""
     parts = []
-    for file in sorted(COMPILED.glob("*/report.jsonl")):
+    for file in sorted((records.RESULTS / "compile").glob("*/report.jsonl")):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         targets = list(dict.fromkeys(line["target"] for line in lines))
         table: dict[tuple[str, str], dict[str, str]] = {}
@@ -193,7 +203,9 @@ def compiled() -> str:
             plain = line["operands"] in ("number", "-", "scalar", "numbers", "per-feature")
             if line["dtype"] == "bf16" and plain:
                 shown = f"{line['instructions_per_element']:.1f}, {line['registers']}"
-                table.setdefault((line["op"], f"{line['kernel']} {line['operands']}".removesuffix(" -")), {})[line["target"]] = shown
+                table.setdefault((line["op"], f"{line['kernel']} {line['operands']}".removesuffix(" -")), {})[
+                    line["target"]
+                ] = shown
         spills = sum(bool(line["spills"]) for line in lines)
         links = ", ".join(f"[{target}]({(file.parent / target).relative_to(ROOT).as_posix()}.md)" for target in targets)
         parts.append(
@@ -201,7 +213,10 @@ def compiled() -> str:
             f"with spills. Each cell: instructions an element, registers a thread, for bfloat16 and thresholds that are "
             f"numbers. Every kernel, dtype and kind of operand: {links}."
         )
-        rows = [[f"`{op}`", kernel, *(found.get(target, "–") for target in targets)] for (op, kernel), found in table.items()]
+        rows = [
+            [f"`{op}`", kernel, *(found.get(target, "–") for target in targets)]
+            for (op, kernel), found in table.items()
+        ]
         parts.append(markdown(["op", "kernel", *targets], rows, left=2))
     return "\n\n".join(parts)
 
@@ -224,7 +239,13 @@ def _file(folder: Path, module: str | None, name: str) -> str | None:
         place = ROOT / "kernels"
     for path in (place / f"{name}.py", place.with_suffix(".py"), place / "__init__.py"):
         if path.is_file():
-            return path.relative_to(ROOT).as_posix().removesuffix(".py").removeprefix("triton_thresh/").removesuffix("/__init__")
+            return (
+                path.relative_to(ROOT)
+                .as_posix()
+                .removesuffix(".py")
+                .removeprefix("triton_thresh/")
+                .removesuffix("/__init__")
+            )
     return None
 
 
