@@ -18,7 +18,7 @@ TRITON_DEVICES = frozenset({"cuda", "xpu"})
 
 def _checked(name: str, origin: str) -> str:
     if name not in BACKENDS:
-        raise ValueError(f"{origin}: expected one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+        raise ValueError(f"{origin} must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
     return name
 
 
@@ -43,7 +43,7 @@ def set_backend(name: str) -> None:
         >>> get_backend()
         'auto'
     """
-    _setting[0] = _checked(name, "set_backend")
+    _setting[0] = _checked(name, "set_backend: name")
 
 
 def get_backend() -> str:
@@ -73,7 +73,7 @@ def use_backend(name: str) -> Iterator[None]:
         ...     tt.hardshrink(torch.tensor([0.2, 0.6]))
         tensor([0.0000, 0.6000])
     """
-    token = _override.set(_checked(name, "use_backend"))
+    token = _override.set(_checked(name, "use_backend: name"))
     try:
         yield
     finally:

@@ -65,7 +65,8 @@ class GradientThreshold:
     def __init__(self, optimizer: torch.optim.Optimizer, threshold: Threshold, *, track_kept: bool = False) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
-                f"GradientThreshold: optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+                f"GradientThreshold: optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; for parameters "
+                "without one there is threshold_gradients_"
             )
         check_thresholds("GradientThreshold", threshold, len(_parameters(optimizer)))
         self.threshold = threshold
