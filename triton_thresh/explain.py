@@ -111,7 +111,9 @@ def _refuse(op: Op, input: Tensor, settings: Mapping[str, object], bound: inspec
     """Raises what the call would: runs it on tensors without memory."""
     for argument, value in settings.items():
         if isinstance(value, Tensor) and value.device != input.device and (value.dim() or value.device.type != "cpu"):
-            raise RuntimeError(f"{op.name}: {argument} is on {value.device}, expected {input.device}, where the input is")
+            raise RuntimeError(
+                f"{op.name}: {argument} is on {value.device}, expected {input.device}, where the input is"
+            )
 
     def hollow(value: Any) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
