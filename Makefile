@@ -10,13 +10,14 @@ OUT ?= gpu-results
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+HAS_NBMAKE := $(BIN)/python -c 'import ipykernel, nbmake' 2>/dev/null
 HAS_GPU := $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null
 
 .PHONY: help demo test check lint gpu-test table docs bench report gpu clean
 
 help:
 	@echo "make demo      six short trainings, the pack against the same formulas in torch (ARGS='--steps 100')"
-	@echo "make test      every test this machine can run"
+	@echo "make test      every test this machine can run, and the notebooks"
 	@echo "make check     a quick subset of the tests"
 	@echo "make lint      ruff and mypy"
 	@echo "make gpu-test  the tests that need a GPU, alone"
@@ -26,7 +27,8 @@ help:
 	@echo "make report    tables and pictures of the newest results, and the README's figures"
 	@echo "make gpu       everything a GPU settles, in one go: tests, benchmark, sanitizer, profiler, tuning (LIMIT=1800 seconds)"
 
-# Where $(PYTHON) already has a torch that sees a GPU, that one is used, with whatever else is installed beside it.
+# Where $(PYTHON) already has a torch that sees a GPU, that one is used, with whatever else is installed beside it. An ipykernel
+# found there would start that Python; the kernel installed here starts this one.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	@if $(HAS_GPU); then \
@@ -39,6 +41,7 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet "setuptools>=64" wheel
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[dev]' \
 		|| $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	@if $(HAS_NBMAKE); then $(BIN)/python -m ipykernel install --sys-prefix >/dev/null; fi
 	@touch $@
 
 demo: $(READY)
@@ -48,11 +51,13 @@ demo: $(READY)
 # on a GPU the kernels too.
 test: $(READY)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(JOBS) tests/kernels tests/interpreted $(ARGS)
-	@if $(HAS_GPU); then \
-		$(BIN)/python -m pytest -q tests --ignore=tests/interpreted --doctest-modules triton_thresh $(ARGS); \
+	@books=; if $(HAS_NBMAKE); then books="--nbmake --nbmake-timeout=240 notebooks"; \
+	else echo "The notebooks are not run: nbmake or ipykernel is not installed."; fi; \
+	if $(HAS_GPU); then \
+		$(BIN)/python -m pytest -q $$books tests --ignore=tests/interpreted --doctest-modules triton_thresh $(ARGS); \
 	else \
-		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) tests --ignore=tests/interpreted --ignore=tests/kernels \
-			--doctest-modules triton_thresh $(ARGS); \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $$books tests --ignore=tests/interpreted \
+			--ignore=tests/kernels --doctest-modules triton_thresh $(ARGS); \
 	fi
 
 check: $(READY)

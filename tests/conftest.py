@@ -17,12 +17,12 @@ SUBJECTS = {*OPS, *BASES, *(rule.__name__ for rule in RULES)}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow is, beside what is marked so, every case of a test but one for each op, base and rule that it names."""
+    """Slow are, beside what is marked so, the notebooks and every case of a test but one for each op, base and rule it names."""
     seen = set()
     for item in items:
         test, _, case = item.nodeid.partition("[")
         subject = test, frozenset(SUBJECTS.intersection(re.split(r"[-\[\]]", case)))
-        if subject in seen:
+        if subject in seen or item.path.suffix == ".ipynb":  # run by nbmake
             item.add_marker(pytest.mark.slow)
         seen.add(subject)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
