@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import triton_thresh as tt
+from triton_thresh.registry import GATES
 
 from .conftest import INTERPRETED
 
@@ -271,6 +272,9 @@ MISTAKES["threshold_loss"] += [
         "pos_weight goes with base 'bce_with_logits', got base 'mse'",
     ),
 ]
+for op in GATES.values():  # a gate without mistakes of its own
+    if op.name in tt.__all__:
+        MISTAKES.setdefault(op.name, of_a_gate(op.name, op._names[0], learns=op.push is not None))
 CASES = [pytest.param(m, id=f"{name}-{i}") for name, of in MISTAKES.items() for i, m in enumerate(of)]
 
 
