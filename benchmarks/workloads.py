@@ -156,7 +156,7 @@ def gate(op: Gate, dtype: torch.dtype, numel: int, device: torch.device) -> Iter
     """The gate with the numbers of its example, on normal inputs."""
     if dtype not in op.dtypes:
         return
-    numbers = tuple(round_to(v, dtype) for v in op.example)
+    call, numbers = getattr(tt, op.name, op), tuple(round_to(v, dtype) for v in op.example)
     like = torch.empty(numel, dtype=dtype, device="meta")
 
     def make(seed: int) -> Inputs:
@@ -183,7 +183,7 @@ def gate(op: Gate, dtype: torch.dtype, numel: int, device: torch.device) -> Iter
         device=device,
         modes=MODES if op.differentiable else ("forward",),
         make=make,
-        pack=lambda x: getattr(tt, op.name, op)(x, *numbers),
+        pack=lambda x: call(x, *numbers),
         eager=baselines.gate(op, numbers, torch.empty(0, dtype=dtype, device=device)),
         bytes=_bytes(op, like.requires_grad_(op.differentiable), (), {}),
         expected=expected,
@@ -200,7 +200,7 @@ def learned(op: LearnedGate, dtype: torch.dtype, numel: int, device: torch.devic
         return
     features = math.gcd(numel, FEATURES)
     shape = (numel // features, features)
-    threshold, bandwidth = op.example
+    call, (threshold, bandwidth) = getattr(tt, op.name, op), op.example
     like = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
     thresholds = torch.empty(features, device="meta", requires_grad=True)
 
@@ -222,7 +222,7 @@ def learned(op: LearnedGate, dtype: torch.dtype, numel: int, device: torch.devic
         device=device,
         modes=MODES,
         make=make,
-        pack=lambda x, t: getattr(tt, op.name, op)(x, t, bandwidth),
+        pack=lambda x, t: call(x, t, bandwidth),
         eager=baselines.learned(op, bandwidth),
         bytes=_bytes(op, like, (thresholds,), {}),
         expected=expected,
@@ -244,6 +244,7 @@ def loss(op: Loss, dtype: torch.dtype, numel: int, device: torch.device) -> Iter
 
 
 def _loss(name: str, op: Loss, base: str, rule: Rule, dtype: torch.dtype, numel: int, device: torch.device) -> Workload:
+    call = getattr(tt, op.name)
     keywords = vars(rule) if op.rule is not None else {"rule": rule, "base": base}
     like = torch.empty(numel, dtype=dtype, device="meta", requires_grad=True)
     domain = reference.BASES[base].domain
@@ -278,7 +279,7 @@ def _loss(name: str, op: Loss, base: str, rule: Rule, dtype: torch.dtype, numel:
         device=device,
         modes=MODES,
         make=make,
-        pack=lambda x, y: getattr(tt, op.name)(x, y, **keywords),
+        pack=lambda x, y: call(x, y, **keywords),
         eager=baselines.loss(base, rule, torch.empty(0, dtype=dtype, device=device)),
         bytes=_bytes(op, like, (like.detach(),), {"reduction": "mean"}),
         expected=expected,

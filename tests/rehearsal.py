@@ -1,4 +1,4 @@
-"""Runs a command as if on a GPU: kernels are compiled for sm_90 and their launches recorded, not made (tests/stub_driver.py).
+"""Runs a command as if on a GPU: kernels are compiled for sm_90, launches recorded, not made (benchmarks/stub_driver.py).
 
 ``python -m tests.rehearsal triton_thresh tune --sizes 10``: no time is taken, no result computed.
 """
@@ -16,9 +16,8 @@ from unittest.mock import patch
 import torch
 import triton.testing
 
+from benchmarks.stub_driver import StubDriver
 from triton_thresh import backend, tune, tuning
-
-from .stub_driver import StubDriver
 
 NAME = "pretended GPU"
 
@@ -35,7 +34,7 @@ def pretended_gpu() -> Iterator[StubDriver]:
     with ExitStack() as stack:
         for target, name, value in (
             (tune, "gpu", lambda: torch.device("cpu")),
-            (backend, "TRITON_DEVICES", frozenset({"cpu"})),
+            (backend, "is_driven", lambda device: True),
             (tuning, "_device_name", lambda device: NAME),
             (tuning, "lanes", lambda device: 32),
             (triton.testing, "do_bench", bench),

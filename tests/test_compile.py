@@ -16,13 +16,13 @@ from benchmarks.aot import TARGETS, Report
 from benchmarks.cases import ITEMSIZE, Case, cases
 from benchmarks.compiled import compile_case
 from benchmarks.roofline import GPUS
+from benchmarks.stub_driver import StubDriver
 from triton_thresh import launch, reference, rules, tuning
 from triton_thresh import learned as learned_launch
 from triton_thresh.families import Gate, LearnedGate
 from triton_thresh.registry import LEARNED_GATES, OPS
 
 from .conftest import INTERPRETED
-from .stub_driver import StubDriver
 
 pytestmark = [pytest.mark.skipif(INTERPRETED, reason="this process interprets kernels"), pytest.mark.slow]
 

@@ -729,7 +729,7 @@ def test_hooks_refused() -> None:
 @pytest.mark.skipif(INTERPRETED or not has_triton(), reason="needs Triton, without its interpreter")
 def test_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand gradients: one launch for each dtype, whatever the sizes, alignments and thresholds; compiled once."""
-    from .stub_driver import StubDriver
+    from benchmarks.stub_driver import StubDriver
 
     monkeypatch.setattr(tuning, "_device_name", lambda device: "stub")
     monkeypatch.setattr(tuning, "lanes", lambda device: 32)

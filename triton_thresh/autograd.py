@@ -45,7 +45,7 @@ class Gate(torch.autograd.Function):
         output, mask = launch.gate_forward(call, input, input if inplace else None, want_mask=True)
         assert mask is not None
         ctx.save_for_backward(mask.bits)
-        ctx.mask = mask._replace(bits=None)  # type: ignore[arg-type]
+        ctx.layout = mask[1:]
         if inplace:
             ctx.mark_dirty(input)
         return output
@@ -55,7 +55,7 @@ class Gate(torch.autograd.Function):
         from . import launch
 
         (bits,) = ctx.saved_tensors
-        mask = ctx.mask._replace(bits=bits)
+        mask = launch.Mask(bits, *ctx.layout)
         if torch.is_grad_enabled() or not is_plain(gradient):
             return torch.where(launch.unpack(mask), gradient, 0), None, None
         return launch.gate_backward(mask, gradient), None, None

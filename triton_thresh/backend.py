@@ -6,11 +6,18 @@ import functools
 import importlib.util
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active as _are_transforms_active
+from torch._C import _len_torch_dispatch_stack
+from torch._C._functorch import is_legacy_batchedtensor
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+from torch.nn import Parameter
 
 BACKENDS = ("auto", "triton", "eager")
 TRITON_DEVICES = frozenset({"cuda", "xpu"})
@@ -98,36 +105,67 @@ def interpreting() -> bool:
 
 def is_plain(*tensors: object) -> bool:
     """Whether these may be handed to a kernel: ordinary tensors, no compiler, tracer, transform or forward-mode AD at work."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return False
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
-        return False
-    if torch._C._len_torch_dispatch_stack() > 0:
+    if _are_transforms_active() or forward_ad._current_level >= 0 or _len_torch_dispatch_stack() > 0:
         return False
     for tensor in tensors:
-        if isinstance(tensor, Tensor) and (
-            type(tensor) not in (Tensor, torch.nn.Parameter) or torch._C._functorch.is_legacy_batchedtensor(tensor)
-        ):
+        kind = type(tensor)
+        if kind is float:
+            continue
+        if kind is Tensor or kind is Parameter:
+            if is_legacy_batchedtensor(tensor):  # type: ignore[arg-type]
+                return False
+        elif isinstance(tensor, Tensor):
             return False
     return True
 
 
+def runs_eagerly(input: Tensor) -> bool:
+    """Whether a call on an ordinary tensor, not compiled, is one of torch's own CPU ops: the cheapest of these checks."""
+    return (
+        input.is_cpu
+        and input.layout is torch.strided
+        and (_override.get() or _setting[0]) != "triton"
+        and not _are_transforms_active()
+        and forward_ad._current_level < 0
+        and _len_torch_dispatch_stack() == 0
+        and not (input.requires_grad and is_legacy_batchedtensor(input))
+    )
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes `device` the current one."""
+    return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
+
+
+@functools.cache
+def is_driven(device: torch.device) -> bool:
+    """Whether Triton may drive such a device."""
+    return device.type in TRITON_DEVICES
+
+
+@functools.cache
+def _automatic(device: torch.device, driven: bool, installed: bool) -> tuple[str, str]:
+    if driven and not installed:
+        return "eager", "auto: Triton is not installed"
+    if driven:
+        return "triton", f"auto: tensors on {device.type} run on Triton"
+    return "eager", f"auto: tensors on {device.type} run in eager torch"
+
+
 def choose(device: torch.device) -> tuple[str, str]:
     """The backend for tensors on `device`, and why."""
-    asked = get_backend()
+    asked = _override.get() or _setting[0]
     if asked == "eager":
         return "eager", "asked for"
-    if asked == "triton":
-        if not has_triton():
-            raise RuntimeError('backend "triton" was asked for, but Triton is not installed; install it or use "auto"')
-        if device.type not in TRITON_DEVICES and not (device.type == "cpu" and interpreting()):
-            raise RuntimeError(
-                f'backend "triton" was asked for a tensor on {str(device)!r}: expected a tensor on a GPU, or TRITON_INTERPRET=1 '
-                'in the environment before Triton is first imported (slow, for testing); "auto" runs CPU tensors in eager torch'
-            )
-        return "triton", "asked for"
-    if device.type not in TRITON_DEVICES:
-        return "eager", f"auto: tensors on {device.type} run in eager torch"
+    if asked == "auto":
+        return _automatic(device, is_driven(device), has_triton())
     if not has_triton():
-        return "eager", "auto: Triton is not installed"
-    return "triton", f"auto: tensors on {device.type} run on Triton"
+        raise RuntimeError('backend "triton" was asked for, but Triton is not installed; install it or use "auto"')
+    if not is_driven(device) and not (device.type == "cpu" and interpreting()):
+        raise RuntimeError(
+            f'backend "triton" was asked for a tensor on {str(device)!r}: expected a tensor on a GPU, or TRITON_INTERPRET=1 '
+            'in the environment before Triton is first imported (slow, for testing); "auto" runs CPU tensors in eager torch'
+        )
+    return "triton", "asked for"

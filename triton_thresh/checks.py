@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 REAL = (*FLOATING, *INTEGER, torch.bool)
 REDUCTIONS = ("mean", "sum", "none")
+LARGEST = {dtype: torch.finfo(dtype).max for dtype in FLOATING}
 LEAST_POSITIVE = torch.finfo(torch.float32).tiny
 
 
@@ -75,10 +77,24 @@ def as_float(op: str, name: str, value: float) -> float:
 
 def check_held(op: str, name: str, value: float, dtype: torch.dtype) -> float:
     """A number within the range of a floating dtype, as ATen demands; infinities and NaN are."""
-    limit = torch.finfo(dtype).max
+    limit = LARGEST[dtype]
     if not torch.compiler.is_compiling() and limit < abs(value) < math.inf:
         raise RuntimeError(f"{op}: {name} is {value}, which {dtype} cannot hold; expected -{limit} to {limit}")
     return value
+
+
+def within(dtype: torch.dtype, values: Iterable[object], nonnegative: bool) -> bool:
+    """Whether these are Python numbers that a floating dtype holds (the first of them not below 0)."""
+    limit = LARGEST.get(dtype)
+    if limit is None:
+        return False
+    least = 0.0 if nonnegative else -limit
+    for value in values:
+        kind = type(value)
+        if (kind is not float and kind is not int) or not least <= value <= limit:  # type: ignore[operator]
+            return False
+        least = -limit
+    return True
 
 
 def check_integer(op: str, name: str, value: float, dtype: torch.dtype) -> int:
@@ -150,7 +166,7 @@ def check_reduction(op: str, reduction: object) -> str:
     """`reduction` is "mean", "sum" or "none"."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"{op}: reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
-    return str(reduction)
+    return reduction
 
 
 def check_inplace(op: str, input: Tensor, plain: bool) -> None:

@@ -6,6 +6,7 @@ the torch kernels that compute the same bits.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from .rounding import round_to
 from .rules import Operand
 
 SLICE = 1 << 18
+FEW = 1 << 13  # elements of which a pass costs less than a call
 
 
 def _parts(tensors: Sequence[Operand], like: Tensor) -> Iterator[list[Any]]:
@@ -108,6 +110,11 @@ def loss_rescale(spec: LossSpec, dx: Tensor, gradient: Tensor) -> None:
 # ----------------------------------------------------------------------------------------------------------------- gates
 
 
+def _held(value: float, dtype: torch.dtype) -> float:
+    """A number as torch's kernels must be given it: of 16-bit inputs they round it to float32 alone."""
+    return round_to(value, dtype) if dtype.itemsize == 2 else value
+
+
 class _Shrink(torch.autograd.Function):
     """torch's own forward, and a backward that passes the gradient of NaN inputs on, as torch's vectorised one does not.
 
@@ -132,25 +139,25 @@ class _Shrink(torch.autograd.Function):
 
 def threshold(input: Tensor, threshold: float, value: float) -> Tensor:
     """F.threshold, which does not round the threshold to a 16-bit input's dtype on a CPU."""
-    return F.threshold(input, round_to(threshold, input.dtype), value)
+    return torch.threshold(input, _held(threshold, input.dtype), value)
 
 
 def threshold_(input: Tensor, threshold: float, value: float) -> Tensor:
     """The same in place, where autograd does not record."""
-    return F.threshold(input, round_to(threshold, input.dtype), value, inplace=True)
+    return F.threshold(input, _held(threshold, input.dtype), value, inplace=True)
 
 
 def hardshrink_(input: Tensor, lambd: float) -> Tensor:
     """F.hardshrink in place, where autograd does not record."""
-    output: Tensor = torch.ops.aten.hardshrink.out(input, round_to(lambd, input.dtype), out=input)
+    output: Tensor = torch.ops.aten.hardshrink.out(input, _held(lambd, input.dtype), out=input)
     return output
 
 
 def hardshrink(input: Tensor, lambd: float) -> Tensor:
     """F.hardshrink, with the gradient of NaN inputs."""
     if input.requires_grad and torch.is_grad_enabled():
-        return _Shrink.apply(input, round_to(lambd, input.dtype), False)  # type: ignore[no-any-return, no-untyped-call]
-    return F.hardshrink(input, round_to(lambd, input.dtype))
+        return _Shrink.apply(input, _held(lambd, input.dtype), False)  # type: ignore[no-any-return, no-untyped-call]
+    return torch.hardshrink(input, _held(lambd, input.dtype))
 
 
 def keep_large(input: Tensor, threshold: float) -> Tensor:
@@ -160,7 +167,7 @@ def keep_large(input: Tensor, threshold: float) -> Tensor:
 
 def softshrink(input: Tensor, lambd: float) -> Tensor:
     """F.softshrink, with the gradient of NaN inputs; torch's own refuses a lambd that rounds to infinity."""
-    lambd = round_to(lambd, input.dtype)
+    lambd = _held(lambd, input.dtype)
     if lambd == math.inf:
         return reference.softshrink(input, lambd)
     if input.requires_grad and torch.is_grad_enabled():
@@ -171,13 +178,27 @@ def softshrink(input: Tensor, lambd: float) -> Tensor:
 def binary_threshold(
     input: Tensor, threshold: float, above_value: float, below_value: float, *, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """The reference, with a comparison that writes the output's own dtype."""
+    """The reference, with a comparison that writes the output's own dtype; small inputs take the fewest calls instead."""
     if dtype is torch.bool and above_value and not below_value:
-        return torch.gt(input.detach(), round_to(threshold, input.dtype))
-    if dtype is not None and dtype != input.dtype:
+        return torch.gt(input.detach(), _held(threshold, input.dtype))
+    result = dtype or input.dtype
+    if input.numel() <= FEW:
+        signs = math.copysign(1, above_value), math.copysign(1, below_value)
+        return torch.where(
+            input > _held(threshold, input.dtype), *_scalars(above_value, below_value, signs, result, input.device)
+        )
+    if result != input.dtype:
         return reference.binary_threshold(input, threshold, above_value, below_value, dtype=dtype)
-    above, below = (round_to(v, input.dtype) for v in (above_value, below_value))
-    return _pick(torch.gt, input.detach(), round_to(threshold, input.dtype), above, below)
+    above, below = (_held(v, input.dtype) for v in (above_value, below_value))
+    return _pick(torch.gt, input.detach(), _held(threshold, input.dtype), above, below)
+
+
+@functools.lru_cache(maxsize=256)
+def _scalars(
+    above: float, below: float, signs: tuple[float, float], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Two numbers as 0-dim tensors that nobody writes to; their signs tell -0 from 0."""
+    return torch.full((), above, dtype=dtype, device=device), torch.full((), below, dtype=dtype, device=device)
 
 
 # -------------------------------------------------------------------------------------------- gates whose threshold learns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from array import array
 from collections.abc import Iterable, Sequence
@@ -11,8 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import layout, tuning
+from .kernel_cache import Kernel
 from .kernels import foreach, pointwise
-from .launch import COMPUTE, OPTIONS, on_device
+from .launch import COMPUTE
 from .reference import compute_dtype
 from .rounding import round_to
 
@@ -50,6 +52,18 @@ def _table(tensors: Sequence[Tensor], thresholds: Sequence[int], chunk: int) -> 
     return table.to(device, non_blocking=True), total
 
 
+@functools.cache
+def _kernel(dtype: torch.dtype, config: tuning.Config) -> Kernel:
+    return Kernel(
+        foreach.inplace,
+        num_warps=config.num_warps,
+        FUNCTION=pointwise.keep_large,
+        DTYPE=TYPES[dtype],
+        COMPUTE=COMPUTE[compute_dtype(dtype)],
+        COLS=config.block,
+    )
+
+
 def keep_large_(
     op: str,
     tensors: Sequence[Tensor],
@@ -71,24 +85,12 @@ def keep_large_(
         pointer, own = None, [rounded[t] for t in thresholds]
     numel = sum(tensor.numel() for tensor in dense)
     config = tuning.choose("gate", op, dtype, numel, device, False).config
-    with on_device(device):
-        table, programs = _table(dense, own, 8 * config.block)
-        kept = torch.empty(programs, dtype=torch.int32, device=device) if count else None
-        if programs:
-            foreach.inplace[(programs,)](
-                table,
-                len(dense),
-                pointer,
-                kept,
-                FUNCTION=pointwise.keep_large,
-                DTYPE=TYPES[dtype],
-                COMPUTE=COMPUTE[compute_dtype(dtype)],
-                COLS=config.block,
-                num_warps=config.num_warps,
-                **OPTIONS,
-            )
-        for tensor, copy in zip(tensors, dense):
-            if copy is not tensor:
-                tensor.copy_(copy)
+    table, programs = _table(dense, own, 8 * config.block)
+    kept = torch.empty(programs, dtype=torch.int32, device=device) if count else None
+    if programs:
+        _kernel(dtype, config)(programs, table, len(dense), pointer, kept)
+    for tensor, copy in zip(tensors, dense):
+        if copy is not tensor:
+            tensor.copy_(copy)
     torch.autograd.graph.increment_version(tensors)
     return [] if kept is None else [kept.sum(dtype=torch.int64)]

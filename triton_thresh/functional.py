@@ -28,19 +28,19 @@ __all__ = [
     "threshold_mse_loss",
 ]
 
-_threshold = GATES["threshold"]
-_hardshrink = GATES["hardshrink"]
-_softshrink = GATES["softshrink"]
-_binary_threshold = GATES["binary_threshold"]
-_jumprelu = LEARNED_GATES["jumprelu"]
-_step = LEARNED_GATES["step"]
-_jumprelu_l0 = LEARNED_GATES["jumprelu_l0"]
-_threshold_bce_loss = LOSSES["threshold_bce_loss"]
-_threshold_bce_with_logits_loss = LOSSES["threshold_bce_with_logits_loss"]
-_threshold_mse_loss = LOSSES["threshold_mse_loss"]
-_proximity_mse_loss = LOSSES["proximity_mse_loss"]
-_exceedance_mse_loss = LOSSES["exceedance_mse_loss"]
-_threshold_loss = LOSSES["threshold_loss"]
+_threshold = GATES["threshold"].__call__
+_hardshrink = GATES["hardshrink"].__call__
+_softshrink = GATES["softshrink"].__call__
+_binary_threshold = GATES["binary_threshold"].__call__
+_jumprelu = LEARNED_GATES["jumprelu"].__call__
+_step = LEARNED_GATES["step"].__call__
+_jumprelu_l0 = LEARNED_GATES["jumprelu_l0"].__call__
+_threshold_bce_loss = LOSSES["threshold_bce_loss"].__call__
+_threshold_bce_with_logits_loss = LOSSES["threshold_bce_with_logits_loss"].__call__
+_threshold_mse_loss = LOSSES["threshold_mse_loss"].__call__
+_proximity_mse_loss = LOSSES["proximity_mse_loss"].__call__
+_exceedance_mse_loss = LOSSES["exceedance_mse_loss"].__call__
+_threshold_loss = LOSSES["threshold_loss"].__call__
 
 
 def threshold(input: Tensor, threshold: Operand, value: float = 0.0, *, inplace: bool = False) -> Tensor:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import layout, tuning
+from .kernel_cache import Kernel
 from .kernels import gate, loss, operand, pointwise
 from .reference import RULES, LossSpec, by_value, compute_dtype
 from .rounding import round_to
 from .rules import Operand
 
-OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}
 COMPUTE = {
     torch.float16: tl.float32,
     torch.bfloat16: tl.float32,
@@ -29,25 +28,13 @@ COMPUTE = {
     torch.int32: tl.int32,
     torch.int64: tl.int64,
 }
+SHORT = frozenset({torch.float16, torch.bfloat16, torch.float32})  # which a float32 holds
 ROUNDED = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 NUMBER, SCALAR, CHANNEL, ELEMENT = (
     kind.value for kind in (operand.NUMBER, operand.SCALAR, operand.CHANNEL, operand.ELEMENT)
 )
 RESCALE_PROGRAMS = 1024
 FINISH_BLOCK = 1024
-
-
-@contextlib.contextmanager
-def _switched(device: torch.device) -> Any:
-    with torch.get_device_module(device).device(device):
-        yield
-
-
-def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Makes `device` the current one, where there are several."""
-    if device.type == "cpu" or device.index == torch.get_device_module(device).current_device():
-        return contextlib.nullcontext()
-    return _switched(device)
 
 
 # -------------------------------------------------------------------------------------------------------------- operands
@@ -59,18 +46,20 @@ def pack(value: Operand, input: Tensor, dtype: torch.dtype) -> tuple[tuple[Any, 
     A number travels as a float32 argument if that holds it, else as a 0-dim tensor on the device.
     """
     if not isinstance(value, Tensor):
-        if dtype.is_floating_point and dtype.itemsize <= 4:
+        if dtype in SHORT:
             return (float(value),), NUMBER
         return (torch.full((), value, dtype=dtype, device=input.device),), SCALAR
     if value.numel() == 1:
         if value.device != input.device:  # read on the CPU and filled in on the device: a copy would make the host wait
             value = torch.full((), value.item(), dtype=value.dtype, device=input.device)
         return (value,), SCALAR
-    shape, stride = tuple(input.shape), input.stride()
-    pattern = layout.broadcast_pattern(shape, stride, tuple(value.shape))
+    shape, stride = input.shape, input.stride()
+    pattern = layout.broadcast_pattern(shape, stride, value.shape)
     if pattern is not None:
         inner, mid = pattern
         if inner == 1 and mid == input.numel():
+            if value.is_contiguous() and input.is_contiguous():
+                return (value,), ELEMENT
             return (layout.laid_out_as(value.reshape(shape), shape, stride),), ELEMENT
         return (layout.block(value, input), inner, mid), CHANNEL
     return (torch.empty_strided(shape, stride, dtype=value.dtype, device=input.device).copy_(value),), ELEMENT
@@ -80,8 +69,10 @@ def pack_all(
     values: Sequence[Operand], input: Tensor, dtypes: Sequence[torch.dtype]
 ) -> tuple[tuple[Any, ...], tuple[int, ...]]:
     """Several operands, and the tuple of their kinds."""
+    if set(map(type, values)) == {float} and SHORT.issuperset(dtypes):
+        return tuple([(value,) for value in values]), (NUMBER,) * len(values)
     packed = [pack(value, input, dtype) for value, dtype in zip(values, dtypes)]
-    return tuple(p for p, _ in packed), tuple(kind for _, kind in packed)
+    return tuple([p for p, _ in packed]), tuple([kind for _, kind in packed])
 
 
 # ----------------------------------------------------------------------------------------------------------------- gates
@@ -101,10 +92,23 @@ class GateCall(NamedTuple):
 
     op: str
     function: str
-    threshold: Operand
-    constants: tuple[float, ...]
-    promoted: torch.dtype
+    operands: tuple[Operand, ...]  # the threshold, then the constants
+    held: tuple[torch.dtype, ...]  # what a number among them is held in
+    compute: torch.dtype
+    promoted: torch.dtype | None  # in which an integer input is compared
     result: torch.dtype
+
+
+def gate_call(
+    op: str, input: Tensor, threshold: Operand, constants: Sequence[float], result: torch.dtype, casts: bool
+) -> GateCall:
+    """How the gate `op` is called; its device function has its name."""
+    t, promoted = compared(input, threshold, casts)
+    compute = compute_dtype(promoted)
+    storage = result if result.is_floating_point else torch.int64
+    operands = (t, *(held(value, result) for value in constants))
+    types = (compute,) + (storage,) * len(constants)
+    return GateCall(op, op, operands, types, compute, None if input.is_floating_point() else promoted, result)
 
 
 def compared(input: Tensor, threshold: Operand, casts: bool) -> tuple[Operand, torch.dtype]:
@@ -129,38 +133,54 @@ def held(value: float, dtype: torch.dtype) -> float:
     return round_to(value, dtype) if dtype.is_floating_point else int(value)
 
 
+@functools.cache
+def _gate_kernel(
+    function: str, kinds: tuple[int, ...], compute: torch.dtype, promoted: torch.dtype | None, config: tuning.Config
+) -> Kernel:
+    return Kernel(
+        gate.forward,
+        num_warps=config.num_warps,
+        KINDS=kinds,
+        FUNCTION=getattr(pointwise, function),
+        COMPUTE=COMPUTE[compute],
+        COLS=config.block,
+        PROMOTED=None if promoted is None else ROUNDED.get(promoted),
+    )
+
+
+@functools.cache
+def _gate_backward_kernel(block: int, itemsize: int, lanes: int) -> Kernel:
+    return Kernel(gate.backward, num_warps=tuning.gate_warps(block, itemsize, lanes), COLS=block)
+
+
 def gate_forward(
     call: GateCall, input: Tensor, output: Tensor | None = None, *, want_mask: bool
 ) -> tuple[Tensor, Mask | None]:
     """The gate's output (written to `output` if given), and for backward one bit per element."""
     x = layout.dense(input)
     inplace = output is not None
-    apart = output is None or not layout.is_dense(output) or layout.share_memory(call.threshold, output)
-    y = torch.empty_like(x, dtype=call.result) if output is None or apart else output
-    n = x.numel()
-    shape, stride = tuple(x.shape), x.stride()
+    apart = output is None or not layout.is_dense(output) or layout.share_memory(call.operands[0], output)
+    if output is None or apart:
+        y = torch.empty_like(x) if call.result is x.dtype else torch.empty_like(x, dtype=call.result)
+    else:
+        y = output
+    n, device = x.numel(), x.device
     if n == 0:
-        return (input if inplace else y), Mask(torch.empty(0, dtype=torch.uint8, device=x.device), 0, shape, stride)
-    storage = call.result if call.result.is_floating_point else torch.int64
-    compute = compute_dtype(call.promoted)
-    dtypes = (compute,) + (storage,) * len(call.constants)
-    operands, kinds = pack_all((call.threshold, *call.constants), x, dtypes)
-    options = dict(KINDS=kinds, FUNCTION=getattr(pointwise, call.function), COMPUTE=COMPUTE[compute])
-    if not x.is_floating_point():
-        options["PROMOTED"] = ROUNDED.get(call.promoted)
+        empty = torch.empty(0, dtype=torch.uint8, device=device)
+        return (input if inplace else y), Mask(empty, 0, x.shape, x.stride())
+    operands, kinds = pack_all(call.operands, x, call.held)
 
     def run(config: tuning.Config, out: Tensor) -> Mask | None:
-        tiles = triton.cdiv(n, 8 * config.block)
-        mask = torch.empty(tiles * config.block, dtype=torch.uint8, device=x.device) if want_mask else None
-        gate.forward[(tiles,)](
-            x, out, mask, n, operands, **options, COLS=config.block, num_warps=config.num_warps, **OPTIONS
-        )
-        return None if mask is None else Mask(mask, config.block, shape, stride)
+        tiles = layout.blocks(n, 8 * config.block)
+        mask = torch.empty(tiles * config.block, dtype=torch.uint8, device=device) if want_mask else None
+        kernel = _gate_kernel(call.function, kinds, call.compute, call.promoted, config)
+        kernel(tiles, x, out, mask, n, operands)
+        return None if mask is None else Mask(mask, config.block, x.shape, x.stride())
 
-    with on_device(x.device):
-        trial: Callable[[tuning.Config], object] = lambda config: run(config, torch.empty_like(y))  # noqa: E731
-        config = tuning.choose("gate", call.op, x.dtype, n, x.device, True, trial).config
-        mask = run(config, y)
+    def trial(config: tuning.Config) -> None:
+        run(config, torch.empty_like(y))
+
+    mask = run(tuning.choose("gate", call.op, x.dtype, n, device, True, trial).config, y)
     if output is not None and y is not output:
         y = output.copy_(y)
     return y, mask
@@ -169,14 +189,11 @@ def gate_forward(
 def gate_backward(mask: Mask, gradient: Tensor) -> Tensor:
     """dx: the gradient where the element was kept, else 0."""
     g = layout.laid_out_as(gradient, mask.shape, mask.stride)
-    dx = torch.empty_strided(mask.shape, mask.stride, dtype=g.dtype, device=g.device)
-    n = g.numel()
+    device, n = g.device, g.numel()
+    dx = torch.empty_strided(mask.shape, mask.stride, dtype=g.dtype, device=device)
     if n:
-        warps = tuning.gate_warps(mask.block, g.dtype.itemsize, tuning.lanes(g.device))
-        with on_device(g.device):
-            gate.backward[(triton.cdiv(n, 8 * mask.block),)](
-                g, mask.bits, dx, n, COLS=mask.block, num_warps=warps, **OPTIONS
-            )
+        kernel = _gate_backward_kernel(mask.block, g.dtype.itemsize, tuning.lanes(device))
+        kernel(layout.blocks(n, 8 * mask.block), g, mask.bits, dx, n)
     return dx
 
 
@@ -186,7 +203,7 @@ def unpack(mask: Mask, plane: int = 0) -> Tensor:
     if size == 0:
         return torch.empty_strided(mask.shape, mask.stride, dtype=torch.bool, device=mask.bits.device)
     bytes_ = mask.bits.view(-1, mask.block)
-    tiles = triton.cdiv(size, 8 * mask.block)
+    tiles = layout.blocks(size, 8 * mask.block)
     bytes_ = bytes_[plane * tiles : (plane + 1) * tiles]
     shifts = torch.arange(8, dtype=torch.uint8, device=bytes_.device)
     flat = ((bytes_[:, None, :] >> shifts[:, None]) & 1).bool().reshape(-1)[:size]
@@ -196,33 +213,37 @@ def unpack(mask: Mask, plane: int = 0) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------- losses
 
 
-class _LossLaunch(NamedTuple):
-    """What the forward and the recomputing kernel share."""
-
-    x: Tensor
-    y: Tensor
-    operands: tuple[Any, ...]
-    options: dict[str, Any]
-
-
-def _prepare(spec: LossSpec, input: Tensor, target: Tensor, operands: Sequence[Operand]) -> _LossLaunch:
-    x = layout.dense(input)
-    y = layout.laid_out_as(target, tuple(x.shape), x.stride())
-    dtype = compute_dtype(x.dtype)
-    packed, kinds = pack_all(operands, x, (dtype,) * len(operands))
-    options = dict(
+@functools.cache
+def _loss_kernel(
+    function: str, spec: LossSpec, kinds: tuple[int, ...], compute: torch.dtype, config: tuning.Config, **more: Any
+) -> Kernel:
+    """The kernel "forward" (which also takes SINGLE) or "backward" for a cell of the grid."""
+    return Kernel(
+        getattr(loss, function),
+        num_warps=config.num_warps,
         KINDS=kinds,
         BASE=getattr(pointwise, spec.base),
         BASE_COUNT=spec.base_count,
         RULE=getattr(pointwise, RULES[spec.rule].weight.__name__),
         RULE_COUNT=spec.rule_count,
-        COMPUTE=COMPUTE[dtype],
+        COMPUTE=COMPUTE[compute],
         REDUCTION=spec.reduction,
-        **OPTIONS,
+        **more,
+        BLOCK=config.block,
     )
-    return _LossLaunch(x, y, packed, options)
 
 
+@functools.cache
+def _finish_kernel(reduction: str) -> Kernel:
+    return Kernel(loss.finish, num_warps=4, REDUCTION=reduction, BLOCK=FINISH_BLOCK)
+
+
+@functools.cache
+def _rescale_kernel(dtype: torch.dtype, config: tuning.Config) -> Kernel:
+    return Kernel(loss.rescale, num_warps=config.num_warps, COMPUTE=COMPUTE[compute_dtype(dtype)], BLOCK=config.block)
+
+
+@functools.cache
 def loss_name(spec: LossSpec) -> str:
     """The name a cell of the grid has in the tables of block sizes."""
     return f"{spec.base}.{spec.rule.__name__}"
@@ -232,40 +253,29 @@ def loss_forward(
     spec: LossSpec, input: Tensor, target: Tensor, operands: Sequence[Operand], *, want_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The loss, and for a reduction the gradient for an upstream gradient of 1, from one read of input and target."""
-    x, y, packed, options = _prepare(spec, input, target, operands)
-    n = x.numel()
+    x = layout.dense(input)
+    y = layout.laid_out_as(target, x.shape, x.stride())
+    n, device, compute = x.numel(), x.device, compute_dtype(x.dtype)
+    packed, kinds = pack_all(operands, x, (compute,) * len(operands))
     dx = torch.empty_like(x) if want_gradient else None
-    with on_device(x.device):
-        if spec.reduction == "none":
-            out = torch.empty_like(x, dtype=spec.result)
+    name = loss_name(spec)
+    if spec.reduction == "none":
+        out = torch.empty_like(x, dtype=spec.result)
 
-            def run(config: tuning.Config) -> None:
-                loss.forward[(triton.cdiv(n, config.block),)](
-                    x, y, None, out, n, packed, **options, SINGLE=False, BLOCK=config.block, num_warps=config.num_warps
-                )
+        def run(config: tuning.Config) -> None:
+            kernel = _loss_kernel("forward", spec, kinds, compute, config, SINGLE=False)
+            kernel(layout.blocks(n, config.block), x, y, None, out, n, packed)
 
-            run(tuning.choose("loss", f"{loss_name(spec)}.none", x.dtype, n, x.device, True, run).config)
-            return out, None
-        config = tuning.choose("loss", loss_name(spec), x.dtype, n, x.device, False).config
-        programs = triton.cdiv(n, config.block)
-        out = torch.empty((), dtype=spec.result, device=x.device)
-        partials = out if programs == 1 else torch.empty(programs, dtype=compute_dtype(x.dtype), device=x.device)
-        loss.forward[(programs,)](
-            x,
-            y,
-            dx,
-            partials,
-            n,
-            packed,
-            **options,
-            SINGLE=programs == 1,
-            BLOCK=config.block,
-            num_warps=config.num_warps,
-        )
-        if programs > 1:
-            loss.finish[(1,)](
-                partials, out, n, programs, REDUCTION=spec.reduction, BLOCK=FINISH_BLOCK, num_warps=4, **OPTIONS
-            )
+        run(tuning.choose("loss", f"{name}.none", x.dtype, n, device, True, run).config)
+        return out, None
+    config = tuning.choose("loss", name, x.dtype, n, device, False).config
+    programs = layout.blocks(n, config.block)
+    out = x.new_empty((), dtype=spec.result)
+    partials = out if programs == 1 else x.new_empty(programs, dtype=compute)
+    kernel = _loss_kernel("forward", spec, kinds, compute, config, SINGLE=programs == 1)
+    kernel(programs, x, y, dx, partials, n, packed)
+    if programs > 1:
+        _finish_kernel(spec.reduction)(1, partials, out, n, programs)
     return out, dx
 
 
@@ -273,24 +283,22 @@ def loss_backward(
     spec: LossSpec, input: Tensor, target: Tensor, operands: Sequence[Operand], gradient: Tensor
 ) -> Tensor:
     """d loss / dx times the upstream gradient, recomputed from the inputs."""
-    x, y, packed, options = _prepare(spec, input, target, operands)
+    x = layout.dense(input)
+    y = layout.laid_out_as(target, x.shape, x.stride())
+    n, device, compute = x.numel(), x.device, compute_dtype(x.dtype)
+    packed, kinds = pack_all(operands, x, (compute,) * len(operands))
     if spec.reduction == "none":
-        gradient = layout.laid_out_as(gradient, tuple(x.shape), x.stride())
+        gradient = layout.laid_out_as(gradient, x.shape, x.stride())
     dx = torch.empty_like(x)
-    n = x.numel()
-    config = tuning.choose("loss", loss_name(spec), x.dtype, n, x.device, False).config
-    with on_device(x.device):
-        loss.backward[(triton.cdiv(n, config.block),)](
-            x, y, gradient, dx, n, packed, **options, BLOCK=config.block, num_warps=config.num_warps
-        )
+    config = tuning.choose("loss", loss_name(spec), x.dtype, n, device, False).config
+    kernel = _loss_kernel("backward", spec, kinds, compute, config)
+    kernel(layout.blocks(n, config.block), x, y, gradient, dx, n, packed)
     return dx
 
 
 def loss_rescale(spec: LossSpec, dx: Tensor, gradient: Tensor) -> None:
     """dx *= gradient, in place; moves nothing if the gradient is 1."""
-    n = dx.numel()
-    block, warps = tuning.default("loss", dx.dtype.itemsize, tuning.lanes(dx.device))
-    with on_device(dx.device):
-        loss.rescale[(min(triton.cdiv(n, block), RESCALE_PROGRAMS),)](
-            gradient, dx, n, COMPUTE=COMPUTE[compute_dtype(dx.dtype)], BLOCK=block, num_warps=warps, **OPTIONS
-        )
+    n, device = dx.numel(), dx.device
+    config = tuning.default("loss", dx.dtype.itemsize, tuning.lanes(device))
+    kernel = _rescale_kernel(dx.dtype, config)
+    kernel(min(layout.blocks(n, config.block), RESCALE_PROGRAMS), gradient, dx, n)

@@ -25,12 +25,12 @@ def memory_order(shape: Shape, stride: Shape) -> Shape | None:
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill one stretch of memory, in whatever order of dimensions."""
-    return tensor.is_contiguous() or memory_order(tuple(tensor.shape), tensor.stride()) is not None
+    return tensor.is_contiguous() or memory_order(tensor.shape, tensor.stride()) is not None
 
 
 def dense(tensor: Tensor) -> Tensor:
-    """The tensor itself where it is dense, else a copy as torch's own pointwise ops would lay it out."""
-    return tensor if is_dense(tensor) else torch.empty_like(tensor).copy_(tensor)
+    """The tensor itself where it is dense, else a copy, without gradient, as torch's own pointwise ops would lay it out."""
+    return tensor if is_dense(tensor) else torch.empty_like(tensor).copy_(tensor.detach())
 
 
 def laid_out_as(tensor: Tensor, shape: Shape, stride: Shape) -> Tensor:
@@ -38,9 +38,9 @@ def laid_out_as(tensor: Tensor, shape: Shape, stride: Shape) -> Tensor:
     if tensor.stride() == stride:
         return tensor
     order = memory_order(shape, stride)
-    if order is not None and order == memory_order(tuple(tensor.shape), tensor.stride()):
+    if order is not None and order == memory_order(tensor.shape, tensor.stride()):
         return tensor
-    return torch.empty_strided(shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    return torch.empty_strided(shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor.detach())
 
 
 def share_memory(operand: object, tensor: Tensor) -> bool:
@@ -71,7 +71,9 @@ def broadcast_pattern(shape: Shape, stride: Shape, operand_shape: Shape) -> tupl
 
 def block(operand: Tensor, like: Tensor) -> Tensor:
     """A broadcast operand as a 1-dim tensor of its own elements in the memory order of `like`."""
-    order = memory_order(tuple(like.shape), like.stride())
+    if operand.dim() == 1 and operand.is_contiguous():
+        return operand
+    order = memory_order(like.shape, like.stride())
     assert order is not None
     own = operand.reshape((1,) * (like.dim() - operand.dim()) + tuple(operand.shape))
     spanned = [d for d in order if own.shape[d] != 1]
@@ -96,6 +98,11 @@ def summed(elementwise: Tensor, shape: torch.Size) -> Tensor:
     wide = torch.float64 if elementwise.dtype == torch.float64 else torch.float32
     total = elementwise.sum(dims, dtype=wide) if dims else elementwise
     return total.reshape(shape)
+
+
+def blocks(length: int, block: int) -> int:
+    """How many blocks a length falls into, the last one perhaps not full."""
+    return -(-length // block)
 
 
 def total_bytes(tensors: Sequence[Tensor]) -> int:

@@ -12,8 +12,9 @@ import triton
 from torch import Tensor
 
 from . import layout, tuning
+from .kernel_cache import Kernel
 from .kernels import learned, pointwise
-from .launch import CHANNEL, COMPUTE, ELEMENT, OPTIONS, Mask, on_device, pack_all
+from .launch import CHANNEL, COMPUTE, ELEMENT, Mask, pack_all
 from .reference import compute_dtype
 from .rules import Operand
 
@@ -47,7 +48,7 @@ class Codes(NamedTuple):
 def _wide(unit: int, n: int, block: int) -> int:
     """The multiple of `unit` that leaves the fewest lanes of its blocks idle, of those of which n holds eight rows."""
     fitting = [m * unit for m in range(1, max(8, block // unit) + 1) if n >= 8 * m * unit and m * unit <= WIDEST]
-    return max(fitting, key=lambda width: width / (triton.cdiv(width, block) * block), default=unit)
+    return max(fitting, key=lambda width: width / (layout.blocks(width, block) * block), default=unit)
 
 
 def _rows(x: Tensor, threshold: Operand, counts: bool, block: int) -> tuple[int, tuple[int, int]]:
@@ -59,7 +60,7 @@ def _rows(x: Tensor, threshold: Operand, counts: bool, block: int) -> tuple[int,
     n, features = x.numel(), x.shape[-1] if counts else 1
     pattern: tuple[int, int] | None = (1, 1)
     if isinstance(threshold, Tensor) and threshold.numel() > 1:
-        pattern = layout.broadcast_pattern(tuple(x.shape), x.stride(), tuple(threshold.shape))
+        pattern = layout.broadcast_pattern(x.shape, x.stride(), threshold.shape)
     if pattern is not None:
         unit = math.lcm(math.prod(pattern), features, 16)
         if unit <= WIDEST and (n >= 8 * unit or (pattern == (1, 1) and not counts)):
@@ -82,7 +83,52 @@ def _column_operands(
 
 def _tiles(n: int, width: int, rows: int, block: int) -> tuple[int, int]:
     """Into how many blocks of so many rows, and of so many columns, a matrix falls."""
-    return triton.cdiv(n, rows * width), triton.cdiv(width, block)
+    return layout.blocks(n, rows * width), layout.blocks(width, block)
+
+
+@functools.cache
+def _forward_kernel(
+    function: str, kinds: tuple[int, ...], compute: torch.dtype, bits: int, by_column: bool, block: int, warps: int
+) -> Kernel:
+    return Kernel(
+        learned.forward,
+        num_warps=warps,
+        KINDS=kinds,
+        FUNCTION=getattr(pointwise, function),
+        COMPUTE=COMPUTE[compute],
+        BITS=bits,
+        BY_COLUMN=by_column,
+        COLS=block,
+    )
+
+
+@functools.cache
+def _count_kernel(parts: int, block: int) -> Kernel:
+    return Kernel(learned.count, num_warps=4, PARTS=parts, BLOCK=block)
+
+
+@functools.cache
+def _backward_kernel(
+    function: str,
+    kinds: tuple[int, ...],
+    compute: torch.dtype,
+    input_gradient: bool,
+    by_column: bool,
+    groups: int,
+    block: int,
+    warps: int,
+) -> Kernel:
+    return Kernel(
+        learned.backward,
+        num_warps=warps,
+        KINDS=kinds,
+        FUNCTION=getattr(pointwise, function),
+        COMPUTE=COMPUTE[compute],
+        INPUT_GRADIENT=input_gradient,
+        BY_COLUMN=by_column,
+        GROUPS=groups,
+        COLS=block,
+    )
 
 
 def forward(call: LearnedCall, input: Tensor, bits: int) -> tuple[Tensor, Tensor | None, Codes | None]:
@@ -92,7 +138,7 @@ def forward(call: LearnedCall, input: Tensor, bits: int) -> tuple[Tensor, Tensor
         x = x.contiguous()
     n = x.numel()
     y = torch.empty_like(x)
-    shape, stride = tuple(x.shape), x.stride()
+    shape, stride = x.shape, x.stride()
     count = torch.empty(shape[:-1], dtype=compute_dtype(x.dtype), device=x.device) if call.counts else None
     if n == 0:
         count = count if count is None else count.zero_()
@@ -106,30 +152,13 @@ def forward(call: LearnedCall, input: Tensor, bits: int) -> tuple[Tensor, Tensor
     down, across = _tiles(n, width, 8, block)
     planes = max(bits, int(call.counts))
     mask = torch.empty(planes * down * width, dtype=torch.uint8, device=x.device) if planes else None
-    with on_device(x.device):
-        learned.forward[(down * across,)](
-            x,
-            y,
-            mask,
-            n,
-            down,
-            width,
-            operands,
-            KINDS=kinds,
-            FUNCTION=getattr(pointwise, call.forward),
-            COMPUTE=COMPUTE[call.compute],
-            BITS=planes,
-            BY_COLUMN=pattern != (0, 0),
-            COLS=block,
-            num_warps=warps,
-            **OPTIONS,
-        )
-        if count is not None:
-            lanes = min(COUNT_BLOCK, triton.next_power_of_2(shape[-1]))
-            parts = COUNT_BLOCK // lanes
-            learned.count[(triton.cdiv(down * (width // shape[-1]), parts),)](
-                mask, count, count.numel(), width, shape[-1], PARTS=parts, BLOCK=lanes, num_warps=4, **OPTIONS
-            )
+    kernel = _forward_kernel(call.forward, kinds, call.compute, planes, pattern != (0, 0), block, warps)
+    kernel(down * across, x, y, mask, n, down, width, operands)
+    if count is not None:
+        lanes = min(COUNT_BLOCK, triton.next_power_of_2(shape[-1]))
+        parts = COUNT_BLOCK // lanes
+        kernel = _count_kernel(parts, lanes)
+        kernel(layout.blocks(down * (width // shape[-1]), parts), mask, count, count.numel(), width, shape[-1])
     if call.counts and not input.is_contiguous():
         y = torch.empty_like(input).copy_(y)
     return y, count, Codes(Mask(mask, width, shape, stride), pattern) if mask is not None and bits else None
@@ -157,28 +186,11 @@ def backward(
     read = call if call.reads_threshold else call._replace(threshold=0.0)
     operands, kinds = _column_operands(read, dx, width, pattern)
     features = mask.shape[-1] if call.counts else width
-    with on_device(g.device):
-        learned.backward[(down * across,)](
-            g,
-            count,
-            mask.bits,
-            dx,
-            dt,
-            n,
-            triton.cdiv(n, 8 * width),
-            width,
-            None if features == width else features,
-            operands,
-            KINDS=kinds,
-            FUNCTION=getattr(pointwise, call.backward),
-            COMPUTE=COMPUTE[call.compute],
-            INPUT_GRADIENT=call.input_gradient,
-            BY_COLUMN=by_column,
-            GROUPS=rows // 8,
-            COLS=block,
-            num_warps=warps,
-            **OPTIONS,
-        )
+    kernel = _backward_kernel(
+        call.backward, kinds, call.compute, call.input_gradient, by_column, rows // 8, block, warps
+    )
+    slices, counted = layout.blocks(n, 8 * width), None if features == width else features
+    kernel(down * across, g, count, mask.bits, dx, dt, n, slices, width, counted, operands)
     if dt is None or shape is None:
         return dx, None
     if not by_column:

@@ -114,7 +114,10 @@ def compared_dtype(dtype: torch.dtype, threshold: Operand) -> torch.dtype:
 
 def _side_by_side(input: Tensor, threshold: Operand) -> tuple[Tensor, Operand]:
     dtype = compared_dtype(input.dtype, threshold)
-    return input.detach().to(dtype), threshold.detach().to(dtype) if isinstance(threshold, Tensor) else threshold
+    x = input if input.dtype == dtype else input.to(dtype)
+    if not isinstance(threshold, Tensor) or threshold.dtype == dtype:
+        return x, threshold
+    return x, threshold.to(dtype)
 
 
 def is_above(input: Tensor, threshold: Operand) -> Tensor:
@@ -125,7 +128,7 @@ def is_above(input: Tensor, threshold: Operand) -> Tensor:
 
 def codes(input: Tensor, threshold: Operand, bandwidth: float) -> tuple[Tensor, Tensor]:
     """x > t; and |x - t| < bandwidth / 2, the window in which t gets a gradient."""
-    x, t = _side_by_side(input, threshold)
+    x, t = _side_by_side(input.detach(), threshold.detach() if isinstance(threshold, Tensor) else threshold)
     return x > t, (x - t).abs() < bandwidth / 2
 
 
@@ -456,6 +459,15 @@ def loss_gradient(spec: LossSpec, x: Tensor, y: Tensor, operands: Sequence[Opera
     return (slope * gradient).to(x.dtype)
 
 
+def result_dtype(input: Tensor) -> torch.dtype:
+    """A loss has the input's dtype; float32 under autocast."""
+    if input.dtype.itemsize > 2:
+        return input.dtype
+    kind = input.device.type
+    wide = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.float32 if wide else input.dtype
+
+
 def specify(
     input: Tensor,
     rule: Rule,
@@ -464,16 +476,12 @@ def specify(
     pos_weight: Operand | None = None,
     reduction: str = "mean",
 ) -> tuple[LossSpec, tuple[Operand, ...]]:
-    """Which loss is meant, and its operands. The result has the input's dtype, float32 under autocast."""
+    """Which loss is meant, and its operands."""
     parameters = () if pos_weight is None else (pos_weight,)
     weights = () if weight is None else (weight,)
     settings = rule.operands(base)
-    kind = input.device.type
-    wide = input.dtype.itemsize == 2 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    result = torch.float32 if wide else input.dtype
-    return LossSpec(
-        base, type(rule), len(parameters), len(settings), reduction, result
-    ), parameters + settings + weights
+    spec = LossSpec(base, type(rule), len(parameters), len(settings), reduction, result_dtype(input))
+    return spec, parameters + settings + weights
 
 
 def threshold_loss(

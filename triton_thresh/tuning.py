@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .backend import interpreting
+from .backend import interpreting, on_device
 
 
 class Config(NamedTuple):
@@ -52,11 +52,13 @@ def bucket(numel: int) -> int:
     return max(numel - 1, 0).bit_length()
 
 
+@functools.cache
 def gate_warps(block: int, itemsize: int, lanes: int) -> int:
     """The warps that give each thread 16 bytes a load."""
     return max(1, block * itemsize // (lanes * 16))
 
 
+@functools.cache
 def default(shell: str, itemsize: int, lanes: int = 32) -> Config:
     """The configuration where nothing was measured, for warps of so many lanes."""
     if shell == "loss":
@@ -243,7 +245,8 @@ def choose(
     if collected is not None and searchable and launch is not None:
         key = f"{op}/{str(dtype).removeprefix('torch.')}/{size}"
         if key not in collected:
-            collected[key] = search(candidates(shell, dtype.itemsize, lanes(device)), launch)
+            with on_device(device):
+                collected[key] = search(candidates(shell, dtype.itemsize, lanes(device)), launch)
         return Choice(collected[key], "search")
     signature = (shell, op, dtype, size, device)
     choice = _settled.get(signature)
@@ -274,7 +277,8 @@ def _resolve(
         if key in cached(name):
             return Choice(cached(name)[key], "user cache")
         if launch is not None:
-            found = search(candidates(shell, dtype.itemsize, lanes(device)), launch)
+            with on_device(device):
+                found = search(candidates(shell, dtype.itemsize, lanes(device)), launch)
             remember(name, {key: found})
             return Choice(found, "search")
     return Choice(default(shell, dtype.itemsize, lanes(device)), "default")

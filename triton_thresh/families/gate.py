@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -10,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from ..autograd import Gate as GateFunction
 from ..autograd import LearnedGate as LearnedGateFunction
 from ..autograd import TracedLearnedGate, TransformedLearnedGate
-from ..backend import choose, is_plain
+from ..backend import choose, is_plain, runs_eagerly
 from ..checks import (
     FLOATING,
     check_dtype,
@@ -24,6 +27,7 @@ from ..checks import (
     check_integer,
     check_number,
     check_operand,
+    within,
 )
 from ..eager import LearnedGate as EagerLearnedGate
 from ..layout import total_bytes
@@ -33,16 +37,25 @@ from ..rules import Operand
 LEARN_HINT = " (its gradient is zero almost everywhere; jumprelu has a threshold that learns)"
 
 
+@functools.cache
 def _kernels() -> ModuleType:
     from .. import launch
 
     return launch
 
 
+@functools.cache
 def _learned_kernels() -> ModuleType:
     from .. import learned
 
     return learned
+
+
+@functools.lru_cache(maxsize=4096)
+def _of_numbers(name: str, casts: bool, bits: bytes, dtype: torch.dtype, result: torch.dtype) -> Any:
+    """A call with numbers alone, given by their bits, which tell -0 from 0."""
+    threshold, *constants = struct.unpack(f"{len(bits) // 8}d", bits)
+    return _kernels().gate_call(name, torch.empty(0, dtype=dtype), threshold, tuple(constants), result, casts)
 
 
 @dataclass(frozen=True)
@@ -87,35 +100,31 @@ class Gate:
         self, input: Tensor, *parameters: Any, inplace: bool = False, dtype: torch.dtype | None = None
     ) -> Tensor:
         """Check the arguments, choose the backend, run."""
-        name, threshold_name = self.name, self._names[0]
+        if len(parameters) < len(self._defaults):
+            parameters += self._defaults[len(parameters) :]
+        numbers = dtype is None and type(input) is Tensor and not is_compiling()
+        numbers = numbers and within(input.dtype, parameters, self.nonnegative)
+        if numbers and not inplace and self.eager is not None and runs_eagerly(input):
+            return self.eager(input, *parameters)
+        name = self.name
         check_input(name, input, self.dtypes)
-        parameters += self._defaults[len(parameters) :]
-        learns = self.push is not None
-        threshold = check_operand(name, threshold_name, parameters[0], input, learns=learns, hint=LEARN_HINT)
+        threshold, *constants = parameters if numbers else self._checked(input, parameters, dtype)
         plain = is_plain(input, threshold)
         on_triton = plain and choose(input.device)[0] == "triton"
-        if plain and isinstance(threshold, Tensor) and threshold.dim() == 0 and threshold.device.type == "cpu":
-            readable = not on_triton or input.device.type != "cpu"  # to the interpreter a CPU is the device
+        if not numbers and isinstance(threshold, Tensor) and plain and threshold.dim() == 0 and threshold.is_cpu:
+            readable = not on_triton or not input.is_cpu  # to the interpreter a CPU is the device
             learning = threshold.requires_grad and torch.is_grad_enabled()
-            threshold = threshold.item() if readable and not learning else threshold
-        constants = tuple(check_number(name, n, v) for n, v in zip(self._names[1:], parameters[1:]))
-        result = input.dtype if dtype is None else check_dtype(name, dtype)
-        if constants:
-            check = check_held if result.is_floating_point else check_integer
-            constants = tuple(check(name, n, v, result) for n, v in zip(self._names[1:], constants))
-        if not isinstance(threshold, Tensor):
-            if self.casts and not input.is_floating_point():
-                threshold = check_integer(name, threshold_name, threshold, input.dtype)
-            if self.nonnegative and not threshold >= 0:
-                raise RuntimeError(f"{name}: {threshold_name} must be at least 0, got {threshold}")
+            if readable and not learning:
+                threshold = self._number(input, threshold.item())
         if inplace:
             check_inplace(name, input, plain)
-        if learns and isinstance(threshold, Tensor) and threshold.requires_grad and torch.is_grad_enabled():
+        number = numbers or not isinstance(threshold, Tensor)
+        if not number and self.push is not None and threshold.requires_grad and torch.is_grad_enabled():
             return self._learning(input, threshold, plain, on_triton)
         if on_triton:
             return self._triton(input, threshold, constants, inplace, dtype)
         run, source = self.reference, input
-        if plain and self.eager and input.is_floating_point() and not isinstance(threshold, Tensor):
+        if plain and self.eager and number and input.dtype in FLOATING:
             run = self.eager
             records = input.requires_grad and torch.is_grad_enabled()
             if inplace and self.eager_inplace and not records:
@@ -125,14 +134,32 @@ class Gate:
         output = run(source, threshold, *constants, **({} if dtype is None else {"dtype": dtype}))
         return input.copy_(output) if inplace else output
 
+    def _checked(self, input: Tensor, parameters: tuple[Any, ...], dtype: torch.dtype | None) -> list[Any]:
+        """The threshold, then the constants, as they are computed with; an error names what cannot be."""
+        name, learns = self.name, self.push is not None
+        threshold = check_operand(name, self._names[0], parameters[0], input, learns=learns, hint=LEARN_HINT)
+        result = input.dtype if dtype is None else check_dtype(name, dtype)
+        check = check_held if result.is_floating_point else check_integer
+        values = [check_number(name, n, v) for n, v in zip(self._names[1:], parameters[1:])]
+        constants = [check(name, n, v, result) for n, v in zip(self._names[1:], values)]
+        return [threshold if isinstance(threshold, Tensor) else self._number(input, threshold), *constants]
+
+    def _number(self, input: Tensor, threshold: float) -> float:
+        """A threshold that is a number, cast as the input's dtype demands."""
+        if self.casts and input.dtype not in FLOATING:
+            threshold = check_integer(self.name, self._names[0], threshold, input.dtype)
+        if self.nonnegative and not threshold >= 0:
+            raise RuntimeError(f"{self.name}: {self._names[0]} must be at least 0, got {threshold}")
+        return threshold
+
     def _triton(
-        self, input: Tensor, threshold: Operand, constants: tuple[float, ...], inplace: bool, dtype: torch.dtype | None
+        self, input: Tensor, threshold: Operand, constants: Sequence[float], inplace: bool, dtype: torch.dtype | None
     ) -> Tensor:
         call = self.lowered(input, threshold, constants, dtype)
         if self.differentiable and input.requires_grad and torch.is_grad_enabled():
             return GateFunction.apply(input, call, inplace)  # type: ignore[no-any-return, no-untyped-call]
         output: Tensor
-        output, _ = _kernels().gate_forward(call, input.detach(), input.detach() if inplace else None, want_mask=False)
+        output, _ = _kernels().gate_forward(call, input, input.detach() if inplace else None, want_mask=False)
         if inplace:
             torch.autograd.graph.increment_version(input)
             return input
@@ -180,12 +207,10 @@ class Gate:
         """Whether block sizes may come from a search: where they fix no order of summation."""
         return self.shell(arguments) == "gate"
 
-    def lowered(
-        self, input: Tensor, threshold: Operand, constants: tuple[float, ...], dtype: torch.dtype | None
-    ) -> Any:
+    def lowered(self, input: Tensor, threshold: Operand, constants: Sequence[float], dtype: torch.dtype | None) -> Any:
         """The call as the kernels' launcher takes it: operands rounded as the contract says."""
-        launch = _kernels()
         result = dtype or input.dtype
-        t, promoted = launch.compared(input, threshold, self.casts)
-        held = tuple(launch.held(value, result) for value in constants)
-        return launch.GateCall(self.name, self.name, t, held, promoted, result)
+        if isinstance(threshold, Tensor) or not (input.dtype in FLOATING and result in FLOATING):
+            return _kernels().gate_call(self.name, input, threshold, constants, result, self.casts)
+        bits = struct.pack(f"{1 + len(constants)}d", threshold, *constants)
+        return _of_numbers(self.name, self.casts, bits, input.dtype, result)

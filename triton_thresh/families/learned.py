@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -20,6 +21,7 @@ from ..reference import Push
 from ..rules import Operand
 
 
+@functools.cache
 def _kernels() -> ModuleType:
     from .. import learned
 
@@ -62,15 +64,19 @@ class LearnedGate:
         bandwidth = check_positive(self.name, "bandwidth", bandwidth)
         tensors = [t for t in (input, threshold) if isinstance(t, Tensor)]
         records = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        surrogate = reference.Surrogate(self._value, reference.codes, self.pushes, (bandwidth,), bool(input_gradient))
-        if not is_plain(*tensors):
+        plain = is_plain(*tensors)
+        if records or not plain:
+            surrogate = reference.Surrogate(
+                self._value, reference.codes, self.pushes, (bandwidth,), bool(input_gradient)
+            )
+        if not plain:
             function = TracedLearnedGate if torch.compiler.is_compiling() else TransformedLearnedGate
             return function.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
         if choose(input.device)[0] == "triton":
             call = self.lowered(input, threshold, bandwidth, bool(input_gradient))
             if records:
                 return LearnedGateFunction.apply(input, threshold, call, surrogate)  # type: ignore[no-untyped-call]
-            output, count, _ = _kernels().forward(call, input.detach(), 0)
+            output, count, _ = _kernels().forward(call, input, 0)
             return output if count is None else (output, count)
         if records:
             return eager.LearnedGate.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -9,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .. import eager, reference
 from ..autograd import Loss as LossFunction
@@ -16,14 +19,31 @@ from ..autograd import TracedLoss, TransformedLoss
 from ..backend import choose, is_plain
 from ..checks import FLOATING, check_input, check_operand, check_reduction, check_target
 from ..layout import total_bytes
+from ..reference import LossSpec
 from ..rounding import round_to
 from ..rules import Operand, Rule
 
 
+@functools.cache
 def _kernels() -> ModuleType:
     from .. import launch
 
     return launch
+
+
+_FLOATS = {float}
+_PACK = {count: struct.Struct(f"{count}d").pack for count in range(1, 9)}
+
+
+@functools.lru_cache(maxsize=4096)
+def _of_numbers(
+    rule: type[Any], bits: bytes, base: str, reduction: str, dtype: torch.dtype, result: torch.dtype
+) -> tuple[LossSpec, tuple[Operand, ...]]:
+    """A loss whose rule has floats alone, given by their bits, which tell -0 from 0: what is computed, and its operands."""
+    settings = rule(*struct.unpack(f"{len(bits) // 8}d", bits)).operands(base)
+    compute = reference.compute_dtype(dtype)
+    spec = reference.LossSpec(base, rule, 0, len(settings), reduction, result)
+    return spec, tuple([round_to(value, compute) for value in settings])
 
 
 @dataclass(frozen=True)
@@ -59,12 +79,20 @@ class Loss:
     ) -> Tensor:
         """Check the arguments, choose the backend, run."""
         base = self._check(input, target, rule, self.base if base is None else base, weight, pos_weight, reduction)
-        spec, operands = reference.specify(input, rule, base, weight, pos_weight, reduction)
-        if not torch.compiler.is_compiling():
-            dtype = reference.compute_dtype(input.dtype)
-            operands = tuple(v if isinstance(v, Tensor) else round_to(float(v), dtype) for v in operands)
-        if not is_plain(input, target, *operands) or input.numel() == 0:
-            if torch.compiler.is_compiling():
+        settings = tuple(vars(rule).values())
+        if weight is None and pos_weight is None and not is_compiling() and set(map(type, settings)) == _FLOATS:
+            bits = _PACK[len(settings)](*settings)
+            result = reference.result_dtype(input)
+            spec, operands = _of_numbers(type(rule), bits, base, reduction, input.dtype, result)  # type: ignore[arg-type]
+            plain = is_plain(input, target)
+        else:
+            spec, operands = reference.specify(input, rule, base, weight, pos_weight, reduction)
+            if not is_compiling():
+                dtype = reference.compute_dtype(input.dtype)
+                operands = tuple([v if isinstance(v, Tensor) else round_to(float(v), dtype) for v in operands])
+            plain = is_plain(input, target, *operands)
+        if not plain or input.numel() == 0:
+            if is_compiling():
                 loss = TracedLoss.apply(input, target, spec, operands)  # type: ignore[no-untyped-call]
             else:
                 loss = TransformedLoss.apply(input, target, spec, *operands)  # type: ignore[no-untyped-call]
@@ -72,7 +100,7 @@ class Loss:
         shell = _kernels() if choose(input.device)[0] == "triton" else eager
         if input.requires_grad and torch.is_grad_enabled():
             return LossFunction.apply(input, target, spec, operands, shell)  # type: ignore[no-any-return, no-untyped-call]
-        output, _ = shell.loss_forward(spec, input.detach(), target.detach(), operands, want_gradient=False)
+        output, _ = shell.loss_forward(spec, input, target, operands, want_gradient=False)
         return output  # type: ignore[no-any-return]
 
     def bytes_moved(
@@ -122,8 +150,9 @@ class Loss:
         if type(rule) not in reference.RULES:
             accepted = ", ".join(accepted.__name__ for accepted in reference.RULES)
             raise TypeError(f"{name}: rule must be one of {accepted}, got {type(rule).__name__}")
-        for setting in type(rule).__dataclass_fields__:
-            check_operand(name, setting, getattr(rule, setting), input)
+        for setting, value in vars(rule).items():
+            if type(value) is not float:
+                check_operand(name, setting, value, input)
         if weight is not None:
             check_operand(name, "weight", weight, input)
         if pos_weight is not None:

@@ -1,0 +1,190 @@
+"""Host time of a call on tiny inputs: the CPU path against eager torch, the Triton path against a bare ``kernel[grid]``.
+
+Without a GPU a stub takes the driver's place: all that the host does is done, and nothing runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+import triton_thresh as tt
+from benchmarks.records import Stamp, now
+from benchmarks.stub_driver import StubDriver
+from benchmarks.workloads import Inputs, Workload, outputs, workloads
+from triton_thresh import backend, tuning
+from triton_thresh.registry import OPS
+
+NUMEL = 256
+ROUNDS, CALLS = 300, 8  # the least of ROUNDS means of CALLS calls: what the host takes when nothing disturbs it
+
+
+@dataclass(frozen=True)
+class CallRecord:
+    """Host microseconds of a call of `op`, and of the `baseline` beside it, on the CPU path or the Triton path."""
+
+    path: str
+    op: str
+    mode: str
+    us: float
+    baseline: str
+    baseline_us: float
+    device: str
+    torch: str
+    triton: str | None
+    commit: str
+    timestamp: str
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def bare(x_ptr, y_ptr, n, t, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The least that a gate is: what ``kernel[grid]`` costs is measured by it."""
+    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + o, mask=o < n)
+    tl.store(y_ptr + o, tl.where(x > t, x, 0.0), mask=o < n)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def bare_loss(x_ptr, y_ptr, out_ptr, n, t, a, b, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The same for a loss: its tensors and numbers."""
+    o = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + o, mask=o < n, other=0.0)
+    y = tl.load(y_ptr + o, mask=o < n, other=0.0)
+    tl.store(out_ptr, tl.sum((x - y) * (x - y) * tl.where(x > t, a, b), axis=0))
+
+
+def _launch(x: Tensor, *others: Tensor) -> Tensor:
+    """With a second tensor as a loss, with one alone as a gate."""
+    if others:
+        out = torch.empty((), device=x.device)
+        bare_loss[(1,)](x, others[0], out, x.numel(), 0.5, 1.0, 0.1, BLOCK=1024, num_warps=4)
+        return out
+    y = torch.empty_like(x)
+    bare[(triton.cdiv(x.numel(), 1024),)](x, y, x.numel(), 0.5, BLOCK=1024, num_warps=4)
+    return y
+
+
+class _Bare(torch.autograd.Function):
+    """One launch forward and one backward: what it costs if somebody writes it for one case."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *others: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _launch(x, *others)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        return (_launch(x), *[None] * (len(ctx.needs_input_grad) - 1))
+
+
+def _us(call: Callable[[], Any], clear: Callable[[], None]) -> Iterator[float]:
+    """Means of CALLS calls each."""
+    while True:
+        start = time.perf_counter_ns()
+        for _ in range(CALLS):
+            call()
+        yield (time.perf_counter_ns() - start) / CALLS / 1e3
+        clear()
+
+
+def _least(calls: Sequence[Callable[[], Any]], clear: Callable[[], None]) -> list[float]:
+    """Of each, measured in turn."""
+    measured = [_us(call, clear) for call in calls]
+    rounds = [[next(each) for each in measured] for _ in range(ROUNDS + 1)][1:]
+    return [min(each) for each in zip(*rounds)]
+
+
+def _steps(workload: Workload, inputs: Inputs) -> Iterator[tuple[str, Callable[[Any], Callable[[], Any]]]]:
+    """The modes measured, each with what makes a step of a call."""
+    detached = tuple(t.detach() for t in inputs.tensors)
+    if "forward" in workload.modes:
+        yield "forward", lambda call: lambda: call(*detached)
+    if "both" in workload.modes:
+        ones = tuple(torch.ones_like(t) for t in outputs(workload.pack(*inputs.tensors)))
+        yield "both", lambda call: lambda: torch.autograd.grad(call(*inputs.tensors), inputs.leaves, ones)
+
+
+def _shipped(shell: str, op: str, dtype: torch.dtype, *_: Any) -> tuning.Choice:
+    """Where a table is shipped for the GPU, as `_resolve` finds it."""
+    return tuning.Choice(tuning.default(shell, dtype.itemsize), "shipped table")
+
+
+@contextlib.contextmanager
+def _triton_on(device: torch.device) -> Iterator[Callable[[], None]]:
+    """Calls go to Triton; where there is no GPU to a stub, which records launches until they are cleared."""
+    with contextlib.ExitStack() as stack:
+        clear: Callable[[], None] = torch.cuda.synchronize
+        if device.type == "cpu":
+            stub = stack.enter_context(StubDriver())
+            clear = stub.clear
+            stack.enter_context(patch.object(backend, "is_driven", lambda device: True))
+            stack.enter_context(patch.object(tuning, "_resolve", _shipped))
+            stack.enter_context(patch.object(tuning, "_settled", {}))
+        stack.enter_context(tt.use_backend("triton"))
+        yield clear
+
+
+def measure(names: Sequence[str], device: torch.device, stamp: Stamp) -> Iterator[CallRecord]:
+    """Each op of `names` without a gradient and with, on the CPU path and on the Triton path."""
+    where = "triton" if device.type != "cpu" else "triton, stub driver"
+    facts = {name: getattr(stamp, name) for name in ("device", "torch", "triton", "commit")} | {"timestamp": now()}
+    gc.disable()
+    try:
+        for name in names:
+            if OPS[name].family == "foreach":
+                continue  # many tensors a call: `run` has its time
+            with tt.use_backend("eager"):
+                for workload in workloads(OPS[name], torch.float32, NUMEL, torch.device("cpu")):
+                    for mode, step in _steps(workload, workload.make(0)):
+                        us, other = _least([step(workload.pack), step(workload.eager)], lambda: None)
+                        yield CallRecord("cpu", workload.name, mode, us, "eager torch", other, **facts)
+            with _triton_on(device) as clear:
+                for workload in workloads(OPS[name], torch.float32, NUMEL, device):
+                    inputs = workload.make(0)
+                    for mode, step in _steps(workload, inputs):
+                        us, other = _least([step(workload.pack), _kernel(workload, inputs, mode)], clear)
+                        yield CallRecord(where, workload.name, mode, us, "kernel[grid]", other, **facts)
+    finally:
+        gc.enable()
+
+
+def _kernel(workload: Workload, inputs: Inputs, mode: str) -> Callable[[], Any]:
+    x, *others = (t.detach() for t in inputs.tensors)
+    others = others if workload.op.family == "loss" else []
+    if mode == "forward":
+        return lambda: _launch(x, *others)
+    x.requires_grad_()
+    ones = torch.ones_like(_launch(x.detach(), *others))
+    return lambda: torch.autograd.grad(_Bare.apply(x, *others), x, ones)  # type: ignore[no-untyped-call]
+
+
+def table(records: Sequence[CallRecord]) -> list[str]:
+    """The records as a table in Markdown."""
+    lines = [
+        "| path | op | mode | µs | baseline | µs | difference | ratio |",
+        "| --- | --- | --- | --: | --- | --: | --: | --: |",
+    ]
+    for r in records:
+        beside = f"{r.baseline} | {r.baseline_us:.2f} | {r.us - r.baseline_us:+.2f} | {r.us / r.baseline_us:.2f}"
+        lines.append(f"| {r.path} | `{r.op}` | {r.mode} | {r.us:.2f} | {beside} |")
+    return lines
+
+
+def write(records: Sequence[CallRecord], path: Path) -> None:
+    """One JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in records))

@@ -1,0 +1,68 @@
+"""Launches kernels: past Triton's binder where such arguments have been bound before."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from triton.runtime import driver
+
+from .backend import interpreting, on_device
+
+OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}
+
+
+@functools.cache
+def _is_nvidia(device: int) -> bool:
+    """Whether what `_bound` looks at is all that Triton's binder does: for AMD's GPUs it looks at storages too."""
+    return bool(driver.active.get_current_target().backend == "cuda")
+
+
+def _bound(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What Triton compiles for in run-time arguments: dtype and alignment of a tensor, some facts about an integer."""
+    facts: list[Any] = []
+    for value in arguments:
+        kind = type(value)
+        if kind is float or value is None:
+            facts.append(kind)
+        elif kind is int:
+            facts.append((value % 16 == 0, value == 1, value.bit_length() > 31))
+        elif kind is tuple:
+            facts.append(float if value and type(value[0]) is float else _bound(value))
+        else:
+            facts.append(value.dtype if value.data_ptr() % 16 == 0 else (value.dtype,))
+    return tuple(facts)
+
+
+class Kernel:
+    """A ``@triton.jit`` function with the parameters it is compiled for; they stand last among its parameters, in order."""
+
+    __slots__ = ("_compiled", "_constants", "_function", "_num_warps")
+
+    def __init__(self, function: Any, *, num_warps: int, **constants: Any) -> None:
+        self._function, self._num_warps = function, num_warps
+        self._constants = tuple(constants.values())
+        assert tuple(constants) == tuple(function.arg_names[-len(constants) :])
+        self._compiled: dict[tuple[Any, ...], Any] = {}
+
+    def __call__(self, programs: int, *arguments: Any) -> None:
+        """Launch so many programs, on the device of the first argument, a tensor."""
+        if interpreting():
+            self._launch(programs, arguments)
+            return
+        device, own = driver.active.get_current_device(), arguments[0].get_device()
+        if own != device and own >= 0:
+            with on_device(arguments[0].device):
+                self(programs, *arguments)
+            return
+        key = (device, _bound(arguments))
+        compiled = self._compiled.get(key)
+        if compiled is not None:
+            compiled[(programs, 1, 1)](*arguments, *self._constants)
+        else:
+            compiled = self._launch(programs, arguments)
+            if _is_nvidia(device):
+                self._compiled[key] = compiled
+
+    def _launch(self, programs: int, arguments: tuple[Any, ...]) -> Any:
+        return self._function[(programs,)](*arguments, *self._constants, num_warps=self._num_warps, **OPTIONS)
