@@ -37,7 +37,7 @@ def tells_input_gradient(case: Case) -> bool:
     return case.layout.name in ("contiguous", "channels_last") and place % 4 in (0, FLOATS.index(case.dtype))
 
 
-@pytest.mark.parametrize("case", filter(tells_input_gradient, CASES), ids=by_id)
+@pytest.mark.parametrize("case", [*filter(tells_input_gradient, CASES)], ids=by_id)
 def test_input_gradient(case: Case, device: torch.device) -> None:
     check(case, device, input_gradient=True, special=False)
 
