@@ -37,7 +37,7 @@ def check_input(op: str, input: object, dtypes: tuple[torch.dtype, ...], name: s
 def check_dtype(op: str, dtype: object) -> torch.dtype:
     """`dtype` is one that an output may have."""
     if dtype not in REAL:
-        raise TypeError(f"{op}: dtype is {dtype}, expected one of {_names(REAL)}")
+        raise TypeError(f"{op}: dtype is {dtype!r}, expected one of {_names(REAL)}")
     return dtype
 
 

@@ -49,7 +49,8 @@ def check_parameters(op: str, parameters: object) -> list[Tensor]:
     if not set(map(type, found)) <= ORDINARY:
         for place, parameter in enumerate(found):
             if not isinstance(parameter, Tensor):
-                raise TypeError(f"{op}: parameters[{place}] must be a tensor, got {type(parameter).__name__}")
+                hint = "; pass parameters(), without names" if isinstance(parameter, (str, tuple)) else ""
+                raise TypeError(f"{op}: parameters[{place}] must be a tensor, got {type(parameter).__name__}{hint}")
     return found
 
 

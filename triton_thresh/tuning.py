@@ -122,10 +122,20 @@ def parse_crossovers(text: str, origin: str) -> dict[str, int]:
     return found
 
 
+def cache_folder() -> Path:
+    """Where the user's tables are: TRITON_THRESH_CACHE_DIR, else ~/.cache/triton_thresh."""
+    return Path(os.environ.get("TRITON_THRESH_CACHE_DIR") or Path.home() / ".cache" / "triton_thresh")
+
+
 def cache_path(device_name: str) -> Path:
-    """The user's table: TRITON_THRESH_CACHE_DIR, else ~/.cache/triton_thresh."""
-    folder = os.environ.get("TRITON_THRESH_CACHE_DIR") or Path.home() / ".cache" / "triton_thresh"
-    return Path(folder) / f"{slug(device_name)}.json"
+    """The user's table for a device."""
+    return cache_folder() / f"{slug(device_name)}.json"
+
+
+def shipped_devices() -> list[str]:
+    """The devices for which a table is shipped."""
+    files = (resources.files("triton_thresh") / "tuned").iterdir()
+    return sorted(json.loads(file.read_text())["device"] for file in files if file.name.endswith(".json"))
 
 
 def _shipped_text(device_name: str) -> str:
