@@ -13,7 +13,7 @@ READY := $(VENV)/ready
 HAS_NBMAKE := $(BIN)/python -c 'import ipykernel, nbmake' 2>/dev/null
 HAS_GPU := $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null
 
-.PHONY: help demo test check lint gpu-test table bench report gpu clean
+.PHONY: help demo test check lint gpu-test table docs bench report gpu clean
 
 help:
 	@echo "make demo      six short trainings, the pack against the same formulas in torch (ARGS='--steps 100')"
@@ -22,6 +22,7 @@ help:
 	@echo "make lint      ruff and mypy"
 	@echo "make gpu-test  the tests that need a GPU, alone"
 	@echo "make table     write the README's op table anew from the registry"
+	@echo "make docs      the documentation site, in site/ (python -m http.server -d site)"
 	@echo "make bench     measure every op against eager torch and torch.compile (ARGS='--full'); on a CPU without torch.compile"
 	@echo "make report    tables and pictures of the newest results, and the README's figures"
 	@echo "make gpu       everything a GPU settles, in one go: tests, benchmark, sanitizer, profiler, tuning (LIMIT=1800 seconds)"
@@ -71,6 +72,13 @@ lint: $(READY)
 table: $(READY)
 	$(BIN)/python -m triton_thresh ops --write README.md
 
+$(VENV)/docs: $(READY)
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
 bench: $(READY)
 	$(BIN)/python -m benchmarks run $(ARGS)
 
@@ -82,4 +90,4 @@ gpu: $(READY)
 	$(BIN)/python -m benchmarks gpu --limit $(LIMIT) --out $(OUT) $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

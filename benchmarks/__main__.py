@@ -1,4 +1,4 @@
-"""Command line: ``python -m benchmarks run | check | report | compare | compile | figures | gpu``."""
+"""Command line: ``python -m benchmarks run | check | report | compare | compile | calls | figures | gpu``."""
 
 from __future__ import annotations
 
@@ -181,6 +181,33 @@ def compile(args: argparse.Namespace) -> int:
     return FAILED if spilled else PASSED
 
 
+def calls(args: argparse.Namespace) -> int:
+    """Host time of calls on tiny inputs, beside eager torch and a bare ``kernel[grid]``; without a GPU on a stub driver."""
+    if find_spec("triton") is None:
+        return refuse("the launches measured need Triton")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return refuse("TRITON_INTERPRET=1 leaves no launch to measure; unset it")
+    import torch
+    from rich.progress import track
+
+    from benchmarks import calls as measured
+    from benchmarks import records
+    from triton_thresh.registry import OPS
+
+    if unknown := [name for name in args.ops or () if name not in OPS]:
+        return refuse(f"--ops: expected some of {', '.join(OPS)}; got {', '.join(unknown)}")
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    stamp = records.stamp(device)
+    made = [
+        record for name in track(args.ops or list(OPS), "Measuring") for record in measured.measure(name, device, stamp)
+    ]
+    print("\n".join(measured.table(made)))
+    for path in measured.write(made, args.out / stamp.folder, f"{records.now()[:10]}-{stamp.commit}"):
+        print(path)
+    return PASSED
+
+
 def figures(args: argparse.Namespace) -> int:
     """The README's figures, from the committed result files."""
     from benchmarks.readme import figures as made
@@ -304,6 +331,10 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--jobs", type=int, help="processes (default: one a core)")
     command.add_argument("--out", type=Path, default=RESULTS / "compile", help="folder (default: %(default)s)")
     command.set_defaults(run=compile)
+    command = commands.add_parser("calls", help=calls.__doc__, description=calls.__doc__)
+    command.add_argument("--ops", type=_names, metavar="A,B", help="names of ops (default: every op of the registry)")
+    command.add_argument("--out", type=Path, default=RESULTS / "calls", help="folder (default: %(default)s)")
+    command.set_defaults(run=calls)
     command = commands.add_parser("figures", help=figures.__doc__, description=figures.__doc__)
     command.add_argument("--write", type=Path, metavar="README")
     command.set_defaults(run=figures)

@@ -29,6 +29,12 @@ from triton_thresh import backend, tuning
 from triton_thresh.registry import OPS
 
 NUMEL = 256
+EXPLANATION = (
+    "Microseconds until a call returns, the least of many short rounds. Forward: no gradient is wanted. Both: "
+    "`torch.autograd.grad` of the call. `kernel[grid]`: the launch of one plain kernel and its output's allocation; in both, "
+    "an `autograd.Function` with one such launch forward and one backward. On a stub driver nothing runs on a GPU, and its own "
+    "launch costs nothing."
+)
 ROUNDS, CALLS = 300, 8  # the least of ROUNDS means of CALLS calls: what the host takes when nothing disturbs it
 
 
@@ -138,26 +144,25 @@ def _triton_on(device: torch.device) -> Iterator[Callable[[], None]]:
         yield clear
 
 
-def measure(names: Sequence[str], device: torch.device, stamp: Stamp) -> Iterator[CallRecord]:
-    """Each op of `names` without a gradient and with, on the CPU path and on the Triton path."""
+def measure(name: str, device: torch.device, stamp: Stamp) -> Iterator[CallRecord]:
+    """An op without a gradient and with, on the CPU path and on the Triton path; none where a call is of many tensors."""
     where = "triton" if device.type != "cpu" else "triton, stub driver"
-    facts = {name: getattr(stamp, name) for name in ("device", "torch", "triton", "commit")} | {"timestamp": now()}
+    facts = {field: getattr(stamp, field) for field in ("device", "torch", "triton", "commit")} | {"timestamp": now()}
+    if OPS[name].family == "foreach":
+        return
     gc.disable()
     try:
-        for name in names:
-            if OPS[name].family == "foreach":
-                continue  # many tensors a call: `run` has its time
-            with tt.use_backend("eager"):
-                for workload in workloads(OPS[name], torch.float32, NUMEL, torch.device("cpu")):
-                    for mode, step in _steps(workload, workload.make(0)):
-                        us, other = _least([step(workload.pack), step(workload.eager)], lambda: None)
-                        yield CallRecord("cpu", workload.name, mode, us, "eager torch", other, **facts)
-            with _triton_on(device) as clear:
-                for workload in workloads(OPS[name], torch.float32, NUMEL, device):
-                    inputs = workload.make(0)
-                    for mode, step in _steps(workload, inputs):
-                        us, other = _least([step(workload.pack), _kernel(workload, inputs, mode)], clear)
-                        yield CallRecord(where, workload.name, mode, us, "kernel[grid]", other, **facts)
+        with tt.use_backend("eager"):
+            for workload in workloads(OPS[name], torch.float32, NUMEL, torch.device("cpu")):
+                for mode, step in _steps(workload, workload.make(0)):
+                    us, other = _least([step(workload.pack), step(workload.eager)], lambda: None)
+                    yield CallRecord("cpu", workload.name, mode, us, "eager torch", other, **facts)
+        with _triton_on(device) as clear:
+            for workload in workloads(OPS[name], torch.float32, NUMEL, device):
+                inputs = workload.make(0)
+                for mode, step in _steps(workload, inputs):
+                    us, other = _least([step(workload.pack), _kernel(workload, inputs, mode)], clear)
+                    yield CallRecord(where, workload.name, mode, us, "kernel[grid]", other, **facts)
     finally:
         gc.enable()
 
@@ -184,7 +189,13 @@ def table(records: Sequence[CallRecord]) -> list[str]:
     return lines
 
 
-def write(records: Sequence[CallRecord], path: Path) -> None:
-    """One JSON object a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in records))
+def write(records: Sequence[CallRecord], folder: Path, name: str) -> list[Path]:
+    """One JSON object a line, and the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines, page = folder / f"{name}.jsonl", folder / f"{name}.md"
+    lines.write_text("".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in records))
+    first = records[0]
+    versions = f"{first.device}, torch {first.torch}, triton {first.triton}, commit {first.commit}"
+    title = f"Host time of a call on {NUMEL} float32 elements: {versions}"
+    page.write_text("\n".join([title, "", EXPLANATION, "", *table(records), ""]))
+    return [lines, page]

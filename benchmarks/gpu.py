@@ -102,6 +102,7 @@ def steps(out: Path, rehearse: bool) -> list[Step]:
         Step("versions", [*python, "triton_thresh", "info"], 0.1),
         Step("gpu tests", [*python, "pytest", "-q", "-m", "gpu", "tests"], 0.35, no_gpu),
         Step("benchmark", [*run, "--out", str(before), *few], 0.45, benched, untuned, instead=on_cpu),
+        Step("calls", [*python, "benchmarks", "calls", "--out", str(out / "calls"), *few[:2]], 0.1, benched),
         Step("memcheck", [*sanitize, "memcheck", *cases], 0.25, sanitizer, watched),
         Step("racecheck", [*sanitize, "racecheck", *cases], 0.25, sanitizer, watched),
         Step("ncu", [*profile, *python, *large], 0.25, ncu, untuned),

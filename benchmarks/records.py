@@ -164,7 +164,7 @@ def files(path: Path) -> list[Path]:
 def newest(folder: Path = RESULTS) -> list[Path]:
     """For each device the file that was last written to, by its last record."""
     places = (
-        sorted(place for place in folder.iterdir() if place.is_dir() and place.name != "compile")
+        sorted(place for place in folder.iterdir() if place.is_dir() and place.name not in ("calls", "compile"))
         if folder.is_dir()
         else []
     )

@@ -1,22 +1,29 @@
-"""Where tests run: `interpreted` says whether Triton's interpreter stands in for a GPU in this process."""
+"""Where tests run, and which are slow: `INTERPRETED` says whether Triton's interpreter stands in for a GPU in this process."""
 
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 import torch
 
+from triton_thresh.reference import BASES, RULES
+from triton_thresh.registry import OPS
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+SUBJECTS = {*OPS, *BASES, *(rule.__name__ for rule in RULES)}
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow are, beside what is marked so, the notebooks and every case of a test but one for each op, base and rule it names."""
+    seen = set()
     for item in items:
-        if item.path.suffix == ".ipynb":  # run by nbmake
-            item.add_marker("slow")
-    if torch.cuda.is_available():
-        return
-    reason = pytest.mark.skip(reason="no GPU: torch.cuda.is_available() is false")
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(reason)
+        test, _, case = item.nodeid.partition("[")
+        subject = test, frozenset(SUBJECTS.intersection(re.split(r"[-\[\]]", case)))
+        if subject in seen or item.path.suffix == ".ipynb":  # run by nbmake
+            item.add_marker(pytest.mark.slow)
+        seen.add(subject)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU: torch.cuda.is_available() is false"))

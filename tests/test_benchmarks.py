@@ -372,6 +372,7 @@ def test_the_full_plan_holds_every_size_and_provider() -> None:
     assert set(full.ops) >= set(OPS)
 
 
+@pytest.mark.slow
 def test_the_command_line_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     arguments = [
@@ -442,6 +443,7 @@ def test_compare_names_regressions_and_fails(tmp_path: Path, capsys: pytest.Capt
 # --------------------------------------------------------------------------------------------------------------- report
 
 
+@pytest.mark.slow
 def test_report_of_a_gpus_records(tmp_path: Path) -> None:
     """The committed fixture has made-up times; what is tested is what becomes of them."""
     found = records.read(FIXTURE)
@@ -514,6 +516,7 @@ def test_committed_compile_report_is_whole() -> None:
 # ------------------------------------------------------------------------------------------------------- tune, and steps
 
 
+@pytest.mark.slow
 def test_tune_on_a_pretended_gpu(tmp_path: Path) -> None:
     """A process of its own: Triton's driver, once asked for, stays."""
     pytest.importorskip("triton")
@@ -575,4 +578,4 @@ def test_without_a_gpu_its_steps_say_so(tmp_path: Path, monkeypatch: pytest.Monk
     assert needing.pop("versions") is None
     assert set(needing.values()) == {gpu.NO_GPU}
     rehearsed = {planned.name for planned in gpu.steps(tmp_path, rehearse=True) if planned.needs is None}
-    assert rehearsed == {"versions", "benchmark", "tune", "benchmark, tuned", "compare"}
+    assert rehearsed == {"versions", "benchmark", "calls", "tune", "benchmark, tuned", "compare"}

@@ -98,6 +98,7 @@ def work(rank: int, folder: str) -> None:
     assert tuning.may_search()
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     monkeypatch.setenv("TRITON_THRESH_AUTOTUNE", "1")

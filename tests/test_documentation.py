@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import triton_thresh as tt
 from triton_thresh import functional
 from triton_thresh.registry import OPS
 from triton_thresh.table import updated
@@ -37,8 +39,31 @@ def test_readme_example_runs(example: str) -> None:
 @pytest.mark.parametrize("name", OPS)
 def test_every_op_is_public_and_documented(name: str) -> None:
     text = getattr(functional, name).__doc__ or ""
-    for heading in ("Args:", "Shape:", "Raises:", "Equivalent to:", "Source:", "Example:"):
+    for heading in ("Args:", "Shape:", "Raises:", "Equivalent to:", "Source:", "Examples:"):
         assert heading in text
+
+
+@pytest.mark.parametrize("name", tt.nn.__all__)
+def test_every_module_is_documented(name: str) -> None:
+    text = getattr(tt.nn, name).__doc__ or ""
+    for heading in ("Args:", "Equivalent to:", "Examples:"):
+        assert heading in text
+    assert "    Raises:" in text or "Shape, dtypes, errors and source are those of `functional." in text
+
+
+@pytest.mark.parametrize("name", [name for name in tt.__all__ if callable(getattr(tt, name))])
+def test_every_public_name_is_explained(name: str) -> None:
+    """Every argument is described, and every example is one that the doctests run."""
+    public = getattr(tt, name)
+    text = inspect.getdoc(public) or ""
+    assert text.split("\n")[0].endswith((".", ":"))
+    if public is tt.Explanation:
+        assert all(f"\n    {field}: " in text for field in public.__dataclass_fields__)
+        return
+    assert ">>> " in text
+    for parameter in inspect.signature(public).parameters.values():
+        shown = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "") + parameter.name
+        assert f"\n    {shown}: " in text, shown
 
 
 @pytest.mark.slow

@@ -183,6 +183,7 @@ def test_func_grad_of_anything_but_the_input_is_an_error(argument: str) -> None:
         torch.func.grad(lambda v: tt.threshold_mse_loss(x, **{**others, argument: v}))(torch.rand(3))
 
 
+@pytest.mark.slow
 @cells
 @reductions
 def test_compile(cell: Cell, reduction: str) -> None:

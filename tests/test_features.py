@@ -175,6 +175,7 @@ def test_make_fx(case: Case, mode: str, device: torch.device) -> None:
 # ------------------------------------------------------------------------------------------- torch.compile and export
 
 
+@pytest.mark.slow
 @one_of_each
 def test_compile_with_dynamic_shapes(case: Case) -> None:
     """One graph for every size, forward and backward."""

@@ -731,10 +731,10 @@ def test_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand gradients: one launch for each dtype, whatever the sizes, alignments and thresholds; compiled once."""
     from benchmarks.stub_driver import StubDriver
 
-    monkeypatch.setattr(tuning, "_device_name", lambda device: "stub")
+    monkeypatch.setattr(tuning, "device_name", lambda device: "stub")
     monkeypatch.setattr(tuning, "lanes", lambda device: 32)
     monkeypatch.setattr(tuning, "_settled", {})
-    monkeypatch.setattr(module, "choose", lambda device: ("triton", "stub"))
+    monkeypatch.setattr(module, "chosen_for_many", lambda *_: ("triton", "stub"))
     shapes = [SHAPES[place % len(SHAPES)] for place in range(1000)]
     made = [parameter(torch.zeros(shape)) for shape in shapes]
     with StubDriver() as stub:

@@ -20,7 +20,7 @@ KEY = "hardshrink/float32/10"
 TABLE = {"hardshrink/float32/10": Config(256, 2), "hardshrink/float32/20": Config(512, 8)}
 
 
-own_device_name = tuning._device_name
+own_device_name = tuning.device_name
 
 
 @pytest.fixture(autouse=True)
@@ -29,12 +29,14 @@ def on_a_pretended_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
     monkeypatch.setenv("TRITON_THRESH_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("TRITON_THRESH_AUTOTUNE", raising=False)
     monkeypatch.setattr(tuning, "interpreting", lambda: False)
-    monkeypatch.setattr(tuning, "_device_name", lambda device: GPU)
+    monkeypatch.setattr(tuning, "device_name", lambda device: GPU)
     monkeypatch.setattr(tuning, "_settled", {})
     monkeypatch.setattr(tuning, "shipped", lambda name: {})
     tuning.cached.cache_clear()
+    tuning.cached_crossovers.cache_clear()
     yield
     tuning.cached.cache_clear()
+    tuning.cached_crossovers.cache_clear()
 
 
 class Stopwatch:

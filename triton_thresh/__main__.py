@@ -17,8 +17,9 @@ from .table import op_table, updated
 
 
 def info(args: argparse.Namespace) -> int:
-    """Versions, devices, backends, tables of block sizes."""
-    print(f"triton_thresh {tt.__version__}, Python {platform.python_version()}, torch {torch.__version__}")
+    """Versions, where it is installed, tables of block sizes, and what would run on each device."""
+    print(f"triton_thresh {tt.__version__} in {Path(tt.__file__).parent}")
+    print(f"Python {platform.python_version()}, torch {torch.__version__}")
     if backend.has_triton():
         import triton
 
@@ -26,15 +27,27 @@ def info(args: argparse.Namespace) -> int:
     else:
         print("triton is not installed: every op runs in eager torch")
     print(f"backend asked for: {tt.get_backend()}")
-    devices = [torch.device("cpu")] + [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    for device in devices:
-        chosen, reason = backend.choose(device)
-        print(f"{device}: {chosen} ({reason})")
+    print(f"block sizes shipped for: {', '.join(tuning.shipped_devices()) or 'no GPU yet'}")
+    print(f"block sizes found by searches: {tuning.cache_folder()}; a search may run: {_yes(tuning.may_search())}")
+    for device in (torch.device("cpu"), *_gpus()):
+        name = ""
         if device.type != "cpu":
-            name = torch.cuda.get_device_name(device)
-            shipped = len(tuning.shipped(name))
-            print(f"  {name}: {shipped} block sizes shipped, cache at {tuning.cache_path(name)}")
+            own = str(torch.get_device_module(device).get_device_name(device))
+            name = f" {own}, {len(tuning.shipped(own))} block sizes shipped and {len(tuning.cached(own))} found"
+        try:
+            print(f"{device}{name}: {' ('.join(backend.choose(device))})")
+        except RuntimeError as error:
+            print(f"{device}{name}: nothing runs; {error}")
     return 0
+
+
+def _yes(so: bool) -> str:
+    return "yes" if so else "no"
+
+
+def _gpus() -> list[torch.device]:
+    modules = [(kind, getattr(torch, kind, None)) for kind in sorted(backend.TRITON_DEVICES)]
+    return [torch.device(kind, i) for kind, module in modules if module for i in range(module.device_count())]
 
 
 def explain(args: argparse.Namespace) -> int:

@@ -39,7 +39,7 @@ _TRACED = (Tensor, Parameter, FakeTensor, FunctionalTensor)
 
 def _checked(name: str, origin: str) -> str:
     if name not in BACKENDS:
-        raise ValueError(f"{origin}: expected one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+        raise ValueError(f"{origin} must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
     return name
 
 
@@ -48,19 +48,53 @@ _override: ContextVar[str | None] = ContextVar("triton_thresh_backend", default=
 
 
 def set_backend(name: str) -> None:
-    """Choose the backend of every following call: "auto", "triton" or "eager"."""
-    _setting[0] = _checked(name, "set_backend")
+    """Choose the backend of every following call, in every thread.
+
+    Args:
+        name: "auto" (Triton for tensors on a GPU, else eager torch), "triton" or "eager".
+
+    Raises:
+        ValueError: for another name. A call under "triton" raises RuntimeError for tensors that Triton cannot take.
+
+    Equivalent to:
+        the environment variable ``TRITON_THRESH_BACKEND=name``, read at import
+
+    Examples:
+        >>> set_backend("auto")
+        >>> get_backend()
+        'auto'
+    """
+    _setting[0] = _checked(name, "set_backend: name")
 
 
 def get_backend() -> str:
-    """The backend asked for: that of the innermost `use_backend`, else of `set_backend`, else of TRITON_THRESH_BACKEND."""
+    """The backend asked for: that of the innermost `use_backend`, else of `set_backend`, else of TRITON_THRESH_BACKEND.
+
+    Examples:
+        >>> with use_backend("eager"):
+        ...     get_backend()
+        'eager'
+    """
     return _override.get() or _setting[0]
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Choose the backend inside a ``with`` block, in this thread."""
-    token = _override.set(_checked(name, "use_backend"))
+    """Choose the backend inside a ``with`` block, in this thread. A backward runs on the backend of its forward.
+
+    Args:
+        name: "auto", "triton" or "eager", as for `set_backend`.
+
+    Raises:
+        ValueError: for another name.
+
+    Examples:
+        >>> import triton_thresh as tt
+        >>> with use_backend("eager"):
+        ...     tt.hardshrink(torch.tensor([0.2, 0.6]))
+        tensor([0.0000, 0.6000])
+    """
+    token = _override.set(_checked(name, "use_backend: name"))
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from .rules import Operand
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 REAL = (*FLOATING, *INTEGER, torch.bool)
+_REAL = frozenset(REAL)
 REDUCTIONS = ("mean", "sum", "none")
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in FLOATING}
 LEAST_POSITIVE = torch.finfo(torch.float32).tiny
@@ -36,7 +37,7 @@ def check_input(op: str, input: object, dtypes: tuple[torch.dtype, ...], name: s
 def check_dtype(op: str, dtype: object) -> torch.dtype:
     """`dtype` is one that an output may have."""
     if dtype not in REAL:
-        raise TypeError(f"{op}: dtype is {dtype}, expected one of {_names(REAL)}")
+        raise TypeError(f"{op}: dtype is {dtype!r}, expected one of {_names(REAL)}")
     return dtype
 
 
@@ -140,7 +141,7 @@ def check_operand(op: str, name: str, value: object, input: Tensor, *, learns: b
 
 def check_real(op: str, name: str, value: Tensor) -> None:
     """`value` is a strided tensor of a real dtype that torch computes with."""
-    if value.dtype not in REAL:
+    if value.dtype not in _REAL:
         accepted = "a real tensor: " + _names(REAL)
         raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected {accepted}")
     if value.layout is not torch.strided:

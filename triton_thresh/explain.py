@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import functional, tuning
-from .backend import choose, is_plain
-from .families import ForeachGate
-from .foreach import check_parameters
+from .backend import is_plain, use_backend
+from .dispatch import chosen, chosen_for_many
+from .families import ForeachGate, Op
+from .foreach import check_parameters, check_thresholds
 from .registry import OPS
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The answer of `explain`; ``print`` it. Bytes are those a kernel must move; the eager backend may move more."""
+    """The answer of `explain`; ``print`` it. Bytes are those a kernel must move; the eager backend may move more.
+
+    Attributes:
+        op: the op's name.
+        backend: "triton" or "eager".
+        reason: why that one.
+        block: the elements a thread block covers (a gate's tile is 8 times that); None on the eager backend.
+        num_warps: the warps of a thread block; None on the eager backend.
+        block_source: "shipped table", "user cache", "search", "default" or "interpreter"; None on the eager backend.
+        forward_bytes: bytes moved by the call.
+        backward_bytes: bytes moved by its backward, for an upstream gradient of 1; 0 if there is none.
+        saved_bytes: bytes kept for backward.
+    """
 
     op: str
     backend: str
@@ -44,9 +57,16 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
 
     Args:
         name: an op of `ops()`.
-        args, kwargs: what the public function of that name would be given.
+        *args: what the public function of that name would be given.
+        **kwargs: likewise.
 
-    Example:
+    Returns:
+        An `Explanation`.
+
+    Raises:
+        ValueError: for a name that is no op's. Arguments that the op would refuse are refused in the op's own words.
+
+    Examples:
         >>> import torch, triton_thresh as tt
         >>> print(tt.explain("hardshrink", torch.randn(1024), 0.5))
         hardshrink: eager (auto: tensors on cpu run in eager torch)
@@ -55,21 +75,24 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
     if name not in OPS:
         raise ValueError(f"explain: name must be one of {', '.join(OPS)}, got {name!r}")
     op = OPS[name]
-    bound = inspect.signature(getattr(functional, name, op)).bind(*args, **kwargs)
+    try:
+        bound = inspect.signature(getattr(functional, name, op)).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"explain: {name}: {error}") from None
     bound.apply_defaults()
     arguments = bound.arguments
     if isinstance(op, ForeachGate):
         return _explain_foreach(op, arguments)
     input = arguments["input"]
     if not isinstance(input, Tensor):
-        raise TypeError(f"explain: input must be a tensor, got {type(input).__name__}")
-    settings = [
-        v for a in arguments.values() for v in (vars(a).values() if hasattr(a, "__dataclass_fields__") else [a])
-    ]
-    tensors = [v for v in settings if isinstance(v, Tensor) and v is not input]
+        raise TypeError(f"{name}: input must be a tensor, got {type(input).__name__}")
+    settings = {k: v for a, b in arguments.items() for k, v in (vars(b) if is_dataclass(b) else {a: b}).items()}
+    tensors = [v for v in settings.values() if isinstance(v, Tensor) and v is not input]
+    if is_plain(input, *tensors):
+        _refuse(op, input, settings, bound)
     grad = torch.is_grad_enabled() and (input.requires_grad or any(t.requires_grad for t in tensors))
     forward, backward, saved = op.bytes_moved(input, tensors, arguments, grad=grad)
-    backend, reason = choose(input.device)
+    backend, reason = chosen(op.tuning_key(arguments), input, grad)
     if not is_plain(input, *tensors):
         backend, reason = "eager", "compiled, transformed or subclassed tensors run in plain torch"
     if backend == "eager":
@@ -85,17 +108,40 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
     return Explanation(name, backend, reason, config.block, config.num_warps, source, forward, backward, saved)
 
 
+def _refuse(op: Op, input: Tensor, settings: Mapping[str, object], bound: inspect.BoundArguments) -> None:
+    """Raises what the call would: runs it on tensors without memory."""
+    for argument, value in settings.items():
+        if isinstance(value, Tensor) and value.device != input.device and (value.dim() or value.device.type != "cpu"):
+            raise RuntimeError(
+                f"{op.name}: {argument} is on {value.device}, expected {input.device}, where the input is"
+            )
+
+    def hollow(value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, **{k: hollow(v) for k, v in vars(value).items()})
+        number = value is not input and isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu"
+        if number or not isinstance(value, Tensor):
+            return value
+        empty = value.detach().to("meta").requires_grad_(value.requires_grad)
+        return empty if value.is_leaf else empty.clone()
+
+    with use_backend("eager"):
+        getattr(functional, op.name, op)(*map(hollow, bound.args), **{k: hollow(v) for k, v in bound.kwargs.items()})
+
+
 def _explain_foreach(op: ForeachGate, arguments: Mapping[str, Any]) -> Explanation:
     """All gradients' bytes; the backend and block size of those that share dtype and device with the first."""
     parameters = arguments["parameters"]
     listed = check_parameters(op.name, parameters)
+    check_thresholds(op.name, arguments["threshold"], len(listed))
     gradients = [p.grad for p in listed if p.grad is not None]
     operands = [t for t in [arguments["threshold"]] if isinstance(t, Tensor)]
     moved = op.bytes_moved(gradients, operands, arguments, grad=False)
     if not gradients:
         return Explanation(op.name, "eager", "no parameter has a gradient", None, None, None, *moved)
     first = gradients[0]
-    backend, reason = choose(first.device)
+    count = sum((g.dtype, g.device) == (first.dtype, first.device) for g in gradients)
+    backend, reason = chosen_for_many(op.name, first.dtype, first.device, count)
     if not is_plain(first, *operands):
         backend, reason = "eager", "compiled, transformed or subclassed tensors run in plain torch"
     if backend == "eager":

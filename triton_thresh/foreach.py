@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from . import layout, reference
-from .backend import choose, is_plain
+from .backend import is_plain
 from .checks import FLOATING, as_float, check_number, check_real
+from .dispatch import chosen_for_many
 from .rounding import round_to
 
 Thresholds = Union[float, list[float], Tensor]
@@ -48,7 +49,8 @@ def check_parameters(op: str, parameters: object) -> list[Tensor]:
     if not set(map(type, found)) <= ORDINARY:
         for place, parameter in enumerate(found):
             if not isinstance(parameter, Tensor):
-                raise TypeError(f"{op}: parameters[{place}] must be a tensor, got {type(parameter).__name__}")
+                hint = "; pass parameters(), without names" if isinstance(parameter, (str, tuple)) else ""
+                raise TypeError(f"{op}: parameters[{place}] must be a tensor, got {type(parameter).__name__}{hint}")
     return found
 
 
@@ -192,10 +194,11 @@ def _eager_(group: Group, thresholds: Sequence[float | Tensor], count: bool) -> 
 # ----------------------------------------------------------------------------------------------------------------- call
 
 
-def _on_triton(group: Group) -> bool:
+def _on_triton(op: str, group: Group) -> bool:
     """Whether a kernel runs; may raise. None does while a CUDA graph is captured: its table would have to outlive the graph."""
-    device = group.gradients[0].device
-    if not group.ordinary or choose(device)[0] != "triton":
+    first = group.gradients[0]
+    device = first.device
+    if not group.ordinary or chosen_for_many(op, first.dtype, device, len(group.gradients))[0] != "triton":
         return False
     return not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
@@ -218,7 +221,7 @@ def keep_large_in_(
         _check_gradients(op, group)
         if isinstance(thresholds, list) or (isinstance(thresholds, Tensor) and thresholds.dim()):
             _check_apart(op, group)
-    backends = [_on_triton(group) for group in groups]
+    backends = [_on_triton(op, group) for group in groups]
     each = [_thresholds_of(op, group, thresholds, on_triton) for group, on_triton in zip(groups, backends)]
     counts: list[Tensor] = []
     for group, own, on_triton in zip(groups, each, backends):

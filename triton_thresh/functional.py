@@ -69,7 +69,7 @@ def threshold(input: Tensor, threshold: Operand, value: float = 0.0, *, inplace:
     Source:
         `torch.nn.functional.threshold`, whose CUDA kernel sets the rules for NaN and rounding.
 
-    Example:
+    Examples:
         >>> threshold(torch.tensor([-1.0, 0.1, 2.0]), 0.1, 20.0)
         tensor([20., 20.,  2.])
         >>> threshold(torch.tensor([[1.0, 1.0], [3.0, 3.0]]), torch.tensor([0.0, 2.0]))
@@ -104,7 +104,7 @@ def hardshrink(input: Tensor, lambd: Operand = 0.5, *, inplace: bool = False) ->
     Source:
         `torch.nn.functional.hardshrink`, whose CUDA kernel sets the rules for NaN and rounding.
 
-    Example:
+    Examples:
         >>> hardshrink(torch.tensor([-1.0, -0.5, 0.2, 0.6]))
         tensor([-1.0000,  0.0000,  0.0000,  0.6000])
     """
@@ -136,7 +136,7 @@ def softshrink(input: Tensor, lambd: Operand = 0.5) -> Tensor:
     Source:
         `torch.nn.functional.softshrink`.
 
-    Example:
+    Examples:
         >>> softshrink(torch.tensor([-1.0, 0.5, 0.25, 1.5]))
         tensor([-0.5000,  0.0000,  0.0000,  1.0000])
     """
@@ -159,7 +159,8 @@ def binary_threshold(
         input: float16, bfloat16, float32, float64, or an integer dtype (uint8, int8, int16, int32, int64).
         threshold: a number, a 0-dim tensor (never read by the host), or a tensor that broadcasts to the input's shape. On
             floating inputs numbers and 0-dim tensors are rounded to the input's dtype; integer inputs compare by value.
-        above_value, below_value: numbers, cast to the output's dtype; one beyond its range raises, as in torch.
+        above_value: the number where x is above, cast to the output's dtype; one beyond its range raises, as in torch.
+        below_value: the number elsewhere, likewise.
         dtype: of the output; the input's if None.
 
     Shape:
@@ -175,7 +176,7 @@ def binary_threshold(
     Source:
         Binarisation by a Heaviside step that is 0 at 0.
 
-    Example:
+    Examples:
         >>> binary_threshold(torch.tensor([0.2, 0.5, 0.9]), 0.5)
         tensor([0., 0., 1.])
         >>> binary_threshold(torch.tensor([0.2, 0.9]), 0.5, True, False, dtype=torch.bool)
@@ -213,7 +214,7 @@ def jumprelu(input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, inpu
         Rajamanoharan et al. 2024, Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse Autoencoders
         (arXiv:2407.14435).
 
-    Example:
+    Examples:
         >>> theta = torch.tensor([0.5, 1.0], requires_grad=True)
         >>> y = jumprelu(torch.tensor([[0.6, 0.9], [0.4, 3.0]]), theta, bandwidth=0.5)
         >>> y.detach()
@@ -253,7 +254,7 @@ def step(input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gr
     Source:
         Rajamanoharan et al. 2024 (arXiv:2407.14435); summed over the features it is the L0 penalty.
 
-    Example:
+    Examples:
         >>> theta = torch.tensor(0.5, requires_grad=True)
         >>> y = step(torch.tensor([0.4, 0.6, 2.0]), theta, bandwidth=0.5)
         >>> y.detach()
@@ -294,7 +295,7 @@ def jumprelu_l0(
     Source:
         The activation and the sparsity penalty of Rajamanoharan et al. 2024 (arXiv:2407.14435).
 
-    Example:
+    Examples:
         >>> activations, l0 = jumprelu_l0(torch.tensor([[0.6, 0.9], [0.4, 0.3]]), torch.tensor([0.5, 0.7]))
         >>> activations
         tensor([[0.6000, 0.9000],
@@ -324,7 +325,8 @@ def threshold_bce_loss(
         input: probabilities, float16, bfloat16, float32 or float64.
         target: of the input's shape, in any real dtype.
         threshold: where the weight changes. Settings may be numbers, 0-dim, per-class or per-element tensors.
-        weight_above, weight_below: the two weights.
+        weight_above: the weight from the threshold on.
+        weight_below: the weight of all others.
         weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
         reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
 
@@ -342,7 +344,7 @@ def threshold_bce_loss(
     Source:
         `torch.nn.functional.binary_cross_entropy`, with masks for weights as in imbalanced classification.
 
-    Example:
+    Examples:
         >>> p = torch.tensor([0.9, 0.2], requires_grad=True)
         >>> threshold_bce_loss(p, torch.tensor([1.0, 0.0]))
         tensor(0.0638, grad_fn=<LossBackward>)
@@ -371,7 +373,8 @@ def threshold_bce_with_logits_loss(
         input: logits, float16, bfloat16, float32 or float64.
         target: of the input's shape, in any real dtype.
         threshold: where the weight changes. Settings may be numbers, 0-dim, per-class or per-element tensors.
-        weight_above, weight_below: the two weights.
+        weight_above: the weight from the threshold on.
+        weight_below: the weight of all others.
         pos_weight: the factor of positive targets, as in torch.
         weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
         reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
@@ -391,7 +394,7 @@ def threshold_bce_with_logits_loss(
     Source:
         `torch.nn.functional.binary_cross_entropy_with_logits`, with masks for weights as in imbalanced classification.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([2.0, -1.0], requires_grad=True)
         >>> threshold_bce_with_logits_loss(x, torch.tensor([1.0, 0.0]))
         tensor(0.0791, grad_fn=<LossBackward>)
@@ -420,7 +423,8 @@ def threshold_mse_loss(
         input: predictions, float16, bfloat16, float32 or float64.
         target: of the input's shape, in any real dtype.
         threshold: where the weight changes. Settings may be numbers, 0-dim, per-class or per-element tensors.
-        weight_above, weight_below: the two weights.
+        weight_above: the weight from the threshold on.
+        weight_below: the weight of all others.
         weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
         reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
 
@@ -438,7 +442,7 @@ def threshold_mse_loss(
     Source:
         `torch.nn.functional.mse_loss`, with masks for weights.
 
-    Example:
+    Examples:
         >>> threshold_mse_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0]), 2.0)
         tensor(2.0500)
     """
@@ -484,7 +488,7 @@ def proximity_mse_loss(
     Source:
         Decision-boundary regression; the weight is the hat function of finite elements.
 
-    Example:
+    Examples:
         >>> proximity_mse_loss(torch.tensor([0.5, 2.0]), torch.tensor([0.0, 1.0]), 0.5)
         tensor(0.8125)
     """
@@ -528,7 +532,7 @@ def exceedance_mse_loss(
     Source:
         Exceedance penalties in anomaly detection.
 
-    Example:
+    Examples:
         >>> exceedance_mse_loss(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 1.0]))
         tensor(4.1250)
     """
@@ -575,7 +579,7 @@ def threshold_loss(
     Source:
         This package.
 
-    Example:
+    Examples:
         >>> from triton_thresh import ByLoss
         >>> threshold_loss(torch.tensor([0.0, 4.0]), torch.tensor([1.0, 0.0]), ByLoss(2.0, 3.0))
         tensor(6.3738)
@@ -606,7 +610,7 @@ def threshold_grad(input: Tensor, threshold: Operand) -> Tensor:
     Source:
         Aji and Heafield 2017, "Sparse Communication for Distributed Gradient Descent" (arXiv:1704.05021), without residuals.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
         >>> (threshold_grad(x, 0.5) * torch.tensor([0.5, -0.6, 2.0])).sum().backward()
         >>> x.grad
@@ -638,8 +642,7 @@ def threshold_gradients_(
         TypeError: for gradients that are sparse, or not float16, bfloat16, float32 or float64.
         ValueError: for a number of thresholds other than that of parameters, a threshold that requires grad, and thresholds per
             parameter for gradients that share memory.
-        RuntimeError: for a gradient whose elements overlap.
-        All before anything is written.
+        RuntimeError: for a gradient whose elements overlap. All errors come before anything is written.
 
     Equivalent to:
         ``for p in parameters: p.grad.copy_(torch.where((p.grad.abs() > threshold) | p.grad.isnan(), p.grad, 0))``
@@ -647,7 +650,7 @@ def threshold_gradients_(
     Source:
         `torch.nn.utils.clip_grad_value_`, which bounds what this keeps.
 
-    Example:
+    Examples:
         >>> weight = torch.zeros(4, requires_grad=True)
         >>> weight.grad = torch.tensor([0.1, -0.5, 0.5, -2.0])
         >>> threshold_gradients_([weight], 0.4, return_kept=True)

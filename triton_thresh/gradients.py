@@ -22,7 +22,7 @@ class GradientThreshold:
     """Threshold the gradients of an optimizer's parameters before each of its steps, by `threshold_gradients_`.
 
     ``p.grad = g where |g| > threshold or g is NaN, else 0``, when gradients are whole: accumulated over the backwards since the
-    last step, reduced over processes, and unscaled. With a `torch.amp.GradScaler` the order is that of gradient clipping::
+    last step, reduced over processes, and unscaled. With a `torch.amp.GradScaler` the order is that of gradient clipping:
 
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
@@ -39,8 +39,12 @@ class GradientThreshold:
         track_kept: keep the fraction of elements that the last step kept, as the 0-dim tensor `kept` (None before the first).
 
     Raises:
-        TypeError, ValueError: as `threshold_gradients_`; at each step too, when parameters were added meanwhile.
+        TypeError: as `threshold_gradients_`, and for an optimizer that is none.
+        ValueError: as `threshold_gradients_`; at each step too, when parameters were added meanwhile.
         RuntimeError: in a step, if a GradScaler left unscaling to the step of a fused optimizer: call ``unscale_`` first.
+
+    Shape:
+        Gradients keep theirs; dtypes are those of `threshold_gradients_`.
 
     Equivalent to:
         ``threshold_gradients_(parameters, threshold)`` before each ``optimizer.step()``
@@ -48,7 +52,7 @@ class GradientThreshold:
     Source:
         `torch.optim.Optimizer.register_step_pre_hook`.
 
-    Example:
+    Examples:
         >>> weight = torch.zeros(3, requires_grad=True)
         >>> optimizer = torch.optim.SGD([weight], lr=1.0)
         >>> with GradientThreshold(optimizer, 0.5):
@@ -61,7 +65,8 @@ class GradientThreshold:
     def __init__(self, optimizer: torch.optim.Optimizer, threshold: Threshold, *, track_kept: bool = False) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
-                f"GradientThreshold: optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+                f"GradientThreshold: optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; for parameters "
+                "without one there is threshold_gradients_"
             )
         check_thresholds("GradientThreshold", threshold, len(_parameters(optimizer)))
         self.threshold = threshold

@@ -69,7 +69,7 @@ def pack_all(
     values: Sequence[Operand], input: Tensor, dtypes: Sequence[torch.dtype]
 ) -> tuple[tuple[Any, ...], tuple[int, ...]]:
     """Several operands, and the tuple of their kinds."""
-    if set(map(type, values)) == {float} and SHORT.issuperset(dtypes):
+    if set(map(type, values)) <= {float} and SHORT.issuperset(dtypes):
         return tuple([(value,) for value in values]), (NUMBER,) * len(values)
     packed = [pack(value, input, dtype) for value, dtype in zip(values, dtypes)]
     return tuple([p for p, _ in packed]), tuple([kind for _, kind in packed])
@@ -239,12 +239,6 @@ def _rescale_kernel(dtype: torch.dtype, config: tuning.Config) -> Kernel:
     return Kernel(loss.rescale, num_warps=config.num_warps, COMPUTE=COMPUTE[compute_dtype(dtype)], BLOCK=config.block)
 
 
-@functools.cache
-def loss_name(spec: LossSpec) -> str:
-    """The name a cell of the grid has in the tables of block sizes."""
-    return f"{spec.base}.{spec.rule.__name__}"
-
-
 def loss_forward(
     spec: LossSpec, input: Tensor, target: Tensor, operands: Sequence[Operand], *, want_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -254,7 +248,6 @@ def loss_forward(
     n, device, compute = x.numel(), x.device, compute_dtype(x.dtype)
     packed, kinds = pack_all(operands, x, (compute,) * len(operands))
     dx = torch.empty_like(x) if want_gradient else None
-    name = loss_name(spec)
     if spec.reduction == "none":
         out = torch.empty_like(x, dtype=spec.result)
 
@@ -262,9 +255,9 @@ def loss_forward(
             kernel = _loss_kernel("forward", spec, kinds, compute, config, SINGLE=False)
             kernel(layout.blocks(n, config.block), x, y, None, out, n, packed)
 
-        run(tuning.choose("loss", f"{name}.none", x.dtype, n, device, True, run).config)
+        run(tuning.choose("loss", spec.key, x.dtype, n, device, True, run).config)
         return out, None
-    config = tuning.choose("loss", name, x.dtype, n, device, False).config
+    config = tuning.choose("loss", spec.key, x.dtype, n, device, False).config
     programs = layout.blocks(n, config.block)
     out = x.new_empty((), dtype=spec.result)
     partials = out if programs == 1 else x.new_empty(programs, dtype=compute)
@@ -286,7 +279,7 @@ def loss_backward(
     if spec.reduction == "none":
         gradient = layout.laid_out_as(gradient, x.shape, x.stride())
     dx = torch.empty_like(x)
-    config = tuning.choose("loss", loss_name(spec), x.dtype, n, device, False).config
+    config = tuning.choose("loss", spec.name, x.dtype, n, device, False).config
     kernel = _loss_kernel("backward", spec, kinds, compute, config)
     kernel(layout.blocks(n, config.block), x, y, gradient, dx, n, packed)
     return dx

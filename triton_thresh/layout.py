@@ -83,6 +83,8 @@ def block(operand: Tensor, like: Tensor) -> Tensor:
 
 def unblock(own: Tensor, operand_shape: Shape, shape: Shape, stride: Shape) -> Tensor:
     """A tensor of an operand's elements in the memory order of the input, as `block` gives it, in the operand's shape."""
+    if len(operand_shape) == 1:
+        return own
     order = memory_order(shape, stride)
     assert order is not None
     sizes = (1,) * (len(shape) - len(operand_shape)) + operand_shape

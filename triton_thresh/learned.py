@@ -81,7 +81,11 @@ def _column_operands(
     call: LearnedCall, x: Tensor, width: int, pattern: tuple[int, int]
 ) -> tuple[tuple[Any, ...], tuple[int, ...]]:
     """The call's operands; a threshold as wide as the rows is one that lies as they do."""
-    operands, kinds = pack_all((call.threshold, *call.constants), x, (call.compute,) * (1 + len(call.constants)))
+    t = call.threshold
+    if pattern == (1, width) and isinstance(t, Tensor) and t.dim() == 1 and t.is_contiguous():
+        constants, kinds = pack_all(call.constants, x, (call.compute,) * len(call.constants))
+        return ((t,), *constants), (ELEMENT, *kinds)
+    operands, kinds = pack_all((t, *call.constants), x, (call.compute,) * (1 + len(call.constants)))
     if kinds[0] == CHANNEL and pattern == (1, width):
         return ((operands[0][0],), *operands[1:]), (ELEMENT, *kinds[1:])
     return operands, kinds
@@ -206,5 +210,5 @@ def backward(
     if not by_column:
         return dx, layout.summed(dt, shape)
     inner, mid = pattern
-    own = dt.view(-1, mid, inner).sum((0, 2))
-    return dx, layout.unblock(own, tuple(shape), mask.shape, mask.stride)
+    own = dt if dt.numel() == mid else dt.view(-1, mid).sum(0) if inner == 1 else dt.view(-1, mid, inner).sum((0, 2))
+    return dx, layout.unblock(own, shape, mask.shape, mask.stride)

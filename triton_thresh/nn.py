@@ -50,11 +50,23 @@ def _shown(value: object) -> str:
 
 
 class Threshold(_Settings):
-    """`functional.threshold` as a module, a drop-in for `torch.nn.Threshold`.
+    """`functional.threshold` as a module, a drop-in for `torch.nn.Threshold`: ``y = value where x <= threshold else x``.
 
-    Example:
+    Args:
+        threshold: a number, or a tensor that broadcasts to the input's shape; a tensor becomes a buffer.
+        value: the number put in.
+        inplace: write the result to the input.
+
+    Shape, dtypes, errors and source are those of `functional.threshold`, when the module is called.
+
+    Equivalent to:
+        ``functional.threshold(input, threshold, value, inplace=inplace)``
+
+    Examples:
         >>> Threshold(0.1, 20.0)
         Threshold(threshold=0.1, value=20.0, inplace=False)
+        >>> Threshold(0.1, 20.0)(torch.tensor([-1.0, 2.0]))
+        tensor([20.,  2.])
     """
 
     threshold: Operand
@@ -69,7 +81,21 @@ class Threshold(_Settings):
 
 
 class Hardshrink(_Settings):
-    """`functional.hardshrink` as a module, a drop-in for `torch.nn.Hardshrink`."""
+    """`functional.hardshrink` as a module, a drop-in for `torch.nn.Hardshrink`: ``y = 0 where |x| <= lambd else x``.
+
+    Args:
+        lambd: a number, or a tensor that broadcasts to the input's shape; a tensor becomes a buffer.
+        inplace: write the result to the input.
+
+    Shape, dtypes, errors and source are those of `functional.hardshrink`, when the module is called.
+
+    Equivalent to:
+        ``functional.hardshrink(input, lambd, inplace=inplace)``
+
+    Examples:
+        >>> Hardshrink(0.5)(torch.tensor([-1.0, 0.2]))
+        tensor([-1.,  0.])
+    """
 
     lambd: Operand
     inplace: bool
@@ -82,7 +108,22 @@ class Hardshrink(_Settings):
 
 
 class Softshrink(_Settings):
-    """`functional.softshrink` as a module, a drop-in for `torch.nn.Softshrink`; `lambd` may be an `nn.Parameter`."""
+    """`functional.softshrink` as a module, a drop-in for `torch.nn.Softshrink`, whose `lambd` may learn.
+
+    ``y = x - lambd where x > lambd, x + lambd where x < -lambd, else 0``.
+
+    Args:
+        lambd: a number, or a tensor that broadcasts to the input's shape; a tensor becomes a buffer. An `nn.Parameter` learns.
+
+    Shape, dtypes, errors and source are those of `functional.softshrink`, when the module is called.
+
+    Equivalent to:
+        ``functional.softshrink(input, lambd)``
+
+    Examples:
+        >>> Softshrink(0.5)(torch.tensor([-1.0, 0.2]))
+        tensor([-0.5000,  0.0000])
+    """
 
     lambd: Operand
 
@@ -94,7 +135,10 @@ class Softshrink(_Settings):
 
 
 class JumpReLU(nn.Module):
-    """`functional.jumprelu` with a threshold per feature that learns; calling `l0` gives the number of kept features too.
+    """`functional.jumprelu` with a threshold per feature that learns: ``y = x where x > threshold else 0``.
+
+    `l0` gives the number of kept features too. The parameter is float32 and stays so when the module is cast to a 16-bit type,
+    in which steps as small as those of thresholds are rounded away.
 
     Args:
         num_features: the size of the inputs' last dimension, or the shape of their last dimensions.
@@ -103,13 +147,21 @@ class JumpReLU(nn.Module):
         input_gradient: the window term also reaches the input, with the opposite sign.
         device: of the parameter.
 
-    The parameter is float32 and stays so when the module is cast to a 16-bit type, in which steps as small as those of
-    thresholds are rounded away.
+    Shape:
+        The output has the input's shape, dtype and memory format; dtypes are those of `functional.jumprelu`.
+
+    Raises:
+        TypeError: for settings that are no numbers; when called, as `functional.jumprelu`.
+        ValueError: for sizes below 0 and a bandwidth that is not above 0; when called, for an input to
+            whose shape the thresholds do not broadcast.
+
+    Equivalent to:
+        ``functional.jumprelu(input, threshold, bandwidth, input_gradient=input_gradient)``
 
     Source:
         Rajamanoharan et al. 2024 (arXiv:2407.14435).
 
-    Example:
+    Examples:
         >>> activation = JumpReLU(4, threshold=0.5, bandwidth=0.25).bfloat16()
         >>> activation
         JumpReLU(4, bandwidth=0.25, input_gradient=False)
@@ -170,7 +222,23 @@ class JumpReLU(nn.Module):
 
 
 class BinaryThreshold(_Settings):
-    """`functional.binary_threshold` as a module."""
+    """`functional.binary_threshold` as a module: ``y = above_value where x > threshold else below_value``.
+
+    Args:
+        threshold: a number, or a tensor that broadcasts to the input's shape; a tensor becomes a buffer.
+        above_value: the number where x is above.
+        below_value: the number elsewhere.
+        dtype: of the output; the input's if None.
+
+    Shape, dtypes, errors and source are those of `functional.binary_threshold`, when the module is called.
+
+    Equivalent to:
+        ``functional.binary_threshold(input, threshold, above_value, below_value, dtype=dtype)``
+
+    Examples:
+        >>> BinaryThreshold(0.5, 1.0, -1.0)(torch.tensor([0.2, 0.9]))
+        tensor([-1.,  1.])
+    """
 
     threshold: Operand
     above_value: float
@@ -202,7 +270,24 @@ class _ByPredictionLoss(_Settings):
 
 
 class ThresholdBCELoss(_ByPredictionLoss):
-    """`functional.threshold_bce_loss` as a module."""
+    """`functional.threshold_bce_loss` as a module: BCE times ``weight_above where p >= threshold else weight_below``.
+
+    Args:
+        threshold: where the weight changes: a number, or a tensor that broadcasts to the input's shape, which becomes a buffer.
+        weight_above: the weight from the threshold on, a number or a tensor.
+        weight_below: the weight of all others, a number or a tensor.
+        weight: a further factor of each element, a number or a tensor.
+        reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+
+    Shape, dtypes, errors and source are those of `functional.threshold_bce_loss`, when the module is called.
+
+    Equivalent to:
+        ``functional.threshold_bce_loss(input, target, threshold, weight_above, weight_below, ...)``
+
+    Examples:
+        >>> ThresholdBCELoss(0.7)(torch.tensor([0.9, 0.2]), torch.tensor([1.0, 0.0]))
+        tensor(0.0638)
+    """
 
     def __init__(
         self,
@@ -234,7 +319,27 @@ class ThresholdBCELoss(_ByPredictionLoss):
 
 
 class ThresholdBCEWithLogitsLoss(_ByPredictionLoss):
-    """`functional.threshold_bce_with_logits_loss` as a module."""
+    """`functional.threshold_bce_with_logits_loss` as a module: BCE of logits, weighed by the prediction.
+
+    ``weight_above where sigmoid(x) >= threshold else weight_below``; `threshold` is a probability.
+
+    Args:
+        threshold: where the weight changes: a number, or a tensor that broadcasts to the input's shape, which becomes a buffer.
+        weight_above: the weight from the threshold on, a number or a tensor.
+        weight_below: the weight of all others, a number or a tensor.
+        weight: a further factor of each element, a number or a tensor.
+        pos_weight: the factor of positive targets, a number or a tensor.
+        reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+
+    Shape, dtypes, errors and source are those of `functional.threshold_bce_with_logits_loss`, when the module is called.
+
+    Equivalent to:
+        ``functional.threshold_bce_with_logits_loss(input, target, threshold, weight_above, weight_below, ...)``
+
+    Examples:
+        >>> ThresholdBCEWithLogitsLoss(0.7)(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.0]))
+        tensor(0.0791)
+    """
 
     pos_weight: Operand | None
 
@@ -271,7 +376,26 @@ class ThresholdBCEWithLogitsLoss(_ByPredictionLoss):
 
 
 class ThresholdMSELoss(_ByPredictionLoss):
-    """`functional.threshold_mse_loss` as a module."""
+    """`functional.threshold_mse_loss` as a module: squared error, weighed by the prediction.
+
+    ``weight_above where x >= threshold else weight_below``.
+
+    Args:
+        threshold: where the weight changes: a number, or a tensor that broadcasts to the input's shape, which becomes a buffer.
+        weight_above: the weight from the threshold on, a number or a tensor.
+        weight_below: the weight of all others, a number or a tensor.
+        weight: a further factor of each element, a number or a tensor.
+        reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+
+    Shape, dtypes, errors and source are those of `functional.threshold_mse_loss`, when the module is called.
+
+    Equivalent to:
+        ``functional.threshold_mse_loss(input, target, threshold, weight_above, weight_below, ...)``
+
+    Examples:
+        >>> ThresholdMSELoss(2.0)(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0]))
+        tensor(2.0500)
+    """
 
     def __init__(
         self,
@@ -303,7 +427,26 @@ class ThresholdMSELoss(_ByPredictionLoss):
 
 
 class ProximityMSELoss(_Settings):
-    """`functional.proximity_mse_loss` as a module."""
+    """`functional.proximity_mse_loss` as a module: squared error that weighs more near a threshold.
+
+    ``1 + penalty_factor * (1 - d / penalty_range) where d = |x - threshold| < penalty_range else 1``.
+
+    Args:
+        threshold: what to stay away from: a number, or a tensor that broadcasts to the input's shape, which becomes a buffer.
+        penalty_range: how far its influence reaches, a number or a tensor.
+        penalty_factor: the extra weight at the threshold itself, a number or a tensor.
+        weight: a further factor of each element, a number or a tensor.
+        reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+
+    Shape, dtypes, errors and source are those of `functional.proximity_mse_loss`, when the module is called.
+
+    Equivalent to:
+        ``functional.proximity_mse_loss(input, target, threshold, penalty_range, penalty_factor, ...)``
+
+    Examples:
+        >>> ProximityMSELoss(0.5)(torch.tensor([0.5, 2.0]), torch.tensor([0.0, 1.0]))
+        tensor(0.8125)
+    """
 
     threshold: Operand
     penalty_range: Operand
@@ -341,7 +484,25 @@ class ProximityMSELoss(_Settings):
 
 
 class ExceedanceMSELoss(_Settings):
-    """`functional.exceedance_mse_loss` as a module."""
+    """`functional.exceedance_mse_loss` as a module: squared error that weighs large errors more.
+
+    ``penalty_factor where (x - y)**2 > loss_threshold else 1``.
+
+    Args:
+        loss_threshold: the element loss above which the factor applies, a number or a tensor.
+        penalty_factor: that factor, a number or a tensor.
+        weight: a further factor of each element, a number or a tensor.
+        reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+
+    Shape, dtypes, errors and source are those of `functional.exceedance_mse_loss`, when the module is called.
+
+    Equivalent to:
+        ``functional.exceedance_mse_loss(input, target, loss_threshold, penalty_factor, ...)``
+
+    Examples:
+        >>> ExceedanceMSELoss()(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 1.0]))
+        tensor(4.1250)
+    """
 
     loss_threshold: Operand
     penalty_factor: Operand

@@ -6,6 +6,7 @@ derivative in the prediction, so that loss and gradient need no tape.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -385,6 +386,16 @@ class LossSpec:
     rule_count: int
     reduction: str
     result: torch.dtype
+
+    @functools.cached_property
+    def name(self) -> str:
+        """The cell's name in the tables, where it is reduced."""
+        return f"{self.base}.{self.rule.__name__}"
+
+    @functools.cached_property
+    def key(self) -> str:
+        """The name of what runs in the tables."""
+        return f"{self.name}.none" if self.reduction == "none" else self.name
 
 
 def loss_and_slope(

@@ -179,5 +179,12 @@ OPS: Mapping[str, Op] = MappingProxyType(
 
 
 def ops() -> Mapping[str, Op]:
-    """The ops by name, in the order of the documentation."""
+    """The ops by name, in the order of the documentation. Each can be called as the function of its name.
+
+    Examples:
+        >>> list(ops())[:3]
+        ['threshold', 'hardshrink', 'softshrink']
+        >>> ops()["hardshrink"].formula
+        '0 where -λ <= x <= λ, else x'
+    """
     return OPS

@@ -40,9 +40,26 @@ def _where(condition: Tensor | bool, a: Operand, b: float) -> Operand:
 
 @dataclass(frozen=True)
 class ByPrediction:
-    """Weigh an element by its prediction: `weight_above` where prediction >= `threshold`, else `weight_below`.
+    """Weigh an element by its prediction: ``weight_above where prediction >= threshold else weight_below``.
 
-    On logits `threshold` is a probability, compared as ``x >= logit(threshold)``.
+    On logits `threshold` is a probability, compared as ``x >= logit(threshold)``; 0 or less puts every prediction above, more
+    than 1 none. The weight has no slope.
+
+    Args:
+        threshold: where the weight changes: a number, a 0-dim tensor, or a tensor that broadcasts to the input's shape.
+        weight_above: the weight from the threshold on; likewise a number or a tensor.
+        weight_below: the weight of all others; likewise.
+
+    Equivalent to:
+        ``torch.where(prediction >= threshold, weight_above, weight_below)``
+
+    Source:
+        Masks for weights, as in imbalanced classification.
+
+    Examples:
+        >>> from triton_thresh import threshold_loss
+        >>> threshold_loss(torch.tensor([1.0, 3.0]), torch.zeros(2), ByPrediction(2.0, 1.0, 0.5), base="mse", reduction="none")
+        tensor([0.5000, 9.0000])
     """
 
     threshold: Operand = 0.7
@@ -60,7 +77,24 @@ class ByProximity:
     """Weigh an element by how near its prediction q is to `threshold`.
 
     ``1 + penalty_factor * (1 - d / penalty_range)`` where ``d = |q - threshold| < penalty_range``, else 1; the gradient flows
-    through this weight. On logits q is the sigmoid of the input.
+    through this weight. On logits q is the sigmoid of the input. No prediction is near where the range is not above 0 or the
+    threshold is NaN.
+
+    Args:
+        threshold: what to stay away from: a number, a 0-dim tensor, or a tensor that broadcasts to the input's shape.
+        penalty_range: how far its influence reaches; likewise a number or a tensor.
+        penalty_factor: the extra weight at the threshold itself; likewise.
+
+    Equivalent to:
+        ``1 + penalty_factor * (1 - (q - threshold).abs() / penalty_range).clamp(min=0)``
+
+    Source:
+        Decision-boundary regression; the hat function of finite elements.
+
+    Examples:
+        >>> from triton_thresh import threshold_loss
+        >>> threshold_loss(torch.tensor([1.0, 3.0]), torch.zeros(2), ByProximity(2.5, 1.0, 2.0), base="mse", reduction="none")
+        tensor([ 1., 18.])
     """
 
     threshold: Operand
@@ -81,7 +115,26 @@ class ByProximity:
 
 @dataclass(frozen=True)
 class ByLoss:
-    """Weigh an element by its own loss: `penalty_factor` where loss > `loss_threshold`, else 1."""
+    """Weigh an element by its own loss: ``penalty_factor where loss > loss_threshold else 1``.
+
+    The loss decides before any further weight. The weight has no slope.
+
+    Args:
+        loss_threshold: the element loss above which the factor applies: a number, a 0-dim tensor, or a tensor that broadcasts
+            to the input's shape.
+        penalty_factor: that factor; likewise a number or a tensor.
+
+    Equivalent to:
+        ``torch.where(loss > loss_threshold, penalty_factor, 1)``
+
+    Source:
+        Exceedance penalties in anomaly detection.
+
+    Examples:
+        >>> from triton_thresh import threshold_loss
+        >>> threshold_loss(torch.tensor([1.0, 3.0]), torch.zeros(2), ByLoss(1.0, 3.0), base="mse", reduction="none")
+        tensor([ 1., 27.])
+    """
 
     loss_threshold: Operand = 1.0
     penalty_factor: Operand = 2.0

@@ -1,4 +1,4 @@
-"""Fills the table of block sizes for the GPU at hand, by the search a first use would make."""
+"""Fills the tables for the GPU at hand: block sizes, by the search a first use would make; then the crossovers of "auto"."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from . import tuning
 from .backend import has_triton, use_backend
+from .crossing import RULES, crossovers
 from .families import Gate, Loss, Op
 from .registry import OPS
-from .rules import ByLoss, ByPrediction, ByProximity
 
 SIZES = tuple(range(10, 29, 2))
 DTYPES = ("float32", "bfloat16", "float16")
@@ -34,7 +34,7 @@ def gate_calls(op: Gate, x: Tensor) -> Iterator[Call]:
 def loss_calls(op: Loss, x: Tensor) -> Iterator[Call]:
     """Each cell without reduction: a reduction never searches, so that its bits do not depend on a timing."""
     for base, rule in op.cells:
-        made = {ByPrediction: ByPrediction(), ByProximity: ByProximity(0.5), ByLoss: ByLoss()}[rule]
+        made = RULES[rule]
         yield lambda base=base, made=made: op(x, x, made, base=base, reduction="none")  # type: ignore[misc]
 
 
@@ -76,11 +76,18 @@ def run(args: argparse.Namespace) -> int:
     if device is None:
         print("tune: needs a GPU that Triton can drive; torch finds none", file=sys.stderr)
         return CANNOT_RUN
-    name = tuning._device_name(device)
+    name = tuning.device_name(device)
     if not tuning.may_search():
         print(f"tune: {tuning.NO_SEARCH}", file=sys.stderr)
         return CANNOT_RUN
     everything: dict[str, tuning.Config] = {}
+    sizes: dict[str, int] = {}
+
+    def write() -> None:
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps(tuning.document(name, everything, sizes), indent=1) + "\n")
+
     with use_backend("triton"):
         for size, dtype, op in itertools.product(args.sizes, args.dtypes, args.ops or OPS):
             known = len(everything)
@@ -91,8 +98,16 @@ def run(args: argparse.Namespace) -> int:
             tuning.remember(name, found)
             for key, config in found.items():
                 print(f"{key}: block {config.block}, {config.num_warps} warps", flush=True)
-            if args.out:
-                args.out.parent.mkdir(parents=True, exist_ok=True)
-                args.out.write_text(json.dumps(tuning.document(name, everything), indent=1) + "\n")
-    print(f"{len(everything)} block sizes in {tuning.cache_path(name)}" + (f" and {args.out}" if args.out else ""))
+            write()
+    for dtype, op in itertools.product(args.dtypes, args.ops or OPS):
+        with tuning.without_search():
+            for key, size in crossovers(OPS[op], getattr(torch, dtype), device, sizes):
+                sizes[key] = size
+                print(f"{key}: eager below {size:,}" if size else f"{key}: Triton at every size", flush=True)
+        tuning.remember(name, crossovers=sizes)
+        write()
+    print(
+        f"{len(everything)} block sizes and {len(sizes)} crossovers in {tuning.cache_path(name)}"
+        + (f" and {args.out}" if args.out else "")
+    )
     return 0

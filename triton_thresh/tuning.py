@@ -1,7 +1,8 @@
 """Block sizes: from the table shipped for this GPU, then the user's cache, then a search on first use, else a default.
 
-A table is ``{"device": ..., "entries": {"<op>/<dtype>/<log2 of the size>": [block, num_warps]}}``; a size takes the nearest
-entry of its op and dtype. Reductions never search (block and warps fix the order of summation), nor does anything while a
+A table is ``{"device": ..., "entries": {"<op>/<dtype>/<log2 of the size>": [block, num_warps]}, "crossovers": {...}}``; a
+size takes the nearest entry of its op and dtype (the crossovers are those of dispatch.py).
+Reductions never search (block and warps fix the order of summation), nor does anything while a
 CUDA graph is captured or a process group is up (ranks must agree); ranks use shipped tables and defaults alone.
 """
 
@@ -107,43 +108,90 @@ def parse(text: str, origin: str) -> dict[str, Config]:
     return table
 
 
+def parse_crossovers(text: str, origin: str) -> dict[str, int]:
+    """The valid crossovers of a table, none if it has none."""
+    try:
+        items = list(json.loads(text).get("crossovers", {}).items())
+    except (ValueError, AttributeError):
+        return {}  # `parse` warns of it
+    found = {key: value for key, value in items if type(value) is int and value >= 0}
+    if len(found) < len(items):
+        warnings.warn(
+            f"triton_thresh: ignoring {len(items) - len(found)} malformed crossovers of {origin}", stacklevel=2
+        )
+    return found
+
+
+def cache_folder() -> Path:
+    """Where the user's tables are: TRITON_THRESH_CACHE_DIR, else ~/.cache/triton_thresh."""
+    return Path(os.environ.get("TRITON_THRESH_CACHE_DIR") or Path.home() / ".cache" / "triton_thresh")
+
+
 def cache_path(device_name: str) -> Path:
-    """The user's table: TRITON_THRESH_CACHE_DIR, else ~/.cache/triton_thresh."""
-    folder = os.environ.get("TRITON_THRESH_CACHE_DIR") or Path.home() / ".cache" / "triton_thresh"
-    return Path(folder) / f"{slug(device_name)}.json"
+    """The user's table for a device."""
+    return cache_folder() / f"{slug(device_name)}.json"
+
+
+def shipped_devices() -> list[str]:
+    """The devices for which a table is shipped."""
+    files = (resources.files("triton_thresh") / "tuned").iterdir()
+    return sorted(json.loads(file.read_text())["device"] for file in files if file.name.endswith(".json"))
+
+
+def _shipped_text(device_name: str) -> str:
+    file = resources.files("triton_thresh") / "tuned" / f"{slug(device_name)}.json"
+    return file.read_text() if file.is_file() else '{"entries": {}}'
+
+
+def _cached_text(device_name: str) -> str:
+    try:
+        return cache_path(device_name).read_text(errors="replace")
+    except OSError:
+        return '{"entries": {}}'
 
 
 @functools.cache
 def shipped(device_name: str) -> Mapping[str, Config]:
     """The table shipped for a device, empty if there is none."""
-    file = resources.files("triton_thresh") / "tuned" / f"{slug(device_name)}.json"
-    return parse(file.read_text(), str(file)) if file.is_file() else {}
+    return parse(_shipped_text(device_name), f"the table shipped for {device_name}")
 
 
 @functools.cache
 def cached(device_name: str) -> dict[str, Config]:
     """The user's table as it was on disk at first use, kept up to date by `remember`."""
-    path = cache_path(device_name)
-    try:
-        return parse(path.read_text(errors="replace"), str(path))
-    except OSError:
-        return {}
+    return parse(_cached_text(device_name), str(cache_path(device_name)))
 
 
-def document(device_name: str, table: Mapping[str, Config]) -> dict[str, Any]:
+@functools.cache
+def shipped_crossovers(device_name: str) -> Mapping[str, int]:
+    """The crossovers shipped for a device."""
+    return parse_crossovers(_shipped_text(device_name), f"the table shipped for {device_name}")
+
+
+@functools.cache
+def cached_crossovers(device_name: str) -> dict[str, int]:
+    """The user's own, as `cached`."""
+    return parse_crossovers(_cached_text(device_name), str(cache_path(device_name)))
+
+
+def document(device_name: str, table: Mapping[str, Config], crossovers: Mapping[str, int]) -> dict[str, Any]:
     """A table as it is written."""
-    return {"device": device_name, "entries": {k: list(v) for k, v in sorted(table.items())}}
+    entries = {key: list(config) for key, config in sorted(table.items())}
+    return {"device": device_name, "entries": entries, "crossovers": dict(sorted(crossovers.items()))}
 
 
-def remember(device_name: str, entries: Mapping[str, Config]) -> None:
-    """Add entries to the user's table, in memory and on disk; a disk that cannot be written to is no error."""
-    table = cached(device_name)
-    table.update(entries)
-    path = cache_path(device_name)
+def remember(
+    device: str, entries: Mapping[str, Config] | None = None, crossovers: Mapping[str, int] | None = None
+) -> None:
+    """Add to the user's table, in memory and on disk; a disk that cannot be written to is no error."""
+    table, sizes = cached(device), cached_crossovers(device)
+    table.update(entries or {})
+    sizes.update(crossovers or {})
+    path = cache_path(device)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            json.dump(document(device_name, table), file, indent=1)
+            json.dump(document(device, table, sizes), file, indent=1)
         os.replace(file.name, path)
     except OSError as error:
         warnings.warn(f"triton_thresh: block sizes were not saved to {path}: {error}", stacklevel=2)
@@ -163,11 +211,31 @@ def nearest(table: Mapping[str, Config], op: str, dtype: str, size: int) -> Conf
 NO_SEARCH = "no search may run: TRITON_THRESH_AUTOTUNE=0, a process group, or a CUDA graph being captured"
 
 
+def among_others() -> bool:
+    """Whether this process is one of a group, whose ranks must agree."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+_searches: ContextVar[bool] = ContextVar("triton_thresh_searches", default=True)
+
+
+@contextmanager
+def without_search() -> Iterator[None]:
+    """In this thread no call searches: what no table has runs with defaults."""
+    token = _searches.set(False)
+    try:
+        yield
+    finally:
+        _searches.reset(token)
+
+
 def may_search() -> bool:
     """Whether a search may run now: not where ranks could disagree, nor while a CUDA graph is captured, nor if switched off."""
+    if not _searches.get():
+        return False
     if os.environ.get("TRITON_THRESH_AUTOTUNE", "1") == "0":
         return False
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if among_others():
         return False
     return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
@@ -205,7 +273,7 @@ def collecting(found: dict[str, Config]) -> Iterator[None]:
 
 
 @functools.cache
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     return str(torch.get_device_module(device).get_device_name(device))
 
 
@@ -258,7 +326,7 @@ def _resolve(
 ) -> Choice:
     if interpreting():
         return Choice(INTERPRETER[shell], "interpreter")
-    name, label = _device_name(device), str(dtype).removeprefix("torch.")
+    name, label = device_name(device), str(dtype).removeprefix("torch.")
     found = nearest(shipped(name), op, label, size)
     if found:
         return Choice(found, "shipped table")

@@ -133,7 +133,11 @@ def test_gate_inplace(op: Gate, n: int) -> None:
 
 # ---------------------------------------------------------------------------------------------- gates whose threshold learns
 
-SHAPES = ((64, 2 * COLS), (67, 2 * COLS), (128, 1000))  # full blocks; three rows more; features that 16 does not divide
+SHAPES = (  # a full block; two by three with three rows in the last; features that 16 does not divide
+    (32, COLS),
+    (67, 2 * COLS),
+    (128, 1000),
+)
 
 
 def learned_call(op: Any, shape: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -145,6 +149,7 @@ def learned_call(op: Any, shape: tuple[int, int], dtype: torch.dtype) -> tuple[T
     return x.requires_grad_(), torch.full((shape[1],), 0.5, requires_grad=True), gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [(SHAPES[0], dtype) for dtype in FLOATS] + [(shape, torch.bfloat16) for shape in SHAPES[1:]],
@@ -191,6 +196,7 @@ def test_gate_that_learns_without_gradient(op: Any) -> None:
     assert moved.loaded["made"] == (n // 8 if counted else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", LEARNED + list(LEARNED_GATES.values()), ids=label)
 def test_threshold_per_element_that_learns(op: Any) -> None:
     """Its own size forward, and where backward needs it; its gradient's once."""

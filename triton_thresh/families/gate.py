@@ -18,7 +18,7 @@ from .. import library
 from ..autograd import Gate as GateFunction
 from ..autograd import LearnedGate as LearnedGateFunction
 from ..autograd import TracedLearnedGate, TransformedLearnedGate
-from ..backend import choose, is_plain, is_traced, runs_eagerly
+from ..backend import is_plain, is_traced, runs_eagerly
 from ..checks import (
     FLOATING,
     check_dtype,
@@ -30,6 +30,7 @@ from ..checks import (
     check_operand,
     within,
 )
+from ..dispatch import chosen
 from ..eager import LearnedGate as EagerLearnedGate
 from ..layout import total_bytes
 from ..reference import Codes, Push, Surrogate, compute_dtype
@@ -111,7 +112,8 @@ class Gate:
         check_input(name, input, self.dtypes)
         threshold, *constants = parameters if numbers else self._checked(input, parameters, dtype)
         plain = is_plain(input, threshold)
-        on_triton = plain and choose(input.device)[0] == "triton"
+        records = torch.is_grad_enabled() and input.requires_grad
+        on_triton = plain and chosen(name, input, records)[0] == "triton"
         if not numbers and isinstance(threshold, Tensor) and plain and threshold.dim() == 0 and threshold.is_cpu:
             readable = not on_triton or not input.is_cpu  # to the interpreter a CPU is the device
             learning = threshold.requires_grad and torch.is_grad_enabled()
@@ -127,7 +129,6 @@ class Gate:
         run, source = self.reference, input
         if plain and self.eager and number and input.dtype in FLOATING:
             run = self.eager
-            records = input.requires_grad and torch.is_grad_enabled()
             if inplace and self.eager_inplace and not records:
                 return self.eager_inplace(input, threshold, *constants)
             if inplace and records:

@@ -12,8 +12,9 @@ from torch import Tensor
 from .. import foreach
 from ..autograd import GradientGate as GradientGateFunction
 from ..autograd import TransformedGradientGate
-from ..backend import choose, is_plain
+from ..backend import is_plain
 from ..checks import check_input, check_operand
+from ..dispatch import chosen
 from ..layout import total_bytes
 from ..rules import Operand
 from .gate import Gate
@@ -35,7 +36,7 @@ class GradientGate:
         """Check the arguments; a view of the input, whose backward calls the gate."""
         check_input(self.name, input, self.gate.dtypes)
         threshold = check_operand(self.name, "threshold", threshold, input)
-        backend = choose(input.device)[0] if is_plain(input, threshold) else None
+        backend = chosen(self.gate.name, input, False)[0] if is_plain(input, threshold) else None
         if backend is not None and not (input.requires_grad and torch.is_grad_enabled()):
             return input.view_as(input)
         compiling = torch.compiler.is_compiling()

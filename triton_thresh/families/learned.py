@@ -14,8 +14,9 @@ from torch import Tensor
 from .. import eager, library, reference
 from ..autograd import LearnedGate as LearnedGateFunction
 from ..autograd import TracedLearnedGate, TransformedLearnedGate
-from ..backend import choose, is_plain, is_traced
+from ..backend import is_plain, is_traced
 from ..checks import FLOATING, check_input, check_operand, check_positive
+from ..dispatch import chosen
 from ..layout import total_bytes
 from ..reference import Push, Surrogate
 from ..rules import Operand
@@ -72,7 +73,7 @@ class LearnedGate:
                 return library.learned_gate(self.name, surrogate, input, threshold)
             function = TracedLearnedGate if torch.compiler.is_compiling() else TransformedLearnedGate
             return function.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
-        if choose(input.device)[0] == "triton":
+        if chosen(self.name, input, records)[0] == "triton":
             call = self.lowered(input, threshold, bandwidth, bool(input_gradient))
             if records:
                 return LearnedGateFunction.apply(input, threshold, call, surrogate)  # type: ignore[no-untyped-call]

@@ -16,8 +16,9 @@ from torch.compiler import is_compiling
 from .. import eager, library, reference
 from ..autograd import Loss as LossFunction
 from ..autograd import TracedLoss, TransformedLoss
-from ..backend import choose, is_plain, is_traced
+from ..backend import is_plain, is_traced
 from ..checks import FLOATING, check_input, check_operand, check_reduction, check_target
+from ..dispatch import chosen
 from ..layout import total_bytes
 from ..reference import LossSpec
 from ..rounding import round_to
@@ -99,8 +100,9 @@ class Loss:
             else:
                 loss = TransformedLoss.apply(input, target, spec, *operands)  # type: ignore[no-untyped-call]
             return reference.reduced(loss, spec)
-        shell = _kernels() if choose(input.device)[0] == "triton" else eager
-        if input.requires_grad and torch.is_grad_enabled():
+        records = input.requires_grad and torch.is_grad_enabled()
+        shell = _kernels() if chosen(spec.key, input, records)[0] == "triton" else eager
+        if records:
             return LossFunction.apply(input, target, spec, operands, shell)  # type: ignore[no-any-return, no-untyped-call]
         output, _ = shell.loss_forward(spec, input, target, operands, want_gradient=False)
         return output  # type: ignore[no-any-return]

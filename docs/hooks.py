@@ -1,0 +1,88 @@
+"""What is made when the pages are built: sections of the README, tables, source; and the files from outside of docs/.
+
+A line ``<!-- section: FILE, HEADING -->``, ``<!-- source: FILE, NAME -->`` or ``<!-- made: NAME -->`` of a page is replaced.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from docs import tables
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+
+ROOT = Path(__file__).parents[1]
+DIRECTIVE = re.compile(r"^<!-- (section|source|made): (.+) -->$", re.MULTILINE)
+OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/results/**/*.md", "benchmarks/results/**/*.png")
+
+
+def section(file: str, heading: str) -> str:
+    """What stands under a heading, up to the next of its level or above."""
+    found: list[str] = []
+    level, fenced = 0, False
+    for line in (ROOT / file).read_text(encoding="utf-8").splitlines():
+        fenced ^= line.startswith("```")
+        match = None if fenced else re.match(r"(#+) (.+)", line)
+        if match and level:
+            break
+        if match and match[2] == heading:
+            level = len(match[1])
+        elif level:
+            found.append(line)
+    if not level:
+        raise ValueError(f"{file} has no heading {heading!r}")
+    return "\n".join(found).strip()
+
+
+def source(file: str, name: str) -> str:
+    """A function or class without its docstring, or an entry of the registry."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
+            lines = text.splitlines()
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            kept = lines[first - 1 : node.end_lineno]
+            if ast.get_docstring(node) is not None:
+                docstring = node.body[0]
+                assert docstring.end_lineno is not None
+                kept = lines[first - 1 : docstring.lineno - 1] + lines[docstring.end_lineno : node.end_lineno]
+            return "\n".join([f'```python title="{file}"', *kept, "```"])
+        entry = isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)
+        if entry and node.args[0].value == name:  # type: ignore[attr-defined]
+            found = ast.get_source_segment(text, node, padded=True)
+            return f'```python title="{file}"\n{found}\n```'
+    raise ValueError(f"{file} has no {name!r}")
+
+
+def filled(page: str) -> str:
+    """A page with its directives replaced."""
+
+    def made(match: re.Match[str]) -> str:
+        kind, argument = match[1], match[2]
+        if kind == "made":
+            return str(getattr(tables, argument)())
+        file, name = argument.split(", ", 1)
+        return section(file, name) if kind == "section" else source(file, name)
+
+    return DIRECTIVE.sub(made, page)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Results, with the links that the README has, and the pages of the repository's root."""
+    from mkdocs.structure.files import File
+
+    for pattern in OUTSIDE:
+        for path in sorted(ROOT.glob(pattern)):
+            uri = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, uri, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replaces a page's directives."""
+    return filled(markdown)

@@ -1,0 +1,77 @@
+"""``python -m triton_thresh info``: versions, devices, tables, and what would run, whatever is installed."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import triton_thresh as tt
+from triton_thresh import backend, tuning
+from triton_thresh.__main__ import main
+
+from .conftest import INTERPRETED
+from .test_backend import WITHOUT_TRITON, python
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="once is enough")
+
+
+def info(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    assert main(["info"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_versions_place_and_settings(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TRITON_THRESH_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_THRESH_AUTOTUNE", "0")
+    with tt.use_backend("eager"):
+        said = info(capsys)
+    assert said[0] == f"triton_thresh {tt.__version__} in {Path(tt.__file__).parent}"
+    assert said[1] == f"Python {platform.python_version()}, torch {torch.__version__}"
+    assert said[2].startswith("triton ")
+    assert said[3] == "backend asked for: eager"
+    assert said[5] == f"block sizes found by searches: {tmp_path}; a search may run: no"
+    assert said[6] == "cpu: eager (asked for)"
+
+
+def test_without_triton() -> None:
+    done = python(WITHOUT_TRITON + "from triton_thresh.__main__ import main\nmain(['info'])")
+    assert done.returncode == 0, done.stderr
+    assert "triton is not installed: every op runs in eager torch" in done.stdout
+    assert "cpu: eager (auto: tensors on cpu run in eager torch)" in done.stdout
+
+
+@pytest.mark.parametrize("has", [True, False], ids=["triton", "no triton"])
+def test_a_gpu_and_its_tables(
+    has: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table: Any = {f"hardshrink/float32/{size}": tuning.Config(256, 2) for size in range(3)}
+    (tmp_path / "Made_up_GPU.json").write_text(json.dumps(tuning.document("Made-up GPU", table)))
+    monkeypatch.setenv("TRITON_THRESH_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Made-up GPU{' 2' * device.index}")
+    monkeypatch.setattr(tuning, "shipped_devices", lambda: ["Made-up GPU"])
+    monkeypatch.setattr(tuning, "shipped", lambda name: {} if name.endswith("2") else dict(list(table.items())[:1]))
+    monkeypatch.setattr(backend, "has_triton", lambda: has)
+    tuning.cached.cache_clear()
+    with tt.use_backend("auto"):
+        said = info(capsys)
+    tuning.cached.cache_clear()
+    would = "triton (auto: tensors on cuda run on Triton)" if has else "eager (auto: Triton is not installed)"
+    assert f"cuda:0 Made-up GPU, 1 block sizes shipped and 3 found: {would}" in said
+    assert f"cuda:1 Made-up GPU 2, 0 block sizes shipped and 0 found: {would}" in said
+    assert "block sizes shipped for: Made-up GPU" in said
+
+
+def test_triton_asked_for_where_it_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with tt.use_backend("triton"):
+        said = info(capsys)
+    (line,) = (line for line in said if line.startswith("cpu: "))
+    assert "nothing runs" in line
+    assert ("TRITON_INTERPRET=1" if backend.has_triton() else "not installed") in line

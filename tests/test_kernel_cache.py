@@ -1,0 +1,123 @@
+"""Launches past Triton's binder are those that the binder would have made: the stub driver records both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("triton", reason="launches need Triton")
+
+import torch
+from torch import Tensor
+from triton_thresh.kernels import gate, pointwise
+
+from benchmarks.stub_driver import SM_90, StubDriver
+from triton_thresh import kernel_cache
+from triton_thresh.kernel_cache import Kernel
+from triton_thresh.launch import COMPUTE, NUMBER, SCALAR
+
+from .conftest import INTERPRETED
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter binds nothing")
+
+
+def kernel(kinds: tuple[int, ...] = (NUMBER,)) -> Kernel:
+    constants = dict(
+        KINDS=kinds, FUNCTION=pointwise.hardshrink, COMPUTE=COMPUTE[torch.float32], COLS=512, PROMOTED=None
+    )
+    return Kernel(gate.forward, num_warps=4, **constants)
+
+
+@pytest.fixture
+def stub() -> Iterator[StubDriver]:
+    with StubDriver() as driver:
+        yield driver
+
+
+def aligned(dtype: torch.dtype = torch.float32, offset: int = 0) -> Tensor:
+    made = torch.zeros(272, dtype=dtype)
+    assert made.data_ptr() % 16 == 0
+    return made[offset : offset + 256]
+
+
+CALLS = {
+    "as before": (aligned(), aligned(), None, 256, ((0.5,),)),
+    "other numbers": (aligned(), aligned(), None, 255, ((-0.0,),)),
+    "a mask": (aligned(), aligned(), aligned(torch.uint8), 256, ((0.5,),)),
+    "input off by 4 bytes": (aligned(offset=1), aligned(), None, 256, ((0.5,),)),
+    "output off by 4 bytes": (aligned(), aligned(offset=1), None, 256, ((0.5,),)),
+    "bfloat16": (aligned(torch.bfloat16), aligned(torch.bfloat16), None, 256, ((0.5,),)),
+    "one element": (aligned(), aligned(), None, 1, ((0.5,),)),
+    "2**31 elements": (aligned(), aligned(), None, 1 << 31, ((0.5,),)),
+}
+
+
+def test_each_signature_is_compiled_for_and_met_again(stub: StubDriver) -> None:
+    """Twice in turn: the second time nothing is bound, and everything recorded is as the first time."""
+    own = kernel()
+    for arguments in CALLS.values():
+        own(3, *arguments)
+    first = stub.launches
+    stub.clear()
+    for arguments in reversed(CALLS.values()):
+        own(3, *arguments)
+    assert stub.launches == first[::-1]
+    assert len(first) == len(CALLS)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_is_launched_is_what_the_binder_launches(name: str, stub: StubDriver) -> None:
+    """Whatever was launched before."""
+    own = kernel()
+    for arguments in CALLS.values():
+        own(3, *arguments)
+    stub.clear()
+    own(3, *CALLS[name])
+    (launched,) = stub.launches
+    stub.clear()
+    own._launch(3, CALLS[name])
+    assert stub.launches == [launched]
+
+
+def test_a_tensor_among_the_operands(stub: StubDriver) -> None:
+    own = kernel((SCALAR,))
+    x = aligned()
+    for t in (torch.zeros(()), torch.zeros((), dtype=torch.float64), aligned(offset=1)[0]):
+        own(1, x, x, None, 256, ((t,),))
+        found = stub.launches
+        stub.clear()
+        own._launch(1, (x, x, None, 256, ((t,),)))
+        assert stub.launches == found
+        stub.clear()
+
+
+def test_integers_by_what_is_compiled_for() -> None:
+    ordinary = kernel_cache._bound((17,))
+    assert kernel_cache._bound((33,)) == ordinary
+    assert len({kernel_cache._bound((value,)) for value in (17, 1, 16, 1 << 31, (1 << 31) + 1)}) == 5
+
+
+def test_another_device_is_another_kernel() -> None:
+    own, arguments = kernel(), CALLS["as before"]
+    for _ in range(2):
+        with StubDriver() as driver:
+            own(1, *arguments)
+            own(1, *arguments)
+            assert len(driver.launches) == 2
+
+
+def test_amds_binder_is_always_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks at the size of storages too."""
+    monkeypatch.setattr(kernel_cache, "_is_nvidia", lambda device: False)
+    own = kernel()
+    with StubDriver(SM_90) as driver:
+        own(1, *CALLS["as before"])
+        own(1, *CALLS["as before"])
+        assert len(driver.launches) == 2
+    assert not own._compiled
+
+
+def test_constants_stand_in_order() -> None:
+    with pytest.raises(AssertionError):
+        Kernel(gate.backward, num_warps=1, n=5)
