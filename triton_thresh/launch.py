@@ -259,8 +259,8 @@ def loss_forward(
         return out, None
     config = tuning.choose("loss", spec.key, x.dtype, n, device, False).config
     programs = layout.blocks(n, config.block)
-    out = x.new_empty((), dtype=spec.result)
-    partials = out if programs == 1 else x.new_empty(programs, dtype=compute)
+    out = torch.empty((), dtype=spec.result, device=device)
+    partials = out if programs == 1 else torch.empty(programs, dtype=compute, device=device)
     kernel = _loss_kernel("forward", spec, kinds, compute, config, SINGLE=programs == 1)
     kernel(programs, x, y, dx, partials, n, packed)
     if programs > 1:
