@@ -80,8 +80,8 @@ class Loss:
     ) -> Tensor:
         """Check the arguments, choose the backend, run."""
         base = self._check(input, target, rule, self.base if base is None else base, weight, pos_weight, reduction)
-        settings = tuple(vars(rule).values())
-        if weight is None and pos_weight is None and not is_compiling() and set(map(type, settings)) == _FLOATS:
+        settings = () if is_compiling() else tuple(vars(rule).values())
+        if weight is None and pos_weight is None and set(map(type, settings)) == _FLOATS:
             bits = _PACK[len(settings)](*settings)
             result = reference.result_dtype(input)
             spec, operands = _of_numbers(type(rule), bits, base, reduction, input.dtype, result)  # type: ignore[arg-type]
@@ -154,7 +154,8 @@ class Loss:
         if type(rule) not in reference.RULES:
             accepted = ", ".join(accepted.__name__ for accepted in reference.RULES)
             raise TypeError(f"{name}: rule must be one of {accepted}, got {type(rule).__name__}")
-        for setting, value in vars(rule).items():
+        for setting in type(rule).__dataclass_fields__:  # torch.compile of torch 2.11 knows no vars()
+            value = getattr(rule, setting)
             if type(value) is not float:
                 check_operand(name, setting, value, input)
         if weight is not None:
