@@ -52,7 +52,7 @@ def test_a_gpu_and_its_tables(
     has: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     table: Any = {f"hardshrink/float32/{size}": tuning.Config(256, 2) for size in range(3)}
-    (tmp_path / "Made_up_GPU.json").write_text(json.dumps(tuning.document("Made-up GPU", table)))
+    (tmp_path / "Made_up_GPU.json").write_text(json.dumps(tuning.document("Made-up GPU", table, {})))
     monkeypatch.setenv("TRITON_THRESH_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Made-up GPU{' 2' * device.index}")

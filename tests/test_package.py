@@ -98,7 +98,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
     table = source / "triton_thresh" / "tuned" / f"{tuning.slug(GPU)}.json"
-    table.write_text(json.dumps(tuning.document(GPU, TABLE)))
+    table.write_text(json.dumps(tuning.document(GPU, TABLE, {})))
     build = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
     run(sys.executable, "-c", build, cwd=source)
     (sdist,) = folder.glob("*.tar.gz")
