@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import triton_thresh as tt
+from triton_thresh import eager
 
 from .gates import (
     DIFFERENTIABLE,
@@ -157,6 +158,31 @@ def test_numbers(op: Op, number: float) -> None:
             g = upstream(x)
             (dx,) = torch.autograd.grad(op(x.requires_grad_(), number, *op.example[1:]), x, g)
             equal(dx, gradient(op, x, number, *op.example[1:], g=g))
+
+
+@pytest.mark.parametrize("number", [1e39, 3.5e38, 2**63, 2**70, 10**40], ids=str)
+@pytest.mark.parametrize("op", GATES, ids=label)
+def test_numbers_beyond_what_torch_takes(op: Op, number: float) -> None:
+    """Thresholds round to infinity, and integers of any size are numbers, as they are for the kernels."""
+    for dtype in FLOATS:
+        x = torch.tensor(
+            [1.0, torch.inf, -torch.inf, torch.nan, -torch.finfo(dtype).max, torch.finfo(dtype).max], dtype=dtype
+        )
+        rounded = torch.tensor(float(number), dtype=dtype).item()
+        same(op(x, number, *op.example[1:]), op(x, rounded, *op.example[1:]))
+        if op.inplace:
+            same(op(x.clone(), number, *op.example[1:], inplace=True), op(x, rounded, *op.example[1:]))
+        for n in range(1, len(op.example) if number < torch.finfo(dtype).max else 0):
+            rest = list(op.example[1:])
+            rest[n - 1] = number
+            same(op(x, op.example[0], *rest), op(x, op.example[0], *map(float, rest)))
+
+
+def test_no_scalar_is_kept_for_another_device() -> None:
+    """On a GPU it would be the work of one stream, or of a graph being captured."""
+    before = eager._scalars.cache_info().currsize
+    tt.binary_threshold(torch.empty(3, device="meta"), 0.5, 17.25, -3.75)
+    assert eager._scalars.cache_info().currsize == before
 
 
 @pytest.mark.parametrize("constant", [-0.0, torch.nan, -torch.inf, torch.inf, 0.1, 1e-41])

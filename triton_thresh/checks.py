@@ -81,18 +81,20 @@ def check_held(op: str, name: str, value: float, dtype: torch.dtype) -> float:
     limit = LARGEST[dtype]
     if not torch.compiler.is_compiling() and limit < abs(value) < math.inf:
         raise RuntimeError(f"{op}: {name} is {value}, which {dtype} cannot hold; expected -{limit} to {limit}")
-    return value
+    return float(value) if type(value) is int else value
 
 
 def within(dtype: torch.dtype, values: Iterable[object], nonnegative: bool) -> bool:
-    """Whether these are Python numbers that a floating dtype holds (the first of them not below 0)."""
+    """Whether these are floats, or integers of 64 bits, that a floating dtype holds (the first of them not below 0)."""
     limit = LARGEST.get(dtype)
     if limit is None:
         return False
     least = 0.0 if nonnegative else -limit
     for value in values:
         kind = type(value)
-        if (kind is not float and kind is not int) or not least <= value <= limit:  # type: ignore[operator]
+        if kind is not float and (kind is not int or value.bit_length() > 63):  # type: ignore[attr-defined]
+            return False
+        if not least <= value <= limit:  # type: ignore[operator]
             return False
         least = -limit
     return True

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import layout, reference
 from .backend import is_plain
+from .checks import LARGEST
 from .reference import LossSpec, Surrogate
 from .rounding import round_to
 from .rules import Operand
@@ -111,8 +112,9 @@ def loss_rescale(spec: LossSpec, dx: Tensor, gradient: Tensor) -> None:
 
 
 def _held(value: float, dtype: torch.dtype) -> float:
-    """A number as torch's kernels must be given it: of 16-bit inputs they round it to float32 alone."""
-    return round_to(value, dtype) if dtype.itemsize == 2 else value
+    """A number as torch's kernels must be given it: to 16-bit inputs they do not round it, and beyond float32 they refuse it."""
+    rounds = dtype.itemsize == 2 or not -LARGEST[torch.float32] <= value <= LARGEST[torch.float32]
+    return round_to(value, dtype) if rounds else value
 
 
 class _Shrink(torch.autograd.Function):
@@ -182,7 +184,8 @@ def binary_threshold(
     if dtype is torch.bool and above_value and not below_value:
         return torch.gt(input.detach(), _held(threshold, input.dtype))
     result = dtype or input.dtype
-    if input.numel() <= FEW:
+    # scalars kept for a GPU would belong to one stream, or to a graph being captured
+    if input.is_cpu and input.numel() <= FEW:
         signs = math.copysign(1, above_value), math.copysign(1, below_value)
         return torch.where(
             input > _held(threshold, input.dtype), *_scalars(above_value, below_value, signs, result, input.device)
