@@ -112,7 +112,10 @@ def interpreting() -> bool:
 
 
 def is_plain(*tensors: object) -> bool:
-    """Whether these may be handed to a kernel: ordinary tensors, no compiler, tracer, transform or forward-mode AD at work."""
+    """Whether these may be handed to a kernel: ordinary tensors, no compiler, tracer, transform or forward-mode AD at work.
+
+    A tensor that torch has yet to negate (``z.conj().imag``) is not one: its memory does not hold its values.
+    """
     if is_compiling():
         return False
     if _are_transforms_active() or forward_ad._current_level >= 0 or _len_torch_dispatch_stack() > 0:
@@ -122,7 +125,7 @@ def is_plain(*tensors: object) -> bool:
         if kind is float:
             continue
         if kind is Tensor or kind is Parameter:
-            if is_legacy_batchedtensor(tensor):  # type: ignore[arg-type]
+            if is_legacy_batchedtensor(tensor) or tensor.is_neg():  # type: ignore[arg-type, attr-defined]
                 return False
         elif isinstance(tensor, Tensor):
             return False

@@ -88,12 +88,13 @@ def check_thresholds(op: str, threshold: object, count: int) -> Thresholds:
 
 
 def _groups(gradients: list[Tensor], places: list[int], plain: bool) -> list[Group]:
-    ordinary = plain and set(map(type, gradients)) <= ORDINARY and not any(map(Tensor.is_inference, gradients))
+    ordinary = plain and set(map(type, gradients)) <= ORDINARY
+    ordinary = ordinary and not any(map(Tensor.is_inference, gradients)) and not any(map(Tensor.is_neg, gradients))
     if ordinary and len({g.dtype for g in gradients}) == 1 and len({g.device for g in gradients}) == 1:
         return [Group(gradients, places, True)]
     kinds: dict[object, Group] = {}
     for g, place in zip(gradients, places):
-        ordinary = plain and type(g) in ORDINARY and not g.is_inference()
+        ordinary = plain and type(g) in ORDINARY and not g.is_inference() and not g.is_neg()
         group = kinds.setdefault((g.dtype, g.device, ordinary), Group([], [], ordinary))
         group.gradients.append(g)
         group.places.append(place)

@@ -90,6 +90,33 @@ def agree(case: Case, actual: Any, expected: Any) -> None:
         torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 
+# ------------------------------------------------------------------------------------------------------- lazy negation
+
+
+def negated(tensor: Tensor) -> Tensor:
+    """The same values, negated in memory: a leaf like ``z.conj().imag``."""
+    return torch._neg_view(-tensor.detach()).detach()
+
+
+@functional_calls
+def test_negated_in_memory(case: Case, device: torch.device) -> None:
+    leaves = case.leaves(device, shape=SHAPE)
+    agree(case, plain(case, [negated(leaf).requires_grad_() for leaf in leaves]), plain(case, leaves))
+    if case.differentiable:
+        output = case(*leaves)
+        g = upstream(output.detach(), special=False)
+        expected = torch.autograd.grad(output, leaves, g, retain_graph=True)
+        agree(case, torch.autograd.grad(output, leaves, negated(g)), expected)
+
+
+def test_gradients_negated_in_memory(device: torch.device) -> None:
+    parameter = torch.zeros(60, device=device, requires_grad=True)
+    g = torch.linspace(-1, 1, 60, device=device)
+    parameter.grad = negated(g)
+    tt.threshold_gradients_([parameter], 0.5)
+    same(parameter.grad.resolve_neg(), torch.where(g.abs() > 0.5, g, 0))
+
+
 # ------------------------------------------------------------------------------------------------------ mixed precision
 
 
