@@ -13,7 +13,7 @@ from torch import Tensor
 from . import functional, tuning
 from .backend import is_plain, use_backend
 from .dispatch import chosen, chosen_for_many
-from .families import ForeachGate, Op
+from .families import ForeachGate, Gate, GradientGate, Op
 from .foreach import check_parameters, check_thresholds
 from .registry import OPS
 
@@ -92,7 +92,7 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
         _refuse(op, input, settings, bound)
     grad = torch.is_grad_enabled() and (input.requires_grad or any(t.requires_grad for t in tensors))
     forward, backward, saved = op.bytes_moved(input, tensors, arguments, grad=grad)
-    backend, reason = chosen(op.tuning_key(arguments), input, grad)
+    backend, reason = chosen(op.tuning_key(arguments), input, grad and _saves(op))
     if not is_plain(input, *tensors):
         backend, reason = "eager", "compiled, transformed or subclassed tensors run in plain torch"
     if backend == "eager":
@@ -106,6 +106,11 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
         source = "default; the first call searches"
     config = choice.config
     return Explanation(name, backend, reason, config.block, config.num_warps, source, forward, backward, saved)
+
+
+def _saves(op: Op) -> bool:
+    """Whether a call saves for a backward of its own, and has a crossover for that."""
+    return op.differentiable if isinstance(op, Gate) else not isinstance(op, GradientGate)
 
 
 def _refuse(op: Op, input: Tensor, settings: Mapping[str, object], bound: inspect.BoundArguments) -> None:

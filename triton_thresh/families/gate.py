@@ -113,16 +113,17 @@ class Gate:
         threshold, *constants = parameters if numbers else self._checked(input, parameters, dtype)
         plain = is_plain(input, threshold)
         records = torch.is_grad_enabled() and input.requires_grad
-        on_triton = plain and chosen(name, input, records)[0] == "triton"
+        learns = not numbers and self._learns(threshold)
+        key = f"{name}_learned" if learns else name
+        on_triton = plain and chosen(key, input, self.differentiable and (records or learns))[0] == "triton"
         if not numbers and isinstance(threshold, Tensor) and plain and threshold.dim() == 0 and threshold.is_cpu:
             readable = not on_triton or not input.is_cpu  # to the interpreter a CPU is the device
-            learning = threshold.requires_grad and torch.is_grad_enabled()
-            if readable and not learning:
+            if readable and not learns:
                 threshold = self._number(input, threshold.item())
         if inplace:
             check_inplace(name, input, plain)
         number = numbers or not isinstance(threshold, Tensor)
-        if not number and self.push is not None and threshold.requires_grad and torch.is_grad_enabled():
+        if learns:
             return self._learning(input, threshold, plain, on_triton)
         if on_triton:
             return self._triton(input, threshold, constants, inplace, dtype)
@@ -135,6 +136,11 @@ class Gate:
                 source = input.clone()  # what it saves for backward must outlive the write
         output = run(source, threshold, *constants, **({} if dtype is None else {"dtype": dtype}))
         return input.copy_(output) if inplace else output
+
+    def _learns(self, threshold: object) -> bool:
+        """Whether the threshold is given a gradient."""
+        learns = self.push is not None and isinstance(threshold, Tensor) and threshold.requires_grad
+        return learns and torch.is_grad_enabled()
 
     def _checked(self, input: Tensor, parameters: tuple[Any, ...], dtype: torch.dtype | None) -> list[Any]:
         """The threshold, then the constants, as they are computed with; an error names what cannot be."""
@@ -209,9 +215,7 @@ class Gate:
 
     def shell(self, arguments: Mapping[str, Any]) -> str:
         """Which kernels run."""
-        threshold = arguments.get(self._names[0])
-        learns = isinstance(threshold, Tensor) and threshold.requires_grad and torch.is_grad_enabled()
-        return "learned" if learns else "gate"
+        return "learned" if self._learns(arguments.get(self._names[0])) else "gate"
 
     def tuning_key(self, arguments: Mapping[str, Any]) -> str:
         """The op's name in the tables of block sizes."""
