@@ -72,6 +72,44 @@ def test_explain_says_so() -> None:
     assert told.reason == "auto: eager torch was measured to be faster below 64 elements"
 
 
+def test_explain_looks_up_what_the_call_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def crossover(op: str, dtype: torch.dtype, device: torch.device, records: bool) -> int:
+        asked.append((op, dtype, records))
+        return 1000  # all calls are eager
+
+    monkeypatch.setattr(dispatch, "crossover", crossover)
+    monkeypatch.setattr(gate, "runs_eagerly", lambda x: False)
+    measured = {key for op in OPS.values() for key in _keys(op)}
+    learning = torch.tensor(0.5, requires_grad=True)
+    for grad in (False, True):
+        x = torch.rand(60, requires_grad=grad)
+        for name, *arguments in (
+            ("hardshrink", x, 0.5),
+            ("softshrink", x, 0.5),
+            ("softshrink", x, learning),
+            ("softshrink", x, learning.detach()),
+            ("binary_threshold", x, 0.5),
+            ("jumprelu", x, learning),
+            ("threshold_grad", x, 0.5),
+            ("threshold_mse_loss", x, torch.rand(60), 0.5),
+        ):
+            asked.clear()
+            getattr(tt, name)(*arguments)
+            (key,) = asked
+            asked.clear()
+            tt.explain(name, *arguments)
+            assert asked == [key], name
+            assert key[::2] in measured or key[0] == "softshrink_learned"
+
+
+def _keys(op: Any) -> Iterator[tuple[str, bool]]:
+    if op.family in crossing.CROSSINGS:
+        for name, differs, _ in crossing.CROSSINGS[op.family](op):
+            yield from ((name, records) for records in {False, differs})
+
+
 def test_many_tensors_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "shipped_crossovers", lambda name: {"threshold_gradients_/float32": 3})
     parameters = [torch.nn.Parameter(torch.zeros(5)) for _ in range(2)]
@@ -120,6 +158,13 @@ def test_malformed_crossovers_are_left_out_with_a_warning(crossovers: dict[str, 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"entries": {}}', '{"crossovers": {}}'])
 def test_a_table_without_crossovers(text: str) -> None:
     assert tuning.parse_crossovers(text, "a file") == {}
+
+
+@pytest.mark.parametrize("crossovers", [[1], None, "many"])
+def test_crossovers_that_are_no_table(crossovers: object) -> None:
+    text = json.dumps({"entries": {}, "crossovers": crossovers})
+    with pytest.warns(UserWarning, match="the crossovers of a file: not a table"):
+        assert tuning.parse_crossovers(text, "a file") == {}
 
 
 def seconds(monkeypatch: pytest.MonkeyPatch, triton: Callable[[int], float]) -> None:

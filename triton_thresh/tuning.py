@@ -111,9 +111,13 @@ def parse(text: str, origin: str) -> dict[str, Config]:
 def parse_crossovers(text: str, origin: str) -> dict[str, int]:
     """The valid crossovers of a table, none if it has none."""
     try:
-        items = list(json.loads(text).get("crossovers", {}).items())
+        crossovers = json.loads(text).get("crossovers", {})
     except (ValueError, AttributeError):
         return {}  # `parse` warns of it
+    if not isinstance(crossovers, dict):
+        warnings.warn(f"triton_thresh: ignoring the crossovers of {origin}: not a table", stacklevel=2)
+        return {}
+    items = crossovers.items()
     found = {key: value for key, value in items if type(value) is int and value >= 0}
     if len(found) < len(items):
         warnings.warn(
