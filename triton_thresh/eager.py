@@ -77,8 +77,14 @@ def loss_forward(
             value, _ = reference.loss_and_slope(spec, x, y, values, want_slope=False, pick=_pick)
             part.copy_(value)
         return out, None
-    gradient = torch.empty_like(input) if want_gradient else input
     scale = 1 / input.numel() if spec.reduction == "mean" else 1.0
+    if input.numel() <= SLICE:
+        value, slope = reference.loss_and_slope(spec, input, target, operands, want_slope=want_gradient, pick=_pick)
+        total = value.mean() if spec.reduction == "mean" else value.sum()
+        if slope is not None:
+            slope = torch.mul(slope, scale, out=torch.empty_like(input))
+        return total.to(spec.result), slope
+    gradient = torch.empty_like(input) if want_gradient else input
     total = torch.zeros((), dtype=reference.compute_dtype(input.dtype), device=input.device)
     for x, y, part, *values in _parts([input, target, gradient, *operands], input):
         value, slope = reference.loss_and_slope(spec, x, y, values, want_slope=want_gradient, pick=_pick)
@@ -207,18 +213,22 @@ def _scalars(
 # -------------------------------------------------------------------------------------------- gates whose threshold learns
 
 
+def _is_one_slice(input: Tensor, threshold: Operand) -> bool:
+    """Whether torch lays the results of these out as the input lies, and one pass holds them."""
+    contiguous = not isinstance(threshold, Tensor) or threshold.is_contiguous()
+    return input.numel() <= SLICE and input.is_contiguous() and contiguous
+
+
 class LearnedGate(torch.autograd.Function):
     """A gate whose threshold learns: saves its codes, a byte each, and not the input."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, threshold: Operand, surrogate: Surrogate) -> Any:
-        output, above, window = (
-            torch.empty_like(input, dtype=dtype) for dtype in (input.dtype, torch.bool, torch.bool)
-        )
-        for x, y, a, w, t in _parts([input, output, above, window, threshold], input):
-            y.copy_(surrogate.value(x, t, *surrogate.constants))
-            for mark, found in zip((a, w), surrogate.codes(x, t, *surrogate.constants)):
-                mark.copy_(found)
+        if _is_one_slice(input, threshold):
+            output = surrogate.value(input, threshold, *surrogate.constants)
+            above, window = surrogate.codes(input, threshold, *surrogate.constants)
+        else:
+            output, above, window = LearnedGate._sliced(input, threshold, surrogate)
         ctx.save_for_backward(above, window, *([threshold] if isinstance(threshold, Tensor) else []))
         ctx.surrogate, ctx.number = surrogate, None if isinstance(threshold, Tensor) else threshold
         ctx.dtype = input.dtype
@@ -226,12 +236,24 @@ class LearnedGate(torch.autograd.Function):
         return (output, reference.counted(above, input.dtype)) if surrogate.counts else output
 
     @staticmethod
+    def _sliced(input: Tensor, threshold: Operand, surrogate: Surrogate) -> tuple[Tensor, Tensor, Tensor]:
+        output, above, window = (
+            torch.empty_like(input, dtype=dtype) for dtype in (input.dtype, torch.bool, torch.bool)
+        )
+        for x, y, a, w, t in _parts([input, output, above, window, threshold], input):
+            y.copy_(surrogate.value(x, t, *surrogate.constants))
+            for mark, found in zip((a, w), surrogate.codes(x, t, *surrogate.constants)):
+                mark.copy_(found)
+        return output, above, window
+
+    @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         if all(g is None for g in gradients):
             return None, None, None
         above, window, *tensors = ctx.saved_tensors
         threshold, learns, dtype = tensors[0] if tensors else ctx.number, ctx.needs_input_grad[1], ctx.dtype
-        if torch.is_grad_enabled() or not is_plain(*gradients):
+        traced = torch.is_grad_enabled() or not is_plain(*gradients)
+        if traced or (_is_one_slice(above, threshold) and all(g is None or g.is_contiguous() for g in gradients)):
             dx, each = reference.pull(ctx.surrogate, gradients, (above, window), threshold, dtype)
             return dx, layout.summed(each, threshold.shape).to(threshold.dtype) if learns else None, None
         dx = torch.empty_like(above, dtype=dtype)

@@ -15,7 +15,7 @@ from .kernel_cache import Kernel
 from .kernels import gate, loss, operand, pointwise
 from .reference import RULES, LossSpec, by_value, compute_dtype
 from .rounding import round_to
-from .rules import Operand
+from .rules import Numbers, Operand
 
 COMPUTE = {
     torch.float16: tl.float32,
@@ -69,8 +69,8 @@ def pack_all(
     values: Sequence[Operand], input: Tensor, dtypes: Sequence[torch.dtype]
 ) -> tuple[tuple[Any, ...], tuple[int, ...]]:
     """Several operands, and the tuple of their kinds."""
-    if set(map(type, values)) <= {float} and SHORT.issuperset(dtypes):
-        return tuple([(value,) for value in values]), (NUMBER,) * len(values)
+    if type(values) is Numbers and SHORT.issuperset(dtypes):
+        return values.packed, (NUMBER,) * len(values)
     packed = [pack(value, input, dtype) for value, dtype in zip(values, dtypes)]
     return tuple([p for p, _ in packed]), tuple([kind for _, kind in packed])
 
@@ -106,7 +106,9 @@ def gate_call(
     t, promoted = compared(input, threshold, casts)
     compute = compute_dtype(promoted)
     storage = result if result.is_floating_point else torch.int64
-    operands = (t, *(held(value, result) for value in constants))
+    operands: tuple[Any, ...] = t, *(held(value, result) for value in constants)
+    if set(map(type, operands)) == {float}:
+        operands = Numbers(operands)
     types = (compute,) + (storage,) * len(constants)
     return GateCall(op, op, operands, types, compute, None if input.is_floating_point() else promoted, result)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Union
@@ -11,6 +12,14 @@ from torch import Tensor
 
 Operand = Union[float, int, Tensor]
 """A number, a 0-dim tensor, or a tensor that broadcasts to the input's shape."""
+
+
+class Numbers(tuple[float, ...]):
+    """Operands that are floats alone, with what kernels take for them."""
+
+    @functools.cached_property
+    def packed(self) -> tuple[tuple[float], ...]:
+        return tuple([(value,) for value in self])
 
 
 def _logit(t: Operand) -> Operand:

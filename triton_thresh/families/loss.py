@@ -22,7 +22,7 @@ from ..dispatch import chosen
 from ..layout import total_bytes
 from ..reference import LossSpec
 from ..rounding import round_to
-from ..rules import Operand, Rule
+from ..rules import Numbers, Operand, Rule
 
 
 @functools.cache
@@ -44,7 +44,7 @@ def _of_numbers(
     settings = rule(*struct.unpack(f"{len(bits) // 8}d", bits)).operands(base)
     compute = reference.compute_dtype(dtype)
     spec = reference.LossSpec(base, rule, 0, len(settings), reduction, result)
-    return spec, tuple([round_to(value, compute) for value in settings])
+    return spec, Numbers([round_to(value, compute) for value in settings])
 
 
 @dataclass(frozen=True)
