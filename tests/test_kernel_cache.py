@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 pytest.importorskip("triton", reason="launches need Triton")
 
 import torch
+import triton
 from torch import Tensor
 from triton_thresh.kernels import gate, pointwise
 
@@ -116,6 +118,41 @@ def test_amds_binder_is_always_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         own(1, *CALLS["as before"])
         assert len(driver.launches) == 2
     assert not own._compiled
+
+
+class Recorder:
+    """In a compiled kernel's place."""
+
+    function = packed_metadata = None
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def run(self, *arguments: Any) -> None:
+        self.calls.append(("run", arguments))
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *arguments: self.calls.append(("[]", arguments))
+
+
+@pytest.mark.parametrize("kind", ["enter", "exit"])
+def test_a_profilers_hooks_see_launches(kind: str, stub: StubDriver) -> None:
+    own, arguments, recorder = kernel(), CALLS["as before"], Recorder()
+    own(3, *arguments)
+    (key,) = own._compiled
+    own._compiled[key] = recorder
+    chain, hook = getattr(triton.knobs.runtime, f"launch_{kind}_hook"), lambda metadata: None
+    own(3, *arguments)
+    chain.add(hook)
+    try:
+        own(3, *arguments)
+    finally:
+        chain.remove(hook)
+    own(3, *arguments)
+    assert [name for name, _ in recorder.calls] == ["run", "[]", "run"]
+    nothing = (None,) * 5  # function, metadata, and no hooks
+    assert recorder.calls[0][1] == (3, 1, 1, 0, *nothing, *arguments, *own._constants)
+    assert recorder.calls[1][1] == (*arguments, *own._constants)
 
 
 def test_constants_stand_in_order() -> None:

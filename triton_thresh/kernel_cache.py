@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from triton import knobs
 from triton.runtime import driver
 
 from .backend import interpreting, on_device
@@ -16,6 +17,12 @@ OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}
 def _is_nvidia(device: int) -> bool:
     """Whether what `_bound` looks at is all that Triton's binder does: for AMD's GPUs it looks at storages too."""
     return bool(driver.active.get_current_target().backend == "cuda")
+
+
+def _is_watched() -> bool:
+    """Whether a profiler has hooks on launches, for which Triton then describes them; empty ones cost a microsecond."""
+    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
 
 
 def _bound(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -57,12 +64,16 @@ class Kernel:
             return
         key = (device, _bound(arguments))
         compiled = self._compiled.get(key)
-        if compiled is not None:
-            compiled[(programs, 1, 1)](*arguments, *self._constants)
-        else:
+        if compiled is None:
             compiled = self._launch(programs, arguments)
             if _is_nvidia(device):
                 self._compiled[key] = compiled
+        elif _is_watched():
+            compiled[(programs, 1, 1)](*arguments, *self._constants)
+        else:
+            stream = driver.active.get_current_stream(device)
+            described = compiled.function, compiled.packed_metadata, None, None, None  # for no hook
+            compiled.run(programs, 1, 1, stream, *described, *arguments, *self._constants)
 
     def _launch(self, programs: int, arguments: tuple[Any, ...]) -> Any:
         return self._function[(programs,)](*arguments, *self._constants, num_warps=self._num_warps, **OPTIONS)
