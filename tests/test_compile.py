@@ -88,13 +88,14 @@ DTYPES = {
     "sm_100": ("bf16",),
     "gfx942": ("fp32", "bf16"),
 }
+WHOLE = (("sm_90", "fp32"), ("sm_90", "bf16"), ("gfx942", "bf16"))
 
 
 def _all_cases() -> list[object]:
-    """Every form in fp32 and bf16 on sm_90; elsewhere, and in other dtypes, the forms that differ most; each kernel once.
+    """Every form in fp32 and bf16 on sm_90, those that differ most in bf16 on gfx942; each kernel once.
 
-    sm_80 and sm_100 differ from sm_90 in what ptxas makes of a kernel: there one kind of operand of each kernel is compiled, a
-    tensor per channel where it takes one. What ops share, such as the backward of gates, is one kernel.
+    Other targets and dtypes differ from these in what the backends make of a kernel: there one kind of operand of each kernel is
+    compiled, a tensor per channel where it takes one. What ops share, such as the backward of gates, is one kernel.
     `python -m benchmarks compile` compiles them all.
     """
     found: dict[str, object] = {}
@@ -105,7 +106,7 @@ def _all_cases() -> list[object]:
             kinds.setdefault((case.op, case.kernel, case.dtype), set()).add(case.operands)
         for case in listed:
             kept = case.operands not in ("channel-odd", "rows") and case.kernel not in ("forward0", "forward-none")
-            if target in ("sm_80", "sm_100"):
+            if (target, case.dtype) not in WHOLE:
                 kept &= case.operands == "channel" or "channel" not in kinds[case.op, case.kernel, case.dtype]
             if kept or (target == "sm_90" and case.dtype in ("fp32", "bf16")):
                 form = f"{target} {case.jit.fn.__module__} {case.jit.fn.__qualname__} {case.arguments} {case.num_warps}"

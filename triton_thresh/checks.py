@@ -134,6 +134,8 @@ def check_operand(op: str, name: str, value: object, input: Tensor, *, learns: b
     if value.device != input.device:
         raise RuntimeError(f"{op}: {name} is on {value.device}, expected {input.device}, where the input is")
     shape, target = value.shape, input.shape
+    if shape == target or shape == target[-len(shape) :]:  # the common ones, told apart in a call or two
+        return value
     if len(shape) > len(target) or any(s != t and s != 1 for s, t in zip(reversed(shape), reversed(target))):
         raise ValueError(
             f"{op}: {name} has shape {tuple(shape)}, which does not broadcast to the input's shape {tuple(target)}"

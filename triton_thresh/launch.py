@@ -62,7 +62,8 @@ def pack(value: Operand, input: Tensor, dtype: torch.dtype) -> tuple[tuple[Any, 
                 return (value,), ELEMENT
             return (layout.laid_out_as(value.reshape(shape), shape, stride),), ELEMENT
         return (layout.block(value, input), inner, mid), CHANNEL
-    return (torch.empty_strided(shape, stride, dtype=value.dtype, device=input.device).copy_(value),), ELEMENT
+    laid = torch.empty_strided(shape, stride, dtype=value.dtype, device=input.device)
+    return (laid.copy_(value.detach()),), ELEMENT
 
 
 def pack_all(

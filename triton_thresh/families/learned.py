@@ -63,13 +63,13 @@ class LearnedGate:
             raise ValueError(f"{self.name}: input has shape (), expected at least one dimension to count along")
         threshold = check_operand(self.name, "threshold", threshold, input, learns=True)
         bandwidth = check_positive(self.name, "bandwidth", bandwidth)
-        tensors = [t for t in (input, threshold) if isinstance(t, Tensor)]
-        records = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        plain = is_plain(*tensors)
+        learns = isinstance(threshold, Tensor) and threshold.requires_grad
+        records = (learns or input.requires_grad) and torch.is_grad_enabled()
+        plain = is_plain(input, threshold)
         if records or not plain:
             surrogate = self.surrogate((bandwidth,), bool(input_gradient))
         if not plain:
-            if is_traced(*tensors):
+            if is_traced(input, threshold):
                 return library.learned_gate(self.name, surrogate, input, threshold)
             function = TracedLearnedGate if torch.compiler.is_compiling() else TransformedLearnedGate
             return function.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
@@ -103,7 +103,7 @@ class LearnedGate:
             self.name,
             self.forward or self.name,
             f"{self.name}_backward",
-            threshold.detach() if isinstance(threshold, Tensor) else threshold,
+            threshold,
             (bandwidth,),
             reference.compared_dtype(input.dtype, threshold),
             self.reads_threshold,
