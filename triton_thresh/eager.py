@@ -23,6 +23,7 @@ from .rounding import round_to
 from .rules import Operand
 
 SLICE = 1 << 18
+FLOAT_MAX = LARGEST[torch.float32]
 FEW = 1 << 13  # elements of which a pass costs less than a call
 
 
@@ -119,8 +120,9 @@ def loss_rescale(spec: LossSpec, dx: Tensor, gradient: Tensor) -> None:
 
 def _held(value: float, dtype: torch.dtype) -> float:
     """A number as torch's kernels must be given it: to 16-bit inputs they do not round it, and beyond float32 they refuse it."""
-    rounds = dtype.itemsize == 2 or not -LARGEST[torch.float32] <= value <= LARGEST[torch.float32]
-    return round_to(value, dtype) if rounds else value
+    if dtype.itemsize == 2 or not -FLOAT_MAX <= value <= FLOAT_MAX:
+        return round_to(value, dtype)
+    return value
 
 
 class _Shrink(torch.autograd.Function):
@@ -193,9 +195,7 @@ def binary_threshold(
     # scalars kept for a GPU would belong to one stream, or to a graph being captured
     if input.is_cpu and input.numel() <= FEW:
         signs = math.copysign(1, above_value), math.copysign(1, below_value)
-        return torch.where(
-            input > _held(threshold, input.dtype), *_scalars(above_value, below_value, signs, result, input.device)
-        )
+        return torch.where(input > _held(threshold, input.dtype), *_scalars(above_value, below_value, signs, result))
     if result != input.dtype:
         return reference.binary_threshold(input, threshold, above_value, below_value, dtype=dtype)
     above, below = (_held(v, input.dtype) for v in (above_value, below_value))
@@ -203,11 +203,9 @@ def binary_threshold(
 
 
 @functools.lru_cache(maxsize=256)
-def _scalars(
-    above: float, below: float, signs: tuple[float, float], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Two numbers as 0-dim tensors that nobody writes to; their signs tell -0 from 0."""
-    return torch.full((), above, dtype=dtype, device=device), torch.full((), below, dtype=dtype, device=device)
+def _scalars(above: float, below: float, signs: tuple[float, float], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two numbers as 0-dim CPU tensors that nobody writes to; their signs tell -0 from 0."""
+    return torch.full((), above, dtype=dtype, device="cpu"), torch.full((), below, dtype=dtype, device="cpu")
 
 
 # -------------------------------------------------------------------------------------------- gates whose threshold learns
