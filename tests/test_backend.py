@@ -133,12 +133,14 @@ def test_triton_on_cpu_tensors_is_a_clear_error() -> None:
             assert "auto" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", backend.BACKENDS)
 def test_environment(name: str) -> None:
     done = python("import triton_thresh as tt; print(tt.get_backend())", TRITON_THRESH_BACKEND=name)
     assert done.stdout.strip() == name, done.stderr
 
 
+@pytest.mark.slow
 def test_environment_misspelt() -> None:
     done = python("import triton_thresh", TRITON_THRESH_BACKEND="tritn")
     assert done.returncode != 0
@@ -182,6 +184,7 @@ print(tt.nn.ProximityMSELoss(0.5)(x, x.detach()).item())
     assert done.stdout.strip() == "0.0"
 
 
+@pytest.mark.slow
 def test_without_triton_asking_for_it_is_a_clear_error() -> None:
     for call in ("tt.hardshrink(torch.rand(3))", "tt.threshold_mse_loss(torch.rand(3), torch.rand(3), 0.5)"):
         done = python(WITHOUT_TRITON + f"tt.set_backend('triton')\n{call}")
@@ -192,6 +195,7 @@ def test_without_triton_asking_for_it_is_a_clear_error() -> None:
         assert "auto" in last
 
 
+@pytest.mark.slow
 def test_import_touches_neither_triton_nor_a_device() -> None:
     done = python(
         "import sys, torch, triton_thresh\n"

@@ -16,6 +16,8 @@ import torch
 
 from triton_thresh import demo
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12
 NAMES = ("classifier", "regressor", "detector", "denoiser", "autoencoder", "gradients")
 VERSIONS = {"pack", "plain", "formula"}

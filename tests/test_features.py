@@ -348,6 +348,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_processes(tmp_path: Path) -> None:
     """Worker processes, forked after use, compute the same; tests/test_ddp.py spawns some."""

@@ -361,6 +361,7 @@ def test_inside_of_compiled_code(op: ForeachGate) -> None:
     same(made[0].grad, thresholded(example(), 1.5))
 
 
+@pytest.mark.slow
 @foreach
 @pytest.mark.parametrize("threshold", [1.0, [1.0, 0.5], torch.tensor(1.0), torch.tensor([1.0, 0.5])], ids=str)
 def test_compiled_in_one_graph(op: ForeachGate, threshold: Any) -> None:
@@ -681,6 +682,7 @@ def test_thresholds_per_parameter_and_added_groups() -> None:
     same(r.grad, thresholded(example(), 1.9))
 
 
+@pytest.mark.slow
 def test_compiled_modules_and_steps() -> None:
     torch.compiler.reset()
     net, other = model(), model()

@@ -219,6 +219,7 @@ def test_saved_bytes(case: Case, as_ops: None) -> None:
     assert output.requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [FUSED[0], FUSED[5]], ids=str)
 def test_inductor(case: Case, as_ops: None) -> None:
     call, counter = compiled(case.__call__, "inductor")
@@ -304,6 +305,7 @@ def test_reloading() -> None:
     assert [call.op for call in recorder.calls] == [OURS.loss.default]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocked", ["torch._dynamo", "triton"])
 def test_import_is_light(blocked: str) -> None:
     """Neither is imported; without Triton everything runs."""
