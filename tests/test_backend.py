@@ -168,6 +168,7 @@ import triton_thresh as tt
 '''
 
 
+@pytest.mark.slow
 def test_without_triton_everything_runs_eagerly() -> None:
     done = python(
         WITHOUT_TRITON

@@ -31,7 +31,6 @@ def numbers_in(value: object) -> list[float]:
     return [float(value)] if isinstance(value, (int, float)) else []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_results(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()

@@ -40,6 +40,7 @@ def test_versions_place_and_settings(
     assert said[6] == "cpu: eager (asked for)"
 
 
+@pytest.mark.slow
 def test_without_triton() -> None:
     done = python(WITHOUT_TRITON + "from triton_thresh.__main__ import main\nmain(['info'])")
     assert done.returncode == 0, done.stderr

@@ -24,6 +24,7 @@ def eager_backend() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @every_operator
 def test_forward_mode_and_vmap(name: str, device: torch.device) -> None:
     for sample in samples(name, torch.float64, device):
