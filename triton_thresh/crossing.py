@@ -12,6 +12,7 @@ from torch import Tensor
 from .backend import use_backend
 from .dispatch import crossover_key
 from .families import ForeachGate, Gate, GradientGate, LearnedGate, Loss, Op
+from .reference import cell_key
 from .rules import ByLoss, ByPrediction, ByProximity
 
 RULES = {ByPrediction: ByPrediction(), ByProximity: ByProximity(0.5), ByLoss: ByLoss()}
@@ -39,7 +40,7 @@ def loss_crossings(op: Loss) -> Iterator[tuple[str, bool, TensorCall]]:
     for base, rule in op.cells:
         made = RULES[rule]
         keywords = {"base": base} if op.rule is None else {}
-        yield f"{base}.{rule.__name__}", True, lambda x, made=made, more=keywords: op(x, x.detach(), made, **more)  # type: ignore[misc]
+        yield cell_key(base, rule), True, lambda x, made=made, more=keywords: op(x, x.detach(), made, **more)  # type: ignore[misc]
 
 
 def gradient_crossings(op: GradientGate) -> Iterator[tuple[str, bool, TensorCall]]:

@@ -7,6 +7,8 @@ may follow; without an entry Triton serves every size. Of many tensors it is the
 from __future__ import annotations
 
 import functools
+import importlib
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -39,21 +41,28 @@ def _eager_below(least: int, things: str) -> tuple[str, str]:
     return "eager", f"auto: eager torch was measured to be faster below {least:,} {things}"
 
 
+def _chosen(
+    op: str, dtype: torch.dtype, device: torch.device, records: bool, size: int, things: str
+) -> tuple[str, str]:
+    found = choose(device)
+    if found[0] == "triton" and get_backend() == "auto":
+        least = crossover(op, dtype, device, records)
+        if size < least:
+            return _eager_below(least, things)
+    return found
+
+
 def chosen(op: str, input: Tensor, records: bool) -> tuple[str, str]:
     """The backend for a call on `input` of what the tables know as `op`, and why; `records`: a backward may follow."""
-    found = choose(input.device)
-    if found[0] == "triton" and get_backend() == "auto":
-        least = crossover(op, input.dtype, input.device, records)
-        if input.numel() < least:
-            return _eager_below(least, "elements")
-    return found
+    return _chosen(op, input.dtype, input.device, records, input.numel(), "elements")
 
 
 def chosen_for_many(op: str, dtype: torch.dtype, device: torch.device, count: int) -> tuple[str, str]:
     """The same for a call on `count` tensors."""
-    found = choose(device)
-    if found[0] == "triton" and get_backend() == "auto":
-        least = crossover(op, dtype, device, False)
-        if count < least:
-            return _eager_below(least, "tensors")
-    return found
+    return _chosen(op, dtype, device, False, count, "tensors")
+
+
+@functools.cache
+def launcher(name: str) -> ModuleType:
+    """A module that runs kernels, "launch" or "learned": imported when one is first needed, since it imports Triton."""
+    return importlib.import_module(f".{name}", __package__)

@@ -242,14 +242,20 @@ def _rescale_kernel(dtype: torch.dtype, config: tuning.Config) -> Kernel:
     return Kernel(loss.rescale, num_warps=config.num_warps, COMPUTE=COMPUTE[compute_dtype(dtype)], BLOCK=config.block)
 
 
+def _prepared(input: Tensor, target: Tensor, operands: Sequence[Operand]) -> tuple[Any, ...]:
+    """Input and target as they lie alike, the operands with their kinds, and the type they are computed in."""
+    x = layout.dense(input)
+    compute = compute_dtype(x.dtype)
+    packed, kinds = pack_all(operands, x, (compute,) * len(operands))
+    return x, layout.laid_out_as(target, x.shape, x.stride()), packed, kinds, compute
+
+
 def loss_forward(
     spec: LossSpec, input: Tensor, target: Tensor, operands: Sequence[Operand], *, want_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The loss, and for a reduction the gradient for an upstream gradient of 1, from one read of input and target."""
-    x = layout.dense(input)
-    y = layout.laid_out_as(target, x.shape, x.stride())
-    n, device, compute = x.numel(), x.device, compute_dtype(x.dtype)
-    packed, kinds = pack_all(operands, x, (compute,) * len(operands))
+    x, y, packed, kinds, compute = _prepared(input, target, operands)
+    n, device = x.numel(), x.device
     dx = torch.empty_like(x) if want_gradient else None
     if spec.reduction == "none":
         out = torch.empty_like(x, dtype=spec.result)
@@ -275,10 +281,8 @@ def loss_backward(
     spec: LossSpec, input: Tensor, target: Tensor, operands: Sequence[Operand], gradient: Tensor
 ) -> Tensor:
     """d loss / dx times the upstream gradient, recomputed from the inputs."""
-    x = layout.dense(input)
-    y = layout.laid_out_as(target, x.shape, x.stride())
-    n, device, compute = x.numel(), x.device, compute_dtype(x.dtype)
-    packed, kinds = pack_all(operands, x, (compute,) * len(operands))
+    x, y, packed, kinds, compute = _prepared(input, target, operands)
+    n, device = x.numel(), x.device
     if spec.reduction == "none":
         gradient = layout.laid_out_as(gradient, x.shape, x.stride())
     dx = torch.empty_like(x)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import eager, foreach, layout, reference
 from .backend import OP_DEVICES, choose, is_plain, is_traced
+from .dispatch import launcher
 from .reference import LossSpec, Surrogate
 from .rounding import round_to
 from .rules import Operand
@@ -75,11 +76,7 @@ def _operands(input: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence
 
 
 def _loss_shell(device: torch.device) -> ModuleType:
-    if choose(device)[0] != "triton":
-        return eager
-    from . import launch
-
-    return launch
+    return launcher("launch") if choose(device)[0] == "triton" else eager
 
 
 def _loss(

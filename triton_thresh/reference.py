@@ -376,6 +376,11 @@ RULES: Mapping[type[Rule], Weighing] = {
 }
 
 
+def cell_key(base: str, rule: type[Rule], reduction: str = "mean") -> str:
+    """The name of a cell of the grid in the tables; what is not reduced has its own."""
+    return f"{base}.{rule.__name__}" + (".none" if reduction == "none" else "")
+
+
 @dataclass(frozen=True)
 class LossSpec:
     """Which loss is computed. Its operands travel beside it: the base's, the rule's, then the weight if there is one."""
@@ -390,12 +395,12 @@ class LossSpec:
     @functools.cached_property
     def name(self) -> str:
         """The cell's name in the tables, where it is reduced."""
-        return f"{self.base}.{self.rule.__name__}"
+        return cell_key(self.base, self.rule)
 
     @functools.cached_property
     def key(self) -> str:
         """The name of what runs in the tables."""
-        return f"{self.name}.none" if self.reduction == "none" else self.name
+        return cell_key(self.base, self.rule, self.reduction)
 
 
 def loss_and_slope(

@@ -7,7 +7,6 @@ import inspect
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from ..checks import (
     check_operand,
     within,
 )
-from ..dispatch import chosen
+from ..dispatch import chosen, launcher
 from ..eager import LearnedGate as EagerLearnedGate
 from ..layout import total_bytes
 from ..reference import Codes, Push, Surrogate, compute_dtype
@@ -39,25 +38,11 @@ from ..rules import Operand
 LEARN_HINT = " (its gradient is zero almost everywhere; jumprelu has a threshold that learns)"
 
 
-@functools.cache
-def _kernels() -> ModuleType:
-    from .. import launch
-
-    return launch
-
-
-@functools.cache
-def _learned_kernels() -> ModuleType:
-    from .. import learned
-
-    return learned
-
-
 @functools.lru_cache(maxsize=4096)
 def _of_numbers(name: str, casts: bool, bits: bytes, dtype: torch.dtype, result: torch.dtype) -> Any:
     """A call with numbers alone, given by their bits, which tell -0 from 0."""
     threshold, *constants = struct.unpack(f"{len(bits) // 8}d", bits)
-    return _kernels().gate_call(name, torch.empty(0, dtype=dtype), threshold, tuple(constants), result, casts)
+    return launcher("launch").gate_call(name, torch.empty(0, dtype=dtype), threshold, tuple(constants), result, casts)
 
 
 @dataclass(frozen=True)
@@ -167,7 +152,7 @@ class Gate:
         if self.differentiable and input.requires_grad and torch.is_grad_enabled():
             return GateFunction.apply(input, call, inplace)  # type: ignore[no-any-return, no-untyped-call]
         output: Tensor
-        output, _ = _kernels().gate_forward(call, input, input.detach() if inplace else None, want_mask=False)
+        output, _ = launcher("launch").gate_forward(call, input, input.detach() if inplace else None, want_mask=False)
         if inplace:
             torch.autograd.graph.increment_version(input)
             return input
@@ -196,9 +181,9 @@ class Gate:
         self, input: Tensor, threshold: Operand, constants: tuple[float, ...], input_gradient: bool
     ) -> Any:
         """A call with a threshold that learns, as the kernels' launcher takes it."""
-        t, promoted = _kernels().compared(input, threshold, self.casts)
+        t, promoted = launcher("launch").compared(input, threshold, self.casts)
         name = f"{self.name}_learned"
-        return _learned_kernels().LearnedCall(name, name, f"{name}_backward", t, constants, compute_dtype(promoted))
+        return launcher("learned").LearnedCall(name, name, f"{name}_backward", t, constants, compute_dtype(promoted))
 
     def bytes_moved(
         self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool
@@ -229,6 +214,6 @@ class Gate:
         """The call as the kernels' launcher takes it: operands rounded as the contract says."""
         result = dtype or input.dtype
         if isinstance(threshold, Tensor) or not (input.dtype in FLOATING and result in FLOATING):
-            return _kernels().gate_call(self.name, input, threshold, constants, result, self.casts)
+            return launcher("launch").gate_call(self.name, input, threshold, constants, result, self.casts)
         bits = struct.pack(f"{1 + len(constants)}d", threshold, *constants)
         return _of_numbers(self.name, self.casts, bits, input.dtype, result)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,17 +14,10 @@ from ..autograd import LearnedGate as LearnedGateFunction
 from ..autograd import TracedLearnedGate, TransformedLearnedGate
 from ..backend import is_plain, is_traced
 from ..checks import FLOATING, check_input, check_operand, check_positive
-from ..dispatch import chosen
+from ..dispatch import chosen, launcher
 from ..layout import total_bytes
 from ..reference import Push, Surrogate
 from ..rules import Operand
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    from .. import learned
-
-    return learned
 
 
 @dataclass(frozen=True)
@@ -74,10 +65,10 @@ class LearnedGate:
             function = TracedLearnedGate if torch.compiler.is_compiling() else TransformedLearnedGate
             return function.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
         if chosen(self.name, input, records)[0] == "triton":
-            call = self.lowered(input, threshold, bandwidth, bool(input_gradient))
+            call = self.learned_call(input, threshold, (bandwidth,), bool(input_gradient))
             if records:
                 return LearnedGateFunction.apply(input, threshold, call, surrogate)  # type: ignore[no-untyped-call]
-            output, count, _ = _kernels().forward(call, input, 0)
+            output, count, _ = launcher("learned").forward(call, input, 0)
             return output if count is None else (output, count)
         if records:
             return eager.LearnedGate.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
@@ -97,26 +88,21 @@ class LearnedGate:
         """Whether the op also returns how many elements of each row it kept."""
         return len(self.pushes) > 1
 
-    def lowered(self, input: Tensor, threshold: Operand, bandwidth: float, input_gradient: bool) -> Any:
+    def learned_call(
+        self, input: Tensor, threshold: Operand, constants: tuple[float, ...], input_gradient: bool
+    ) -> Any:
         """The call as the kernels' launcher takes it: nothing is rounded to a 16-bit type."""
-        return _kernels().LearnedCall(
+        return launcher("learned").LearnedCall(
             self.name,
             self.forward or self.name,
             f"{self.name}_backward",
             threshold,
-            (bandwidth,),
+            constants,
             reference.compared_dtype(input.dtype, threshold),
             self.reads_threshold,
             self.counts,
             input_gradient,
         )
-
-    def learned_call(
-        self, input: Tensor, threshold: Operand, constants: tuple[float, ...], input_gradient: bool
-    ) -> Any:
-        """The same, its constants together."""
-        (bandwidth,) = constants
-        return self.lowered(input, threshold, bandwidth, input_gradient)
 
     def bytes_moved(
         self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool

@@ -6,7 +6,6 @@ import functools
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,19 +17,11 @@ from ..autograd import Loss as LossFunction
 from ..autograd import TracedLoss, TransformedLoss
 from ..backend import is_plain, is_traced
 from ..checks import FLOATING, check_input, check_operand, check_reduction, check_target
-from ..dispatch import chosen
+from ..dispatch import chosen, launcher
 from ..layout import total_bytes
 from ..reference import LossSpec
 from ..rounding import round_to
 from ..rules import Numbers, Operand, Rule
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    from .. import launch
-
-    return launch
-
 
 _FLOATS = {float}
 _PACK = {count: struct.Struct(f"{count}d").pack for count in range(1, 9)}
@@ -101,7 +92,7 @@ class Loss:
                 loss = TransformedLoss.apply(input, target, spec, *operands)  # type: ignore[no-untyped-call]
             return reference.reduced(loss, spec)
         records = input.requires_grad and torch.is_grad_enabled()
-        shell = _kernels() if chosen(spec.key, input, records)[0] == "triton" else eager
+        shell = launcher("launch") if chosen(spec.key, input, records)[0] == "triton" else eager
         if records:
             return LossFunction.apply(input, target, spec, operands, shell)  # type: ignore[no-any-return, no-untyped-call]
         output, _ = shell.loss_forward(spec, input, target, operands, want_gradient=False)
@@ -128,8 +119,7 @@ class Loss:
     def tuning_key(self, arguments: Mapping[str, Any]) -> str:
         """The cell's name in the tables of block sizes."""
         rule = self.rule or type(arguments["rule"])
-        suffix = ".none" if arguments["reduction"] == "none" else ""
-        return f"{arguments.get('base', self.base)}.{rule.__name__}{suffix}"
+        return reference.cell_key(arguments.get("base", self.base), rule, arguments["reduction"])
 
     def searches(self, arguments: Mapping[str, Any]) -> bool:
         """Whether block sizes may come from a search: where nothing is summed."""
