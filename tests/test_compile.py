@@ -164,10 +164,10 @@ def test_numbers_of_learned_gates_are_not_specialised(stub: StubDriver, op: Lear
     sizes = {"width", "features", "operands[0][1]", "operands[0][2]"}
     for value, shape in ((0.5, (64, 48)), (1.0, (64, 32)), (16.0, (400, 47)), (1.0, (1, 1))):
         x, t = torch.randn(shape), torch.zeros(shape[1:])
-        call = op.learned_call(x, t, (value,), False)
-        _, _, codes = learned_launch.forward(call, x, 2)
+        call, t = op.learned_call(x, t, (value,), False)
+        _, _, codes = learned_launch.forward(call, t, x, 2)
         assert codes is not None
-        learned_launch.backward(call, codes, [x, *([x[:, 0]] if op.counts else [])], t.shape)
+        learned_launch.backward(call, t, codes, [x, *([x[:, 0]] if op.counts else [])], t.shape)
     assert all(made.specialised <= sizes for made in stub.launches)
     assert {made.kernel for made in stub.launches} == {"forward", "backward"} | ({"count"} if op.counts else set())
 

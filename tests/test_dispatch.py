@@ -32,11 +32,11 @@ def on_a_pretended_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
     monkeypatch.setattr(backend, "is_driven", lambda device: True)
     monkeypatch.setattr(tuning, "device_name", lambda device: GPU)
     monkeypatch.setattr(tuning, "shipped_crossovers", lambda name: SHIPPED)
-    for cache in (tuning.cached, tuning.cached_crossovers):
+    for cache in (tuning.cached, tuning.cached_crossovers, dispatch._measured):
         cache.cache_clear()
     with tt.use_backend("auto"):
         yield
-    for cache in (tuning.cached, tuning.cached_crossovers):
+    for cache in (tuning.cached, tuning.cached_crossovers, dispatch._measured):
         cache.cache_clear()
 
 
@@ -123,7 +123,8 @@ def test_many_tensors_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_users_own_give_way_to_the_shipped_and_to_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    tuning.remember(GPU, crossovers={"hardshrink/float32": 7, "threshold/float32": 8})
+    assert dispatch.crossover("threshold", torch.float32, CPU, False) == 0
+    dispatch.remember(GPU, {"hardshrink/float32": 7, "threshold/float32": 8})
     assert dispatch.crossover("hardshrink", torch.float32, CPU, False) == 1000
     assert dispatch.crossover("threshold", torch.float32, CPU, False) == 8
     monkeypatch.setattr(tuning, "among_others", lambda: True)

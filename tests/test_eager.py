@@ -57,6 +57,12 @@ CONTRACT: dict[str, tuple[Callable[[float, float], bool], Callable[[float, float
 }
 
 
+@pytest.fixture(params=["few", "many"])
+def elements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the size, numbers go in as they do for few elements, or as for many."""
+    monkeypatch.setattr(eager, "FEW", 1 << 13 if request.param == "few" else 0)
+
+
 @pytest.fixture(autouse=True)
 def eager_backend() -> Iterator[None]:
     with tt.use_backend("eager"):
@@ -105,6 +111,7 @@ def test_integer_thresholds_of_a_floating_input(op: Op, dtype: torch.dtype) -> N
         equal(op(x, threshold, *op.example[1:]), expected)  # a 0 that F.softshrink drops to may be -0
 
 
+@pytest.mark.usefixtures("elements")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=label)
 @pytest.mark.parametrize("op", GATES, ids=label)
 def test_numbers_and_scalars_are_rounded(op: Op, dtype: torch.dtype) -> None:
@@ -146,6 +153,7 @@ def test_case(case: Case) -> None:
     assert [t._version for t in arguments] == versions
 
 
+@pytest.mark.usefixtures("elements")
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("op", GATES, ids=label)
 def test_numbers(op: Op, number: float) -> None:
@@ -160,6 +168,7 @@ def test_numbers(op: Op, number: float) -> None:
             equal(dx, gradient(op, x, number, *op.example[1:], g=g))
 
 
+@pytest.mark.usefixtures("elements")
 @pytest.mark.parametrize("number", [1e39, 3.5e38, 2**63, 2**70, 10**40], ids=str)
 @pytest.mark.parametrize("op", GATES, ids=label)
 def test_numbers_beyond_what_torch_takes(op: Op, number: float) -> None:
@@ -180,11 +189,12 @@ def test_numbers_beyond_what_torch_takes(op: Op, number: float) -> None:
 
 def test_no_scalar_is_kept_for_another_device() -> None:
     """On a GPU it would be the work of one stream, or of a graph being captured."""
-    before = eager._scalars.cache_info().currsize
+    before = eager._kept.cache_info().currsize
     tt.binary_threshold(torch.empty(3, device="meta"), 0.5, 17.25, -3.75)
-    assert eager._scalars.cache_info().currsize == before
+    assert eager._kept.cache_info().currsize == before
 
 
+@pytest.mark.usefixtures("elements")
 @pytest.mark.parametrize("constant", [-0.0, torch.nan, -torch.inf, torch.inf, 0.1, 1e-41])
 @pytest.mark.parametrize("op", [op for op in GATES if len(op.example) > 1], ids=label)
 def test_constants(op: Op, constant: float) -> None:

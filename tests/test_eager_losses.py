@@ -36,6 +36,7 @@ def shell() -> ModuleType:
 @pytest.fixture(autouse=True)
 def eager_in_small_slices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(eager, "SLICE", 16)
+    monkeypatch.setattr(eager, "FEW", 8)  # the last slice holds few
     with tt.use_backend("eager"):
         yield
 
@@ -313,3 +314,45 @@ def test_grad_and_jvp_of_vmap(cell: Cell) -> None:
     torch.testing.assert_close(dx, slopes)
     _, tangent = torch.func.jvp(batched, (x.detach(),), (torch.full_like(x, 2.0),))
     torch.testing.assert_close(tangent, 2 * slopes.sum())
+
+
+@some_cells
+def test_integers_are_numbers(cell: Cell) -> None:
+    x, y = torch.rand(SHAPE), torch.rand(SHAPE)
+    for values in ((0, 1, 2), (1, 2, 1)):
+        settings = values[: len(cell.rule.__dataclass_fields__)]
+        found = tt.threshold_loss(x, y, cell.rule(*settings), base=cell.base)
+        assert found.equal(tt.threshold_loss(x, y, cell.rule(*map(float, settings)), base=cell.base))
+        tensors = [torch.tensor(float(value)) for value in settings]
+        torch.testing.assert_close(found, tt.threshold_loss(x, y, cell.rule(*tensors), base=cell.base))
+
+
+def test_an_integer_beyond_a_float() -> None:
+    with pytest.raises(ValueError, match="threshold is an integer beyond what a float holds"):
+        tt.threshold_mse_loss(torch.rand(3), torch.rand(3), 10**400)
+
+
+def test_zeros_of_either_sign_are_different_numbers() -> None:
+    """Though equal, and met in either order."""
+    x, y = torch.tensor([1.0]), torch.tensor([0.0])
+    for zero in (0.0, -0.0, 0.0):
+        weighed = tt.threshold_mse_loss(x, y, 0.5, zero, reduction="none")
+        assert weighed.item() == 0
+        assert torch.signbit(weighed) == torch.signbit(torch.tensor(zero))
+
+
+@pytest.mark.parametrize("size", [0, 1 << 13], ids=["many", "few"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_pick_is_the_references(size: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eager, "FEW", size)
+    left = torch.tensor([-0.5, 0.25, 0.5, torch.nan, torch.inf, -torch.inf], dtype=dtype)
+    numbers = (0.25, -0.0, 0.0, 1.0, torch.inf, torch.nan, 1e39)
+    for right in (0.25, torch.nan, torch.full_like(left, 0.25)):
+        for a in numbers:
+            for b in numbers:
+                limit = torch.finfo(dtype).max
+                held = [torch.inf if limit < v < torch.inf else v for v in (a, b)]
+                found, expected = eager._pick(torch.gt, left, right, a, b), reference.pick(torch.gt, left, right, *held)
+                assert found.dtype == dtype
+                assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
+                assert torch.equal(found.signbit()[~found.isnan()], expected.signbit()[~found.isnan()])

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import layout, reference
 from .backend import is_plain, use_backend
 from .reference import LossSpec, Surrogate
-from .rules import Operand
+from .rules import Numbers, Operand
 
 if TYPE_CHECKING:
     from .families import Gate as RegisteredGate
@@ -20,14 +20,18 @@ if TYPE_CHECKING:
     from .learned import LearnedCall
 
 
-def _parted(operands: Sequence[Operand]) -> tuple[list[Tensor], list[float | None]]:
+def _parted(operands: Sequence[Operand]) -> tuple[list[Tensor], Sequence[float | None]]:
     """The tensors among the operands, for save_for_backward, and the numbers, None where a tensor goes."""
+    if type(operands) is Numbers:
+        return [], operands
     tensors = [value for value in operands if isinstance(value, Tensor)]
     return tensors, [None if isinstance(value, Tensor) else value for value in operands]
 
 
-def _joined(tensors: Sequence[Tensor], numbers: Sequence[float | None]) -> list[Operand]:
+def _joined(tensors: Sequence[Tensor], numbers: Sequence[float | None]) -> Sequence[Operand]:
     """The operands that `_parted` took apart."""
+    if type(numbers) is Numbers:
+        return numbers
     supply = iter(tensors)
     return [next(supply) if value is None else value for value in numbers]
 
@@ -68,19 +72,21 @@ class LearnedGate(torch.autograd.Function):
     """A gate with a threshold that learns, on Triton: saves two bits per element, one where only the input learns."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, threshold: Operand, call: LearnedCall, surrogate: Surrogate) -> Any:
+    def forward(
+        ctx: Any, input: Tensor, threshold: Operand, lowered: tuple[LearnedCall, Operand], surrogate: Surrogate
+    ) -> Any:
         from . import learned
 
-        bits = 2 if ctx.needs_input_grad[1] or call.input_gradient else 1
-        output, count, codes = learned.forward(call, input, bits)
+        ctx.call, compared = lowered
+        bits = 2 if ctx.needs_input_grad[1] or ctx.call.input_gradient else 1
+        output, count, codes = learned.forward(ctx.call, compared, input, bits)
         assert codes is not None
-        reads = isinstance(threshold, Tensor) and call.reads_threshold
-        ctx.save_for_backward(codes.mask.bits, *([threshold] if reads else []))
-        ctx.codes = codes._replace(mask=codes.mask._replace(bits=None))  # type: ignore[arg-type]
-        ctx.call = call._replace(threshold=0.0) if isinstance(threshold, Tensor) else call
-        ctx.surrogate = surrogate
+        (bits_of, *ctx.layout), ctx.pattern = codes
+        ctx.surrogate, ctx.number = surrogate, 0.0 if isinstance(threshold, Tensor) else threshold
         if isinstance(threshold, Tensor):
             ctx.shape, ctx.dtype = threshold.shape, threshold.dtype
+        reads = isinstance(threshold, Tensor) and ctx.call.reads_threshold
+        ctx.save_for_backward(bits_of, *([threshold] if reads else []))
         return output if count is None else (output, count)
 
     @staticmethod
@@ -88,17 +94,17 @@ class LearnedGate(torch.autograd.Function):
         from . import launch, learned
 
         bits, *thresholds = ctx.saved_tensors
-        codes, call = ctx.codes._replace(mask=ctx.codes.mask._replace(bits=bits)), ctx.call
-        if thresholds:
-            call = call._replace(threshold=thresholds[0])
+        mask, call = launch.Mask(bits, *ctx.layout), ctx.call
+        threshold = thresholds[0] if thresholds else ctx.number
         learns = ctx.needs_input_grad[1]
         if torch.is_grad_enabled() or not is_plain(*gradients):
-            low = launch.unpack(codes.mask)
-            high = launch.unpack(codes.mask, 1) if learns or call.input_gradient else torch.zeros_like(low)
-            dx, each = reference.pull(ctx.surrogate, gradients, (low, high), call.threshold, gradients[0].dtype)
+            low = launch.unpack(mask)
+            high = launch.unpack(mask, 1) if learns or call.input_gradient else torch.zeros_like(low)
+            dx, each = reference.pull(ctx.surrogate, gradients, (low, high), threshold, gradients[0].dtype)
             dt = layout.summed(each, ctx.shape) if learns else None
         else:
-            dx, dt = learned.backward(call, codes, gradients, ctx.shape if learns else None)
+            codes = learned.Codes(mask, ctx.pattern)
+            dx, dt = learned.backward(call, threshold, codes, gradients, ctx.shape if learns else None)
         return dx, dt if dt is None else dt.to(ctx.dtype), None, None
 
 

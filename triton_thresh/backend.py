@@ -18,8 +18,10 @@ from torch._C._functorch import is_legacy_batchedtensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.nn import Parameter
+
+from .checks import STRIDED
 
 BACKENDS = ("auto", "triton", "eager")
 TRITON_DEVICES = frozenset({"cuda", "xpu"})
@@ -116,18 +118,16 @@ def is_plain(*tensors: object) -> bool:
 
     A tensor that torch has yet to negate (``z.conj().imag``) is not one: its memory does not hold its values.
     """
-    if is_compiling():
+    if is_dynamo_compiling():
         return False
     if _are_transforms_active() or forward_ad._current_level >= 0 or _len_torch_dispatch_stack() > 0:
         return False
     for tensor in tensors:
         kind = type(tensor)
-        if kind is float:
-            continue
         if kind is Tensor or kind is Parameter:
             if is_legacy_batchedtensor(tensor) or tensor.is_neg():  # type: ignore[arg-type, attr-defined]
                 return False
-        elif isinstance(tensor, Tensor):
+        elif kind is not float and isinstance(tensor, Tensor):
             return False
     return True
 
@@ -151,7 +151,7 @@ def runs_eagerly(input: Tensor) -> bool:
     """Whether a call on an ordinary tensor, not compiled, is one of torch's own CPU ops: the cheapest of these checks."""
     return (
         input.is_cpu
-        and input.layout is torch.strided
+        and input.layout is STRIDED
         and (_override.get() or _setting[0]) != "triton"
         and not _are_transforms_active()
         and forward_ad._current_level < 0

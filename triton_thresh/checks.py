@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .rounding import round_to
 from .rules import Operand
 
+HALF = frozenset({torch.float16, torch.bfloat16})
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 REAL = (*FLOATING, *INTEGER, torch.bool)
 _REAL = frozenset(REAL)
+STRIDED = torch.strided
 REDUCTIONS = ("mean", "sum", "none")
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in FLOATING}
 LEAST_POSITIVE = torch.finfo(torch.float32).tiny
@@ -30,7 +33,7 @@ def check_input(op: str, input: object, dtypes: tuple[torch.dtype, ...], name: s
         raise TypeError(f"{op}: {name} must be a tensor, got {type(input).__name__}")
     if input.dtype not in dtypes:
         raise TypeError(f"{op}: {name} has dtype {input.dtype}, expected one of {_names(dtypes)}")
-    if input.layout is not torch.strided:
+    if input.layout is not STRIDED:
         raise TypeError(f"{op}: {name} has layout {input.layout}, expected a dense (strided) tensor")
 
 
@@ -61,7 +64,7 @@ def check_number(op: str, name: str, value: object) -> float | int:
 
 def check_positive(op: str, name: str, value: object) -> float:
     """`value` as a number above 0, finite, and with a reciprocal in float32."""
-    number = as_float(op, name, check_number(op, name, value))
+    number = value if type(value) is float else as_float(op, name, check_number(op, name, value))
     if not LEAST_POSITIVE <= number < math.inf:
         least = f" (of {LEAST_POSITIVE:.2g} or more)" if 0 < number < LEAST_POSITIVE else ""
         raise ValueError(f"{op}: {name} must be a finite number above 0{least}, got {number}")
@@ -84,20 +87,23 @@ def check_held(op: str, name: str, value: float, dtype: torch.dtype) -> float:
     return float(value) if type(value) is int else value
 
 
-def within(dtype: torch.dtype, values: Iterable[object], nonnegative: bool) -> bool:
-    """Whether these are floats, or integers of 64 bits, that a floating dtype holds (the first of them not below 0)."""
+def held_numbers(dtype: torch.dtype, values: tuple[Any, ...], nonnegative: bool) -> tuple[float, ...] | None:
+    """These as torch's kernels are to be given them, which do not round them to a 16-bit dtype.
+
+    None unless they are floats, or integers of 64 bits, that a floating dtype holds (the first of them not below 0).
+    """
     limit = LARGEST.get(dtype)
     if limit is None:
-        return False
+        return None
     least = 0.0 if nonnegative else -limit
     for value in values:
         kind = type(value)
-        if kind is not float and (kind is not int or value.bit_length() > 63):  # type: ignore[attr-defined]
-            return False
-        if not least <= value <= limit:  # type: ignore[operator]
-            return False
+        if kind is not float and (kind is not int or value.bit_length() > 63):
+            return None
+        if not least <= value <= limit:
+            return None
         least = -limit
-    return True
+    return tuple([round_to(value, dtype) for value in values]) if dtype in HALF else values
 
 
 def check_integer(op: str, name: str, value: float, dtype: torch.dtype) -> int:
@@ -125,7 +131,8 @@ def check_operand(op: str, name: str, value: object, input: Tensor, *, learns: b
         raise ValueError(
             f"{op}: {name} requires grad, but this op has no gradient to give it{hint}; pass {name}.detach()"
         )
-    if value.dim() == 0:
+    shape = value.shape
+    if not shape:
         if value.device != input.device and value.device.type != "cpu":
             raise RuntimeError(
                 f"{op}: {name} is on {value.device}, expected {input.device} (the input's) or a 0-dim CPU tensor"
@@ -133,8 +140,8 @@ def check_operand(op: str, name: str, value: object, input: Tensor, *, learns: b
         return value
     if value.device != input.device:
         raise RuntimeError(f"{op}: {name} is on {value.device}, expected {input.device}, where the input is")
-    shape, target = value.shape, input.shape
-    if shape == target or shape == target[-len(shape) :]:  # the common ones, told apart in a call or two
+    target = input.shape
+    if shape == target or (target and len(shape) == 1 and shape[0] == target[-1]):  # the common ones, soon told apart
         return value
     if len(shape) > len(target) or any(s != t and s != 1 for s, t in zip(reversed(shape), reversed(target))):
         raise ValueError(
@@ -148,7 +155,7 @@ def check_real(op: str, name: str, value: Tensor) -> None:
     if value.dtype not in _REAL:
         accepted = "a real tensor: " + _names(REAL)
         raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected {accepted}")
-    if value.layout is not torch.strided:
+    if value.layout is not STRIDED:
         raise TypeError(f"{op}: {name} has layout {value.layout}, expected a dense (strided) tensor")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
 
 import torch
@@ -23,17 +24,26 @@ def crossover_key(op: str, dtype: torch.dtype, records: bool) -> str:
     return f"{op}/{str(dtype).removeprefix('torch.')}" + ("/grad" if records else "")
 
 
+@functools.cache
+def _measured(op: str, dtype: torch.dtype, device: torch.device, records: bool) -> tuple[int, bool]:
+    """A crossover, 0 where nothing was measured, and whether it is the user's own."""
+    name, key = tuning.device_name(device), crossover_key(op, dtype, records)
+    shipped = tuning.shipped_crossovers(name).get(key)
+    return (shipped, False) if shipped is not None else (tuning.cached_crossovers(name).get(key, 0), True)
+
+
 def crossover(op: str, dtype: torch.dtype, device: torch.device, records: bool) -> int:
     """From the shipped table, then the user's, which ranks of a process group may not share; 0 where nothing was measured."""
     if interpreting():
         return 0
-    name, key = tuning.device_name(device), crossover_key(op, dtype, records)
-    size = tuning.shipped_crossovers(name).get(key)
-    if size is None:
-        size = tuning.cached_crossovers(name).get(key, 0)
-        if size and tuning.among_others():
-            return 0
-    return size
+    size, own = _measured(op, dtype, device, records)
+    return 0 if size and own and tuning.among_others() else size
+
+
+def remember(device_name: str, crossovers: Mapping[str, int]) -> None:
+    """Add crossovers to the user's table; they hold from now on."""
+    tuning.remember(device_name, crossovers=crossovers)
+    _measured.cache_clear()
 
 
 @functools.cache
@@ -41,25 +51,24 @@ def _eager_below(least: int, things: str) -> tuple[str, str]:
     return "eager", f"auto: eager torch was measured to be faster below {least:,} {things}"
 
 
-def _chosen(
-    op: str, dtype: torch.dtype, device: torch.device, records: bool, size: int, things: str
-) -> tuple[str, str]:
-    found = choose(device)
-    if found[0] == "triton" and get_backend() == "auto":
-        least = crossover(op, dtype, device, records)
-        if size < least:
-            return _eager_below(least, things)
-    return found
-
-
 def chosen(op: str, input: Tensor, records: bool) -> tuple[str, str]:
     """The backend for a call on `input` of what the tables know as `op`, and why; `records`: a backward may follow."""
-    return _chosen(op, input.dtype, input.device, records, input.numel(), "elements")
+    found = choose(input.device)
+    if found[0] == "triton" and get_backend() == "auto":
+        least = crossover(op, input.dtype, input.device, records)
+        if input.numel() < least:
+            return _eager_below(least, "elements")
+    return found
 
 
 def chosen_for_many(op: str, dtype: torch.dtype, device: torch.device, count: int) -> tuple[str, str]:
     """The same for a call on `count` tensors."""
-    return _chosen(op, dtype, device, False, count, "tensors")
+    found = choose(device)
+    if found[0] == "triton" and get_backend() == "auto":
+        least = crossover(op, dtype, device, False)
+        if count < least:
+            return _eager_below(least, "tensors")
+    return found
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """The eager backend: the reference formulas with few passes over memory.
 
 Losses and gates whose threshold learns run in slices that stay in the cache. Other gates with a number for threshold use
-the torch kernels that compute the same bits.
+the torch kernels that compute the same bits, and are given it as the input's dtype holds it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from torch import Tensor
 
 from . import layout, reference
 from .backend import is_plain
-from .checks import LARGEST
 from .reference import LossSpec, Surrogate
 from .rounding import round_to
 from .rules import Operand
 
 SLICE = 1 << 18
-FLOAT_MAX = LARGEST[torch.float32]
 FEW = 1 << 13  # elements of which a pass costs less than a call
 
 
@@ -48,13 +46,33 @@ def _parts(tensors: Sequence[Operand], like: Tensor) -> Iterator[list[Any]]:
         yield [t if w else t.narrow(0, start, size) for w, t in zip(whole, tensors)]  # type: ignore[union-attr]
 
 
+def _are_few(input: Tensor) -> bool:
+    """Whether numbers go in as kept tensors: of a GPU they would belong to one stream, or to a graph being captured."""
+    return input.is_cpu and input.numel() <= FEW
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept(value: float, sign: float, dtype: torch.dtype) -> Tensor:
+    held = round_to(value, dtype) if dtype.is_floating_point else value
+    return torch.full((), held, dtype=dtype, device="cpu")
+
+
+def _scalar(value: float, dtype: torch.dtype) -> Tensor:
+    """A number as a 0-dim CPU tensor that nobody writes to; its sign tells -0 from 0."""
+    return _kept(value, math.copysign(1.0, value), dtype)
+
+
 def _pick(compare: Callable[..., Tensor], left: Tensor, right: Operand, a: Operand, b: Operand) -> Tensor:
     """reference.pick by vectorised torch kernels, where a is a finite number above 0 and b a number.
 
-    The comparison writes 0 and 1 in the input's dtype; times a; then b replaces what is not above 0.
+    The comparison writes 0 and 1 in the input's dtype; times a; then b replaces what is not above 0. For few elements
+    numbers become tensors, which torch makes of them anyway.
     """
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return reference.pick(compare, left, right, a, b)
+    if _are_few(left):
+        t = right if isinstance(right, Tensor) else _scalar(right, left.dtype)
+        return torch.where(compare(left, t), _scalar(a, left.dtype), _scalar(b, left.dtype))
     a, b = round_to(a, left.dtype), round_to(b, left.dtype)
     if not 0 < a < math.inf:
         return reference.pick(compare, left, right, a, b)
@@ -118,13 +136,6 @@ def loss_rescale(spec: LossSpec, dx: Tensor, gradient: Tensor) -> None:
 # ----------------------------------------------------------------------------------------------------------------- gates
 
 
-def _held(value: float, dtype: torch.dtype) -> float:
-    """A number as torch's kernels must be given it: to 16-bit inputs they do not round it, and beyond float32 they refuse it."""
-    if dtype.itemsize == 2 or not -FLOAT_MAX <= value <= FLOAT_MAX:
-        return round_to(value, dtype)
-    return value
-
-
 class _Shrink(torch.autograd.Function):
     """torch's own forward, and a backward that passes the gradient of NaN inputs on, as torch's vectorised one does not.
 
@@ -148,26 +159,26 @@ class _Shrink(torch.autograd.Function):
 
 
 def threshold(input: Tensor, threshold: float, value: float) -> Tensor:
-    """F.threshold, which does not round the threshold to a 16-bit input's dtype on a CPU."""
-    return torch.threshold(input, _held(threshold, input.dtype), value)
+    """F.threshold."""
+    return torch.threshold(input, threshold, value)
 
 
 def threshold_(input: Tensor, threshold: float, value: float) -> Tensor:
     """The same in place, where autograd does not record."""
-    return F.threshold(input, _held(threshold, input.dtype), value, inplace=True)
+    return F.threshold(input, threshold, value, inplace=True)
 
 
 def hardshrink_(input: Tensor, lambd: float) -> Tensor:
     """F.hardshrink in place, where autograd does not record."""
-    output: Tensor = torch.ops.aten.hardshrink.out(input, _held(lambd, input.dtype), out=input)
+    output: Tensor = torch.ops.aten.hardshrink.out(input, lambd, out=input)
     return output
 
 
 def hardshrink(input: Tensor, lambd: float) -> Tensor:
     """F.hardshrink, with the gradient of NaN inputs."""
     if input.requires_grad and torch.is_grad_enabled():
-        return _Shrink.apply(input, _held(lambd, input.dtype), False)  # type: ignore[no-any-return, no-untyped-call]
-    return torch.hardshrink(input, _held(lambd, input.dtype))
+        return _Shrink.apply(input, lambd, False)  # type: ignore[no-any-return, no-untyped-call]
+    return torch.hardshrink(input, lambd)
 
 
 def keep_large(input: Tensor, threshold: float) -> Tensor:
@@ -176,8 +187,7 @@ def keep_large(input: Tensor, threshold: float) -> Tensor:
 
 
 def softshrink(input: Tensor, lambd: float) -> Tensor:
-    """F.softshrink, with the gradient of NaN inputs; torch's own refuses a lambd that rounds to infinity."""
-    lambd = _held(lambd, input.dtype)
+    """F.softshrink, with the gradient of NaN inputs; torch's own refuses a lambd of infinity."""
     if lambd == math.inf:
         return reference.softshrink(input, lambd)
     if input.requires_grad and torch.is_grad_enabled():
@@ -189,23 +199,16 @@ def binary_threshold(
     input: Tensor, threshold: float, above_value: float, below_value: float, *, dtype: torch.dtype | None = None
 ) -> Tensor:
     """The reference, with a comparison that writes the output's own dtype; small inputs take the fewest calls instead."""
-    if dtype is torch.bool and above_value and not below_value:
-        return torch.gt(input.detach(), _held(threshold, input.dtype))
     result = dtype or input.dtype
-    # scalars kept for a GPU would belong to one stream, or to a graph being captured
-    if input.is_cpu and input.numel() <= FEW:
-        signs = math.copysign(1, above_value), math.copysign(1, below_value)
-        return torch.where(input > _held(threshold, input.dtype), *_scalars(above_value, below_value, signs, result))
+    few = _are_few(input)
+    t = _scalar(threshold, input.dtype) if few else threshold
+    if dtype is torch.bool and above_value and not below_value:
+        return torch.gt(input, t)
+    if few:
+        return torch.where(torch.gt(input, t), _scalar(above_value, result), _scalar(below_value, result))
     if result != input.dtype:
         return reference.binary_threshold(input, threshold, above_value, below_value, dtype=dtype)
-    above, below = (_held(v, input.dtype) for v in (above_value, below_value))
-    return _pick(torch.gt, input.detach(), _held(threshold, input.dtype), above, below)
-
-
-@functools.lru_cache(maxsize=256)
-def _scalars(above: float, below: float, signs: tuple[float, float], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two numbers as 0-dim CPU tensors that nobody writes to; their signs tell -0 from 0."""
-    return torch.full((), above, dtype=dtype, device="cpu"), torch.full((), below, dtype=dtype, device="cpu")
+    return _pick(torch.gt, input.detach(), threshold, above_value, below_value)
 
 
 # -------------------------------------------------------------------------------------------- gates whose threshold learns

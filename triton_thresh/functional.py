@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .registry import GATES, LEARNED_GATES, LOSSES, THRESHOLD_GRAD, THRESHOLD_GRADIENTS
-from .rules import ByLoss, ByPrediction, ByProximity, Operand, Rule
+from .rules import Operand, Rule
 
 __all__ = [
     "binary_threshold",
@@ -28,18 +28,18 @@ __all__ = [
     "threshold_mse_loss",
 ]
 
-_threshold = GATES["threshold"].__call__
-_hardshrink = GATES["hardshrink"].__call__
-_softshrink = GATES["softshrink"].__call__
-_binary_threshold = GATES["binary_threshold"].__call__
+_threshold = GATES["threshold"].run
+_hardshrink = GATES["hardshrink"].run
+_softshrink = GATES["softshrink"].run
+_binary_threshold = GATES["binary_threshold"].run
 _jumprelu = LEARNED_GATES["jumprelu"].__call__
 _step = LEARNED_GATES["step"].__call__
 _jumprelu_l0 = LEARNED_GATES["jumprelu_l0"].__call__
-_threshold_bce_loss = LOSSES["threshold_bce_loss"].__call__
-_threshold_bce_with_logits_loss = LOSSES["threshold_bce_with_logits_loss"].__call__
-_threshold_mse_loss = LOSSES["threshold_mse_loss"].__call__
-_proximity_mse_loss = LOSSES["proximity_mse_loss"].__call__
-_exceedance_mse_loss = LOSSES["exceedance_mse_loss"].__call__
+_threshold_bce_loss = LOSSES["threshold_bce_loss"].run
+_threshold_bce_with_logits_loss = LOSSES["threshold_bce_with_logits_loss"].run
+_threshold_mse_loss = LOSSES["threshold_mse_loss"].run
+_proximity_mse_loss = LOSSES["proximity_mse_loss"].run
+_exceedance_mse_loss = LOSSES["exceedance_mse_loss"].run
 _threshold_loss = LOSSES["threshold_loss"].__call__
 
 
@@ -76,7 +76,7 @@ def threshold(input: Tensor, threshold: Operand, value: float = 0.0, *, inplace:
         tensor([[1., 0.],
                 [3., 3.]])
     """
-    return _threshold(input, threshold, value, inplace=inplace)
+    return _threshold(input, (threshold, value), inplace)
 
 
 def hardshrink(input: Tensor, lambd: Operand = 0.5, *, inplace: bool = False) -> Tensor:
@@ -108,7 +108,7 @@ def hardshrink(input: Tensor, lambd: Operand = 0.5, *, inplace: bool = False) ->
         >>> hardshrink(torch.tensor([-1.0, -0.5, 0.2, 0.6]))
         tensor([-1.0000,  0.0000,  0.0000,  0.6000])
     """
-    return _hardshrink(input, lambd, inplace=inplace)
+    return _hardshrink(input, (lambd,), inplace)
 
 
 def softshrink(input: Tensor, lambd: Operand = 0.5) -> Tensor:
@@ -140,7 +140,7 @@ def softshrink(input: Tensor, lambd: Operand = 0.5) -> Tensor:
         >>> softshrink(torch.tensor([-1.0, 0.5, 0.25, 1.5]))
         tensor([-0.5000,  0.0000,  0.0000,  1.0000])
     """
-    return _softshrink(input, lambd)
+    return _softshrink(input, (lambd,))
 
 
 def binary_threshold(
@@ -182,7 +182,7 @@ def binary_threshold(
         >>> binary_threshold(torch.tensor([0.2, 0.9]), 0.5, True, False, dtype=torch.bool)
         tensor([False,  True])
     """
-    return _binary_threshold(input, threshold, above_value, below_value, dtype=dtype)
+    return _binary_threshold(input, (threshold, above_value, below_value), False, dtype)
 
 
 def jumprelu(input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gradient: bool = False) -> Tensor:
@@ -349,8 +349,7 @@ def threshold_bce_loss(
         >>> threshold_bce_loss(p, torch.tensor([1.0, 0.0]))
         tensor(0.0638, grad_fn=<LossBackward>)
     """
-    rule = ByPrediction(threshold, weight_above, weight_below)
-    return _threshold_bce_loss(input, target, rule, weight=weight, reduction=reduction)
+    return _threshold_bce_loss(input, target, (threshold, weight_above, weight_below), weight, None, reduction)
 
 
 def threshold_bce_with_logits_loss(
@@ -399,9 +398,8 @@ def threshold_bce_with_logits_loss(
         >>> threshold_bce_with_logits_loss(x, torch.tensor([1.0, 0.0]))
         tensor(0.0791, grad_fn=<LossBackward>)
     """
-    rule = ByPrediction(threshold, weight_above, weight_below)
     return _threshold_bce_with_logits_loss(
-        input, target, rule, weight=weight, pos_weight=pos_weight, reduction=reduction
+        input, target, (threshold, weight_above, weight_below), weight, pos_weight, reduction
     )
 
 
@@ -446,8 +444,7 @@ def threshold_mse_loss(
         >>> threshold_mse_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0]), 2.0)
         tensor(2.0500)
     """
-    rule = ByPrediction(threshold, weight_above, weight_below)
-    return _threshold_mse_loss(input, target, rule, weight=weight, reduction=reduction)
+    return _threshold_mse_loss(input, target, (threshold, weight_above, weight_below), weight, None, reduction)
 
 
 def proximity_mse_loss(
@@ -492,8 +489,7 @@ def proximity_mse_loss(
         >>> proximity_mse_loss(torch.tensor([0.5, 2.0]), torch.tensor([0.0, 1.0]), 0.5)
         tensor(0.8125)
     """
-    rule = ByProximity(threshold, penalty_range, penalty_factor)
-    return _proximity_mse_loss(input, target, rule, weight=weight, reduction=reduction)
+    return _proximity_mse_loss(input, target, (threshold, penalty_range, penalty_factor), weight, None, reduction)
 
 
 def exceedance_mse_loss(
@@ -536,9 +532,7 @@ def exceedance_mse_loss(
         >>> exceedance_mse_loss(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 1.0]))
         tensor(4.1250)
     """
-    return _exceedance_mse_loss(
-        input, target, ByLoss(loss_threshold, penalty_factor), weight=weight, reduction=reduction
-    )
+    return _exceedance_mse_loss(input, target, (loss_threshold, penalty_factor), weight, None, reduction)
 
 
 def threshold_loss(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 
 from .backend import interpreting, on_device
+from .kernels import operand
 
+NUMBER: int = operand.NUMBER.value
 OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}
 
 
@@ -25,31 +28,44 @@ def _is_watched() -> bool:
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
 
 
+@functools.lru_cache(maxsize=4096)
+def _of_integer(value: int) -> tuple[bool, ...]:
+    return value % 16 == 0, value == 1, value.bit_length() > 31
+
+
 def _bound(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """What Triton compiles for in run-time arguments: dtype and alignment of a tensor, some facts about an integer."""
     facts: list[Any] = []
     for value in arguments:
         kind = type(value)
-        if kind is float or value is None:
+        if kind is Tensor:
+            facts.append(value.dtype if value.data_ptr() % 16 == 0 else (value.dtype,))
+        elif kind is float or value is None:
             facts.append(kind)
         elif kind is int:
-            facts.append((value % 16 == 0, value == 1, value.bit_length() > 31))
+            facts.append(_of_integer(value))
         elif kind is tuple:
-            facts.append(float if value and type(value[0]) is float else _bound(value))
+            for packed in value:
+                facts.append(float if type(packed[0]) is float else _bound(packed))
         else:
             facts.append(value.dtype if value.data_ptr() % 16 == 0 else (value.dtype,))
     return tuple(facts)
 
 
 class Kernel:
-    """A ``@triton.jit`` function with the parameters it is compiled for; they stand last among its parameters, in order."""
+    """A ``@triton.jit`` function with the parameters it is compiled for; they stand last among its parameters, in order.
 
-    __slots__ = ("_compiled", "_constants", "_function", "_num_warps")
+    Operands, of the kinds that the parameter KINDS tells, stand before them.
+    """
+
+    __slots__ = ("_compiled", "_constants", "_function", "_looked_at", "_num_warps")
 
     def __init__(self, function: Any, *, num_warps: int, **constants: Any) -> None:
         self._function, self._num_warps = function, num_warps
         self._constants = tuple(constants.values())
         assert tuple(constants) == tuple(function.arg_names[-len(constants) :])
+        numbers = "KINDS" in constants and set(constants["KINDS"]) <= {NUMBER}  # all of them are bound alike
+        self._looked_at = slice(-1 if numbers else None)
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
     def __call__(self, programs: int, *arguments: Any) -> None:
@@ -62,7 +78,7 @@ class Kernel:
             with on_device(arguments[0].device):
                 self(programs, *arguments)
             return
-        key = (device, _bound(arguments))
+        key = (device, _bound(arguments[self._looked_at]))
         compiled = self._compiled.get(key)
         if compiled is None:
             compiled = self._launch(programs, arguments)

@@ -33,6 +33,7 @@ ROUNDED = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 NUMBER, SCALAR, CHANNEL, ELEMENT = (
     kind.value for kind in (operand.NUMBER, operand.SCALAR, operand.CHANNEL, operand.ELEMENT)
 )
+NUMBERS = tuple([(NUMBER,) * count for count in range(9)])  # the kinds of so many numbers
 RESCALE_PROGRAMS = 1024
 FINISH_BLOCK = 1024
 
@@ -71,7 +72,7 @@ def pack_all(
 ) -> tuple[tuple[Any, ...], tuple[int, ...]]:
     """Several operands, and the tuple of their kinds."""
     if type(values) is Numbers and SHORT.issuperset(dtypes):
-        return values.packed, (NUMBER,) * len(values)
+        return values.packed, NUMBERS[len(values)]
     packed = [pack(value, input, dtype) for value, dtype in zip(values, dtypes)]
     return tuple([p for p, _ in packed]), tuple([kind for _, kind in packed])
 
@@ -214,7 +215,7 @@ def unpack(mask: Mask, plane: int = 0) -> Tensor:
 
 @functools.cache
 def _loss_kernel(
-    function: str, spec: LossSpec, kinds: tuple[int, ...], compute: torch.dtype, config: tuning.Config, **more: Any
+    function: str, spec: LossSpec, kinds: tuple[int, ...], compute: torch.dtype, config: tuning.Config, *single: bool
 ) -> Kernel:
     """The kernel "forward" (which also takes SINGLE) or "backward" for a cell of the grid."""
     return Kernel(
@@ -227,7 +228,7 @@ def _loss_kernel(
         RULE_COUNT=spec.rule_count,
         COMPUTE=COMPUTE[compute],
         REDUCTION=spec.reduction,
-        **more,
+        **dict(zip(("SINGLE",), single)),
         BLOCK=config.block,
     )
 
@@ -244,10 +245,13 @@ def _rescale_kernel(dtype: torch.dtype, config: tuning.Config) -> Kernel:
 
 def _prepared(input: Tensor, target: Tensor, operands: Sequence[Operand]) -> tuple[Any, ...]:
     """Input and target as they lie alike, the operands with their kinds, and the type they are computed in."""
-    x = layout.dense(input)
-    compute = compute_dtype(x.dtype)
-    packed, kinds = pack_all(operands, x, (compute,) * len(operands))
-    return x, layout.laid_out_as(target, x.shape, x.stride()), packed, kinds, compute
+    compute = compute_dtype(input.dtype)
+    if input.is_contiguous() and target.is_contiguous():
+        x, y = input, target
+    else:
+        x = layout.dense(input)
+        y = layout.laid_out_as(target, x.shape, x.stride())
+    return x, y, *pack_all(operands, x, (compute,) * len(operands)), compute
 
 
 def loss_forward(
@@ -261,7 +265,7 @@ def loss_forward(
         out = torch.empty_like(x, dtype=spec.result)
 
         def run(config: tuning.Config) -> None:
-            kernel = _loss_kernel("forward", spec, kinds, compute, config, SINGLE=False)
+            kernel = _loss_kernel("forward", spec, kinds, compute, config, False)
             kernel(layout.blocks(n, config.block), x, y, None, out, n, packed)
 
         run(tuning.choose("loss", spec.key, x.dtype, n, device, True, run).config)
@@ -270,7 +274,7 @@ def loss_forward(
     programs = layout.blocks(n, config.block)
     out = torch.empty((), dtype=spec.result, device=device)
     partials = out if programs == 1 else torch.empty(programs, dtype=compute, device=device)
-    kernel = _loss_kernel("forward", spec, kinds, compute, config, SINGLE=programs == 1)
+    kernel = _loss_kernel("forward", spec, kinds, compute, config, programs == 1)
     kernel(programs, x, y, dx, partials, n, packed)
     if programs > 1:
         _finish_kernel(spec.reduction)(1, partials, out, n, programs)

@@ -14,9 +14,9 @@ from torch import Tensor
 from . import layout, tuning
 from .kernel_cache import Kernel
 from .kernels import learned, pointwise
-from .launch import CHANNEL, COMPUTE, ELEMENT, Mask, pack_all
+from .launch import CHANNEL, COMPUTE, ELEMENT, Mask, pack, pack_all
 from .reference import compute_dtype
-from .rules import Operand
+from .rules import Numbers, Operand
 
 COUNT_BLOCK = 2048  # bytes of a mask's plane
 ROWS = 32  # that a program of backward sums: partial sums and thresholds then cost 3/8 byte per element
@@ -24,17 +24,32 @@ WIDEST = 1 << 27  # eight rows are offset by less than 2**31
 
 
 class LearnedCall(NamedTuple):
-    """A gate whose threshold learns: its device functions, its operands, and the type they are compared in."""
+    """A gate whose threshold learns: its device functions, its constants, and the type all operands are compared in."""
 
     op: str
     forward: str
     backward: str
-    threshold: Operand
-    constants: tuple[float, ...]
+    constants: Numbers
     compute: torch.dtype
-    reads_threshold: bool = False  # in backward
-    counts: bool = False
-    input_gradient: bool = False
+    reads_threshold: bool  # in backward
+    counts: bool
+    input_gradient: bool
+
+
+@functools.lru_cache(maxsize=4096)
+def learned_call(
+    op: str,
+    forward: str,
+    constants: tuple[float, ...],
+    compute: torch.dtype,
+    reads_threshold: bool = False,
+    counts: bool = False,
+    input_gradient: bool = False,
+) -> LearnedCall:
+    """How the gate `op` is called; the device function of its backward has its name."""
+    return LearnedCall(
+        op, forward, f"{op}_backward", Numbers(constants), compute, reads_threshold, counts, input_gradient
+    )
 
 
 class Codes(NamedTuple):
@@ -51,22 +66,28 @@ def _wide(unit: int, n: int, block: int) -> int:
     return max(fitting, key=lambda width: width / (layout.blocks(width, block) * block), default=unit)
 
 
-def rows(call: LearnedCall, x: Tensor, device: torch.device) -> tuple[int, tuple[int, int]]:
+def rows(call: LearnedCall, threshold: Operand, x: Tensor, device: torch.device) -> tuple[int, tuple[int, int]]:
     """The width of the rows that the kernels see, and the threshold's (inner, mid), for a dense x on `device`."""
     block = tuning.choose("learned", call.op, x.dtype, x.numel(), device, False).config.block
-    return _rows(x, call.threshold, call.counts, block)
+    return _rows(x.shape, x.stride(), _own_shape(threshold), call.counts, block)
 
 
-def _rows(x: Tensor, threshold: Operand, counts: bool, block: int) -> tuple[int, tuple[int, int]]:
+def _own_shape(threshold: Operand) -> tuple[int, ...] | None:
+    """The shape of a threshold that is more than a number."""
+    return threshold.shape if isinstance(threshold, Tensor) and threshold.numel() > 1 else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _rows(
+    shape: tuple[int, ...], stride: tuple[int, ...], own: tuple[int, ...] | None, counts: bool, block: int
+) -> tuple[int, tuple[int, int]]:
     """The width of the rows that the kernels see, and the threshold's (inner, mid) if it keeps to its columns.
 
     A width is a multiple of 16, of the threshold's period and of the rows that are counted, and of about `block`
     elements or more; a count of few rows, or of very wide ones, takes them as they are.
     """
-    n, features = x.numel(), x.shape[-1] if counts else 1
-    pattern: tuple[int, int] | None = (1, 1)
-    if isinstance(threshold, Tensor) and threshold.numel() > 1:
-        pattern = layout.broadcast_pattern(x.shape, x.stride(), threshold.shape)
+    n, features = math.prod(shape), shape[-1] if counts else 1
+    pattern = (1, 1) if own is None else layout.broadcast_pattern(shape, stride, own)
     if pattern is not None:
         unit = math.lcm(math.prod(pattern), features, 16)
         if unit <= WIDEST and (n >= 8 * unit or (pattern == (1, 1) and not counts)):
@@ -78,17 +99,17 @@ def _rows(x: Tensor, threshold: Operand, counts: bool, block: int) -> tuple[int,
 
 
 def _column_operands(
-    call: LearnedCall, x: Tensor, width: int, pattern: tuple[int, int]
+    call: LearnedCall, threshold: Operand, x: Tensor, width: int, pattern: tuple[int, int]
 ) -> tuple[tuple[Any, ...], tuple[int, ...]]:
-    """The call's operands; a threshold as wide as the rows is one that lies as they do."""
-    t = call.threshold
-    if pattern == (1, width) and isinstance(t, Tensor) and t.dim() == 1 and t.is_contiguous():
-        constants, kinds = pack_all(call.constants, x, (call.compute,) * len(call.constants))
-        return ((t,), *constants), (ELEMENT, *kinds)
-    operands, kinds = pack_all((t, *call.constants), x, (call.compute,) * (1 + len(call.constants)))
-    if kinds[0] == CHANNEL and pattern == (1, width):
-        return ((operands[0][0],), *operands[1:]), (ELEMENT, *kinds[1:])
-    return operands, kinds
+    """The threshold and the constants, packed; a threshold as wide as the rows is one that lies as they do."""
+    constants, kinds = pack_all(call.constants, x, (call.compute,) * len(call.constants))
+    whole = pattern == (1, width) and isinstance(threshold, Tensor)
+    if whole and threshold.dim() == 1 and threshold.is_contiguous():  # type: ignore[union-attr]
+        return ((threshold,), *constants), (ELEMENT, *kinds)
+    packed, kind = pack(threshold, x, call.compute)
+    if whole and kind == CHANNEL:
+        packed, kind = packed[:1], ELEMENT
+    return (packed, *constants), (kind, *kinds)
 
 
 def _tiles(n: int, width: int, rows: int, block: int) -> tuple[int, int]:
@@ -113,8 +134,11 @@ def _forward_kernel(
 
 
 @functools.cache
-def _count_kernel(parts: int, block: int) -> Kernel:
-    return Kernel(learned.count, num_warps=4, PARTS=parts, BLOCK=block)
+def _count_kernel(features: int) -> tuple[Kernel, int]:
+    """For rows of so many elements, and how many of them a program counts."""
+    lanes = min(COUNT_BLOCK, triton.next_power_of_2(features))
+    parts = COUNT_BLOCK // lanes
+    return Kernel(learned.count, num_warps=4, PARTS=parts, BLOCK=lanes), parts
 
 
 @functools.cache
@@ -142,7 +166,7 @@ def _backward_kernel(
 
 
 def forward(
-    call: LearnedCall, input: Tensor, bits: int, memory: Tensor | None = None
+    call: LearnedCall, threshold: Operand, input: Tensor, bits: int, memory: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None, Codes | None]:
     """The gate's output, the count of each row if the op counts, and `bits` bits per element for backward (into `memory`)."""
     x = layout.dense(input)
@@ -157,10 +181,10 @@ def forward(
         empty = Mask(torch.empty(0, dtype=torch.uint8, device=x.device), 0, shape, stride)
         return torch.empty_like(input), count, Codes(empty, (0, 0))
     block, warps = tuning.choose("learned", call.op, x.dtype, n, x.device, False).config
-    width, pattern = _rows(x, call.threshold, call.counts, block)
+    width, pattern = _rows(shape, stride, _own_shape(threshold), call.counts, block)
     if width > WIDEST:
         raise ValueError(f"{call.op}: input has rows of {shape[-1]} elements, expected at most {WIDEST}")
-    operands, kinds = _column_operands(call, x, width, pattern)
+    operands, kinds = _column_operands(call, threshold, x, width, pattern)
     down, across = _tiles(n, width, 8, block)
     planes = max(bits, int(call.counts))
     mask = memory if bits else None
@@ -169,9 +193,7 @@ def forward(
     kernel = _forward_kernel(call.forward, kinds, call.compute, planes, pattern != (0, 0), block, warps)
     kernel(down * across, x, y, mask, n, down, width, operands)
     if count is not None:
-        lanes = min(COUNT_BLOCK, triton.next_power_of_2(shape[-1]))
-        parts = COUNT_BLOCK // lanes
-        kernel = _count_kernel(parts, lanes)
+        kernel, parts = _count_kernel(shape[-1])
         kernel(layout.blocks(down * (width // shape[-1]), parts), mask, count, count.numel(), width, shape[-1])
     if call.counts and not input.is_contiguous():
         y = torch.empty_like(input).copy_(y)
@@ -179,7 +201,7 @@ def forward(
 
 
 def backward(
-    call: LearnedCall, codes: Codes, gradients: Sequence[Tensor], shape: torch.Size | None
+    call: LearnedCall, threshold: Operand, codes: Codes, gradients: Sequence[Tensor], shape: torch.Size | None
 ) -> tuple[Tensor, Tensor | None]:
     """dx, and dt summed to the threshold's `shape` (None: not wanted) in the compute type."""
     mask, pattern = codes
@@ -197,8 +219,7 @@ def backward(
         dt = torch.empty(down * width, dtype=call.compute, device=g.device)
     elif shape is not None:
         dt = torch.empty_like(dx, dtype=call.compute)
-    read = call if call.reads_threshold else call._replace(threshold=0.0)
-    operands, kinds = _column_operands(read, dx, width, pattern)
+    operands, kinds = _column_operands(call, threshold if call.reads_threshold else 0.0, dx, width, pattern)
     features = mask.shape[-1] if call.counts else width
     kernel = _backward_kernel(
         call.backward, kinds, call.compute, call.input_gradient, by_column, rows // 8, block, warps

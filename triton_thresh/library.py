@@ -195,8 +195,8 @@ class _Gate(NamedTuple):
         """The call as plain torch computes it."""
         return _registered(self.op).surrogate(tuple(self.constants), self.input_gradient)  # type: ignore[no-any-return]
 
-    def lowered(self, input: Tensor) -> LearnedCall:
-        """The call as the kernels' launcher takes it."""
+    def lowered(self, input: Tensor) -> tuple[LearnedCall, Operand]:
+        """The call as the kernels' launcher takes it, and the threshold as it is compared."""
         constants = tuple(self.constants)
         return _registered(self.op).learned_call(input, self.threshold, constants, self.input_gradient)  # type: ignore[no-any-return]
 
@@ -206,7 +206,7 @@ class _Gate(NamedTuple):
             return max(1, -(-like.numel() // 8)), (0, 0)
         from . import learned
 
-        return learned.rows(self.lowered(like), like, device)
+        return learned.rows(*self.lowered(like), like, device)
 
 
 def _registered(name: str) -> Any:
@@ -235,7 +235,7 @@ def _learned_gate(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tenso
     if choose(input.device)[0] == "triton":
         from . import learned
 
-        output, count, _ = learned.forward(gate.lowered(input), input, gate.bits, codes)
+        output, count, _ = learned.forward(*gate.lowered(input), input, gate.bits, codes)
         return output, input.new_empty(0) if count is None else count, codes
     planes = surrogate.codes(input, gate.threshold, *surrogate.constants)
     output = torch.empty_like(input).copy_(surrogate.value(input, gate.threshold, *surrogate.constants))
@@ -304,7 +304,7 @@ def _learned_gate_backward(
         width, pattern = gate.rows(like, gradient.device)
         packed = learned.Codes(launch.Mask(codes, width, tuple(like.shape), like.stride()), pattern)
         shape = gate.tensor.shape if learns and gate.tensor is not None else None
-        dx, dt = learned.backward(gate.lowered(like), packed, upstream, shape)
+        dx, dt = learned.backward(*gate.lowered(like), packed, upstream, shape)
     else:
         planes = _learned_gate_codes(gradient.dtype, codes, size, stride, *arguments)
         pulled, each = reference.pull(gate.surrogate(), upstream, planes, gate.threshold, gradient.dtype)

@@ -26,7 +26,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def in_compute_type(tensor: Operand, dtype: torch.dtype) -> Operand:
     """A tensor operand in the compute type; numbers as they are."""
-    return tensor.to(dtype) if isinstance(tensor, Tensor) else tensor
+    return tensor.to(dtype) if isinstance(tensor, Tensor) and tensor.dtype != dtype else tensor
 
 
 # ---------------------------------------------------------------------------------------------------------------- gates
@@ -108,7 +108,7 @@ def binary_threshold(
 def compared_dtype(dtype: torch.dtype, threshold: Operand) -> torch.dtype:
     """Where an input of this dtype and a threshold are compared unrounded: float32 or wider."""
     dtype = compute_dtype(dtype)
-    if isinstance(threshold, Tensor) and threshold.is_floating_point():
+    if isinstance(threshold, Tensor) and threshold.dtype is not dtype and threshold.is_floating_point():
         return torch.promote_types(dtype, threshold.dtype)
     return dtype
 
@@ -392,6 +392,13 @@ class LossSpec:
     reduction: str
     result: torch.dtype
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.base, self.rule, self.base_count, self.rule_count, self.reduction, self.result))
+
     @functools.cached_property
     def name(self) -> str:
         """The cell's name in the tables, where it is reduced."""
@@ -415,7 +422,7 @@ def loss_and_slope(
 ) -> tuple[Any, Any]:
     """The weighted element loss and its derivative in x, in the compute type; None for what is not wanted."""
     dtype = compute_dtype(x.dtype)
-    x, y = x.to(dtype), y.to(dtype)
+    x, y = (tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in (x, y))
     values = [in_compute_type(v, dtype) for v in operands]
     parameters, values = values[: spec.base_count], values[spec.base_count :]
     settings, weights = values[: spec.rule_count], values[spec.rule_count :]

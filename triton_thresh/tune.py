@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import tuning
+from . import dispatch, tuning
 from .backend import has_triton, use_backend
 from .crossing import RULES, crossovers
 from .families import Gate, Loss, Op
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
             for key, size in crossovers(OPS[op], getattr(torch, dtype), device, sizes):
                 sizes[key] = size
                 print(f"{key}: eager below {size:,}" if size else f"{key}: Triton at every size", flush=True)
-        tuning.remember(name, crossovers=sizes)
+        dispatch.remember(name, sizes)
         write()
     print(
         f"{len(everything)} block sizes and {len(sizes)} crossovers in {tuning.cache_path(name)}"

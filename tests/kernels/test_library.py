@@ -152,7 +152,7 @@ def test_codes_fit_their_memory(block: int, monkeypatch: pytest.MonkeyPatch) -> 
             for op in ("jumprelu", "jumprelu_l0"):
                 tensor = threshold if isinstance(threshold, Tensor) else None
                 gate = library._Gate(tensor, 0.5, op, (0.5,), False, 2)
-                width, _ = learned.rows(gate.lowered(x), x, x.device)
+                width, _ = learned.rows(*gate.lowered(x), x, x.device)
                 used = 2 * width * -(-x.numel() // (8 * width))
                 memory = library._codes_of(x, gate, OPS[op].counts).numel()
                 assert used <= memory <= 4 * used + 64 * shape[-1] + 64, (shape, threshold, op, used, memory)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from .. import library
 from ..autograd import Gate as GateFunction
@@ -27,12 +27,13 @@ from ..checks import (
     check_integer,
     check_number,
     check_operand,
-    within,
+    held_numbers,
 )
 from ..dispatch import chosen, launcher
 from ..eager import LearnedGate as EagerLearnedGate
 from ..layout import total_bytes
 from ..reference import Codes, Push, Surrogate, compute_dtype
+from ..rounding import round_to
 from ..rules import Operand
 
 LEARN_HINT = " (its gradient is zero almost everywhere; jumprelu has a threshold that learns)"
@@ -86,16 +87,22 @@ class Gate:
     def __call__(
         self, input: Tensor, *parameters: Any, inplace: bool = False, dtype: torch.dtype | None = None
     ) -> Tensor:
-        """Check the arguments, choose the backend, run."""
-        if len(parameters) < len(self._defaults):
-            parameters += self._defaults[len(parameters) :]
-        numbers = dtype is None and type(input) is Tensor and not is_compiling()
-        numbers = numbers and within(input.dtype, parameters, self.nonnegative)
-        if numbers and not inplace and self.eager is not None and runs_eagerly(input):
-            return self.eager(input, *parameters)
+        """Check the arguments, choose the backend, run; what is left out has the reference's default."""
+        return self.run(input, parameters + self._defaults[len(parameters) :], inplace, dtype)
+
+    def run(
+        self, input: Tensor, parameters: tuple[Any, ...], inplace: bool = False, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """The same, for all parameters."""
+        numbers = None
+        if dtype is None and type(input) is Tensor and not is_dynamo_compiling():
+            numbers = held_numbers(input.dtype, parameters, self.nonnegative)
+            if numbers and not inplace and self.eager is not None and runs_eagerly(input):
+                return self.eager(input, *numbers)
         name = self.name
         check_input(name, input, self.dtypes)
-        threshold, *constants = parameters if numbers else self._checked(input, parameters, dtype)
+        threshold: Any
+        threshold, *constants = numbers or self._checked(input, parameters, dtype)
         plain = is_plain(input, threshold)
         records = torch.is_grad_enabled() and input.requires_grad
         learns = not numbers and self._learns(threshold)
@@ -115,6 +122,9 @@ class Gate:
         run, source = self.reference, input
         if plain and self.eager and number and input.dtype in FLOATING:
             run = self.eager
+            threshold = round_to(threshold, input.dtype)
+            if dtype is None:
+                constants = [round_to(value, input.dtype) for value in constants]
             if inplace and self.eager_inplace and not records:
                 return self.eager_inplace(input, threshold, *constants)
             if inplace and records:
@@ -168,8 +178,8 @@ class Gate:
             return function.apply(input, threshold, surrogate)  # type: ignore[no-any-return, no-untyped-call]
         if not on_triton:
             return EagerLearnedGate.apply(input, threshold, surrogate)  # type: ignore[no-any-return, no-untyped-call]
-        call = self.learned_call(input, threshold, (), False)
-        return LearnedGateFunction.apply(input, threshold, call, surrogate)  # type: ignore[no-any-return, no-untyped-call]
+        lowered = self.learned_call(input, threshold, (), False)
+        return LearnedGateFunction.apply(input, threshold, lowered, surrogate)  # type: ignore[no-any-return, no-untyped-call]
 
     def surrogate(self, constants: tuple[float, ...], input_gradient: bool) -> Surrogate:
         """A call with a threshold that learns, in plain torch."""
@@ -179,11 +189,11 @@ class Gate:
 
     def learned_call(
         self, input: Tensor, threshold: Operand, constants: tuple[float, ...], input_gradient: bool
-    ) -> Any:
-        """A call with a threshold that learns, as the kernels' launcher takes it."""
+    ) -> tuple[Any, Operand]:
+        """A call with a threshold that learns, as the kernels' launcher takes it, and the threshold as it is compared."""
         t, promoted = launcher("launch").compared(input, threshold, self.casts)
         name = f"{self.name}_learned"
-        return launcher("learned").LearnedCall(name, name, f"{name}_backward", t, constants, compute_dtype(promoted))
+        return launcher("learned").learned_call(name, name, constants, compute_dtype(promoted)), t
 
     def bytes_moved(
         self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool

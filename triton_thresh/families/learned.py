@@ -65,10 +65,10 @@ class LearnedGate:
             function = TracedLearnedGate if torch.compiler.is_compiling() else TransformedLearnedGate
             return function.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
         if chosen(self.name, input, records)[0] == "triton":
-            call = self.learned_call(input, threshold, (bandwidth,), bool(input_gradient))
+            lowered = self.learned_call(input, threshold, (bandwidth,), bool(input_gradient))
             if records:
-                return LearnedGateFunction.apply(input, threshold, call, surrogate)  # type: ignore[no-untyped-call]
-            output, count, _ = launcher("learned").forward(call, input, 0)
+                return LearnedGateFunction.apply(input, threshold, lowered, surrogate)  # type: ignore[no-untyped-call]
+            output, count, _ = launcher("learned").forward(*lowered, input, 0)
             return output if count is None else (output, count)
         if records:
             return eager.LearnedGate.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
@@ -90,19 +90,12 @@ class LearnedGate:
 
     def learned_call(
         self, input: Tensor, threshold: Operand, constants: tuple[float, ...], input_gradient: bool
-    ) -> Any:
-        """The call as the kernels' launcher takes it: nothing is rounded to a 16-bit type."""
-        return launcher("learned").LearnedCall(
-            self.name,
-            self.forward or self.name,
-            f"{self.name}_backward",
-            threshold,
-            constants,
-            reference.compared_dtype(input.dtype, threshold),
-            self.reads_threshold,
-            self.counts,
-            input_gradient,
-        )
+    ) -> tuple[Any, Operand]:
+        """The call as the kernels' launcher takes it, and the threshold: nothing is rounded to a 16-bit type."""
+        compute = reference.compared_dtype(input.dtype, threshold)
+        forward, reads = self.forward or self.name, self.reads_threshold
+        lowered = launcher("learned").learned_call
+        return lowered(self.name, forward, constants, compute, reads, self.counts, input_gradient), threshold
 
     def bytes_moved(
         self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool

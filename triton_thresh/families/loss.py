@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from .. import eager, library, reference
 from ..autograd import Loss as LossFunction
@@ -23,19 +23,40 @@ from ..reference import LossSpec
 from ..rounding import round_to
 from ..rules import Numbers, Operand, Rule
 
-_FLOATS = {float}
+_NUMBERS = frozenset({float, int})
 _PACK = {count: struct.Struct(f"{count}d").pack for count in range(1, 9)}
 
 
 @functools.lru_cache(maxsize=4096)
 def _of_numbers(
-    rule: type[Any], bits: bytes, base: str, reduction: str, dtype: torch.dtype, result: torch.dtype
+    name: str, rule: type[Any], bits: bytes, base: str, reduction: str, dtype: torch.dtype, result: torch.dtype
 ) -> tuple[LossSpec, tuple[Operand, ...]]:
-    """A loss whose rule has floats alone, given by their bits, which tell -0 from 0: what is computed, and its operands."""
+    """A loss whose rule has numbers alone, given by their bits, which tell -0 from 0: what is computed, and its operands."""
+    _check_cell(name, base, rule, reduction)
     settings = rule(*struct.unpack(f"{len(bits) // 8}d", bits)).operands(base)
     compute = reference.compute_dtype(dtype)
     spec = reference.LossSpec(base, rule, 0, len(settings), reduction, result)
     return spec, Numbers([round_to(value, compute) for value in settings])
+
+
+def _bits(settings: tuple[Operand, ...]) -> bytes | None:
+    """Their bits, if they are numbers that a float holds and no compiler looks on."""
+    if is_dynamo_compiling() or not settings or not _NUMBERS.issuperset(map(type, settings)):
+        return None
+    try:
+        return _PACK[len(settings)](*settings)
+    except struct.error:
+        return None
+
+
+def _check_cell(name: str, base: object, rule: object, reduction: object) -> None:
+    """The base, the class of the rule and the reduction are known."""
+    check_reduction(name, reduction)
+    if not isinstance(base, str) or base not in reference.BASES:
+        raise ValueError(f"{name}: base must be one of {', '.join(map(repr, reference.BASES))}, got {base!r}")
+    if rule not in reference.RULES:
+        accepted = ", ".join(accepted.__name__ for accepted in reference.RULES)
+        raise TypeError(f"{name}: rule must be one of {accepted}, got {getattr(rule, '__name__', rule)}")
 
 
 @dataclass(frozen=True)
@@ -70,15 +91,36 @@ class Loss:
         reduction: str = "mean",
     ) -> Tensor:
         """Check the arguments, choose the backend, run."""
-        base = self._check(input, target, rule, self.base if base is None else base, weight, pos_weight, reduction)
-        settings = () if is_compiling() else tuple(vars(rule).values())
-        if weight is None and pos_weight is None and set(map(type, settings)) == _FLOATS:
-            bits = _PACK[len(settings)](*settings)
+        kind = type(rule)
+        fields = kind.__dataclass_fields__ if kind in reference.RULES else ()
+        settings = tuple([getattr(rule, name) for name in fields])  # torch.compile of torch 2.11 knows no vars()
+        return self.run(input, target, settings, weight, pos_weight, reduction, base, kind)
+
+    def run(
+        self,
+        input: Tensor,
+        target: Tensor,
+        settings: tuple[Operand, ...],
+        weight: Operand | None,
+        pos_weight: Operand | None,
+        reduction: str,
+        base: str | None = None,
+        rule: type[Any] | None = None,
+    ) -> Tensor:
+        """The same, with the rule taken apart: its settings, and its class if it is not this op's own."""
+        base = self.base if base is None else base
+        rule = self.rule if rule is None else rule
+        assert rule is not None
+        check_input(self.name, input, FLOATING)
+        check_target(self.name, input, target)
+        bits = _bits(settings) if weight is None and pos_weight is None else None
+        if bits is not None and type(base) is type(reduction) is str:
             result = reference.result_dtype(input)
-            spec, operands = _of_numbers(type(rule), bits, base, reduction, input.dtype, result)  # type: ignore[arg-type]
+            spec, operands = _of_numbers(self.name, rule, bits, base, reduction, input.dtype, result)  # type: ignore[arg-type]
             plain = is_plain(input, target)
         else:
-            spec, operands = reference.specify(input, rule, base, weight, pos_weight, reduction)
+            self._check(input, rule, settings, base, weight, pos_weight, reduction)
+            spec, operands = reference.specify(input, rule(*settings), base, weight, pos_weight, reduction)
             if not is_compiling():
                 dtype = reference.compute_dtype(input.dtype)
                 operands = tuple([v if isinstance(v, Tensor) else round_to(float(v), dtype) for v in operands])
@@ -128,30 +170,19 @@ class Loss:
     def _check(
         self,
         input: Tensor,
-        target: Tensor,
-        rule: Rule,
+        rule: type[Any],
+        settings: tuple[Operand, ...],
         base: str,
         weight: Operand | None,
         pos_weight: Operand | None,
         reduction: str,
-    ) -> str:
-        name = self.name
-        check_input(name, input, FLOATING)
-        check_target(name, input, target)
-        check_reduction(name, reduction)
-        if not isinstance(base, str) or base not in reference.BASES:
-            raise ValueError(f"{name}: base must be one of {', '.join(map(repr, reference.BASES))}, got {base!r}")
-        if type(rule) not in reference.RULES:
-            accepted = ", ".join(accepted.__name__ for accepted in reference.RULES)
-            raise TypeError(f"{name}: rule must be one of {accepted}, got {type(rule).__name__}")
-        for setting in type(rule).__dataclass_fields__:  # torch.compile of torch 2.11 knows no vars()
-            value = getattr(rule, setting)
-            if type(value) is not float:
-                check_operand(name, setting, value, input)
+    ) -> None:
+        _check_cell(self.name, base, rule, reduction)
+        for setting, value in zip(rule.__dataclass_fields__, settings):
+            check_operand(self.name, setting, value, input)
         if weight is not None:
-            check_operand(name, "weight", weight, input)
+            check_operand(self.name, "weight", weight, input)
         if pos_weight is not None:
             if base != "bce_with_logits":
-                raise ValueError(f"{name}: pos_weight goes with base 'bce_with_logits', got base {base!r}")
-            check_operand(name, "pos_weight", pos_weight, input)
-        return base
+                raise ValueError(f"{self.name}: pos_weight goes with base 'bce_with_logits', got base {base!r}")
+            check_operand(self.name, "pos_weight", pos_weight, input)
