@@ -26,14 +26,15 @@ from benchmarks.records import Stamp, now
 from benchmarks.stub_driver import StubDriver
 from benchmarks.workloads import Inputs, Workload, outputs, workloads
 from triton_thresh import backend, tuning
+from triton_thresh.families import LearnedGate, gate
 from triton_thresh.registry import OPS
 
 NUMEL = 256
 EXPLANATION = (
     "Microseconds until a call returns, the least of many short rounds. Forward: no gradient is wanted. Both: "
-    "`torch.autograd.grad` of the call. `kernel[grid]`: the launch of one plain kernel and its output's allocation; in both, "
-    "an `autograd.Function` with one such launch forward and one backward. On a stub driver nothing runs on a GPU, and its own "
-    "launch costs nothing."
+    "`torch.autograd.grad` of the call. `kernel[grid]`: the launch of a plain kernel of the same tensors and its output's "
+    "allocation, twice where the op takes two launches; in both, an `autograd.Function` with one such launch forward and one "
+    "backward. On a stub driver nothing runs on a GPU, and its own launch costs nothing."
 )
 ROUNDS, CALLS = 300, 8  # the least of ROUNDS means of CALLS calls: what the host takes when nothing disturbs it
 
@@ -64,6 +65,15 @@ def bare(x_ptr, y_ptr, n, t, BLOCK: tl.constexpr):  # type: ignore[no-untyped-de
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def bare_learned(x_ptr, t_ptr, y_ptr, n, e, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The same for a gate with a threshold for each feature."""
+    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + o, mask=o < n)
+    t = tl.load(t_ptr + o, mask=o < n)
+    tl.store(y_ptr + o, tl.where(x > t + e, x, 0.0), mask=o < n)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def bare_loss(x_ptr, y_ptr, out_ptr, n, t, a, b, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """The same for a loss: its tensors and numbers."""
     o = tl.arange(0, BLOCK)
@@ -72,14 +82,18 @@ def bare_loss(x_ptr, y_ptr, out_ptr, n, t, a, b, BLOCK: tl.constexpr):  # type: 
     tl.store(out_ptr, tl.sum((x - y) * (x - y) * tl.where(x > t, a, b), axis=0))
 
 
-def _launch(x: Tensor, *others: Tensor) -> Tensor:
-    """With a second tensor as a loss, with one alone as a gate."""
-    if others:
+def _launch(family: str, x: Tensor, *others: Tensor) -> Tensor:
+    """What an op of the family launches, plainly."""
+    if family == "loss":
         out = torch.empty((), device=x.device)
         bare_loss[(1,)](x, others[0], out, x.numel(), 0.5, 1.0, 0.1, BLOCK=1024, num_warps=4)
         return out
     y = torch.empty_like(x)
-    bare[(triton.cdiv(x.numel(), 1024),)](x, y, x.numel(), 0.5, BLOCK=1024, num_warps=4)
+    grid = (triton.cdiv(x.numel(), 1024),)
+    if family == "learned":
+        bare_learned[grid](x, others[0], y, x.numel(), 0.5, BLOCK=1024, num_warps=4)
+    else:
+        bare[grid](x, y, x.numel(), 0.5, BLOCK=1024, num_warps=4)
     return y
 
 
@@ -87,14 +101,14 @@ class _Bare(torch.autograd.Function):
     """One launch forward and one backward: what it costs if somebody writes it for one case."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *others: Tensor) -> Tensor:
+    def forward(ctx: Any, family: str, x: Tensor, *others: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return _launch(x, *others)
+        return _launch(family, x, *others)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        return (_launch(x), *[None] * (len(ctx.needs_input_grad) - 1))
+        return (None, _launch("gate", x), *[None] * (len(ctx.needs_input_grad) - 2))
 
 
 def _us(call: Callable[[], Any], clear: Callable[[], None]) -> Iterator[float]:
@@ -134,13 +148,17 @@ def _triton_on(device: torch.device) -> Iterator[Callable[[], None]]:
     """Calls go to Triton; where there is no GPU to a stub, which records launches until they are cleared."""
     with contextlib.ExitStack() as stack:
         clear: Callable[[], None] = torch.cuda.synchronize
+        name = "triton"
         if device.type == "cpu":
             stub = stack.enter_context(StubDriver())
             clear = stub.clear
             stack.enter_context(patch.object(backend, "is_driven", lambda device: True))
             stack.enter_context(patch.object(tuning, "_resolve", _shipped))
             stack.enter_context(patch.object(tuning, "_settled", {}))
-        stack.enter_context(tt.use_backend("triton"))
+            stack.enter_context(patch.object(tuning, "device_name", lambda device: "stub"))
+            stack.enter_context(patch.object(gate, "runs_eagerly", lambda tensor: False))
+            name = "auto"
+        stack.enter_context(tt.use_backend(name))
         yield clear
 
 
@@ -168,13 +186,14 @@ def measure(name: str, device: torch.device, stamp: Stamp) -> Iterator[CallRecor
 
 
 def _kernel(workload: Workload, inputs: Inputs, mode: str) -> Callable[[], Any]:
+    family = workload.op.family
     x, *others = (t.detach() for t in inputs.tensors)
-    others = others if workload.op.family == "loss" else []
     if mode == "forward":
-        return lambda: _launch(x, *others)
+        launches = range(2 if isinstance(workload.op, LearnedGate) and workload.op.counts else 1)
+        return lambda: [_launch(family, x, *others) for _ in launches]
     x.requires_grad_()
-    ones = torch.ones_like(_launch(x.detach(), *others))
-    return lambda: torch.autograd.grad(_Bare.apply(x, *others), x, ones)  # type: ignore[no-untyped-call]
+    ones = torch.ones_like(_launch(family, x.detach(), *others))
+    return lambda: torch.autograd.grad(_Bare.apply(family, x, *others), x, ones)  # type: ignore[no-untyped-call]
 
 
 def table(records: Sequence[CallRecord]) -> list[str]:
