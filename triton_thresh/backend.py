@@ -23,6 +23,7 @@ from torch.nn import Parameter
 
 from .checks import STRIDED
 
+ASKED = "asked for"
 BACKENDS = ("auto", "triton", "eager")
 TRITON_DEVICES = frozenset({"cuda", "xpu"})
 
@@ -184,7 +185,7 @@ def choose(device: torch.device) -> tuple[str, str]:
     """The backend for tensors on `device`, and why."""
     asked = _override.get() or _setting[0]
     if asked == "eager":
-        return "eager", "asked for"
+        return "eager", ASKED
     if asked == "auto":
         return _automatic(device, is_driven(device), has_triton())
     if not has_triton():
@@ -194,4 +195,4 @@ def choose(device: torch.device) -> tuple[str, str]:
             f'backend "triton" was asked for a tensor on {str(device)!r}: expected a tensor on a GPU, or TRITON_INTERPRET=1 '
             'in the environment before Triton is first imported (slow, for testing); "auto" runs CPU tensors in eager torch'
         )
-    return "triton", "asked for"
+    return "triton", ASKED

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import tuning
-from .backend import choose, get_backend, interpreting
+from .backend import ASKED, choose, interpreting
 
 
 @functools.cache
@@ -27,6 +27,8 @@ def crossover_key(op: str, dtype: torch.dtype, records: bool) -> str:
 @functools.cache
 def _measured(op: str, dtype: torch.dtype, device: torch.device, records: bool) -> tuple[int, bool]:
     """A crossover, 0 where nothing was measured, and whether it is the user's own."""
+    if interpreting():
+        return 0, False
     name, key = tuning.device_name(device), crossover_key(op, dtype, records)
     shipped = tuning.shipped_crossovers(name).get(key)
     return (shipped, False) if shipped is not None else (tuning.cached_crossovers(name).get(key, 0), True)
@@ -34,8 +36,6 @@ def _measured(op: str, dtype: torch.dtype, device: torch.device, records: bool) 
 
 def crossover(op: str, dtype: torch.dtype, device: torch.device, records: bool) -> int:
     """From the shipped table, then the user's, which ranks of a process group may not share; 0 where nothing was measured."""
-    if interpreting():
-        return 0
     size, own = _measured(op, dtype, device, records)
     return 0 if size and own and tuning.among_others() else size
 
@@ -54,7 +54,7 @@ def _eager_below(least: int, things: str) -> tuple[str, str]:
 def chosen(op: str, input: Tensor, records: bool) -> tuple[str, str]:
     """The backend for a call on `input` of what the tables know as `op`, and why; `records`: a backward may follow."""
     found = choose(input.device)
-    if found[0] == "triton" and get_backend() == "auto":
+    if found[0] == "triton" and found[1] is not ASKED:
         least = crossover(op, input.dtype, input.device, records)
         if input.numel() < least:
             return _eager_below(least, "elements")
@@ -64,7 +64,7 @@ def chosen(op: str, input: Tensor, records: bool) -> tuple[str, str]:
 def chosen_for_many(op: str, dtype: torch.dtype, device: torch.device, count: int) -> tuple[str, str]:
     """The same for a call on `count` tensors."""
     found = choose(device)
-    if found[0] == "triton" and get_backend() == "auto":
+    if found[0] == "triton" and found[1] is not ASKED:
         least = crossover(op, dtype, device, False)
         if count < least:
             return _eager_below(least, "tensors")

@@ -33,9 +33,9 @@ def _of_integer(value: int) -> tuple[bool, ...]:
     return value % 16 == 0, value == 1, value.bit_length() > 31
 
 
-def _bound(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def _bound(arguments: tuple[Any, ...], *more: int) -> tuple[Any, ...]:
     """What Triton compiles for in run-time arguments: dtype and alignment of a tensor, some facts about an integer."""
-    facts: list[Any] = []
+    facts: list[Any] = [*more]
     for value in arguments:
         kind = type(value)
         if kind is Tensor:
@@ -66,30 +66,31 @@ class Kernel:
         assert tuple(constants) == tuple(function.arg_names[-len(constants) :])
         numbers = "KINDS" in constants and set(constants["KINDS"]) <= {NUMBER}  # all of them are bound alike
         self._looked_at = slice(-1 if numbers else None)
-        self._compiled: dict[tuple[Any, ...], Any] = {}
+        self._compiled: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 
     def __call__(self, programs: int, *arguments: Any) -> None:
         """Launch so many programs, on the device of the first argument, a tensor."""
         if interpreting():
             self._launch(programs, arguments)
             return
-        device, own = driver.active.get_current_device(), arguments[0].get_device()
+        active = driver.active
+        device, own = active.get_current_device(), arguments[0].get_device()
         if own != device and own >= 0:
             with on_device(arguments[0].device):
                 self(programs, *arguments)
             return
-        key = (device, _bound(arguments[self._looked_at]))
-        compiled = self._compiled.get(key)
-        if compiled is None:
+        key = _bound(arguments[self._looked_at], device)
+        found = self._compiled.get(key)
+        if found is None:
             compiled = self._launch(programs, arguments)
             if _is_nvidia(device):
-                self._compiled[key] = compiled
+                described = compiled.function, compiled.packed_metadata, None, None, None  # for no hook
+                self._compiled[key] = compiled, compiled.run, described
         elif _is_watched():
-            compiled[(programs, 1, 1)](*arguments, *self._constants)
+            found[0][(programs, 1, 1)](*arguments, *self._constants)
         else:
-            stream = driver.active.get_current_stream(device)
-            described = compiled.function, compiled.packed_metadata, None, None, None  # for no hook
-            compiled.run(programs, 1, 1, stream, *described, *arguments, *self._constants)
+            _, run, described = found
+            run(programs, 1, 1, active.get_current_stream(device), *described, *arguments, *self._constants)
 
     def _launch(self, programs: int, arguments: tuple[Any, ...]) -> Any:
         return self._function[(programs,)](*arguments, *self._constants, num_warps=self._num_warps, **OPTIONS)

@@ -92,8 +92,10 @@ class Loss:
     ) -> Tensor:
         """Check the arguments, choose the backend, run."""
         kind = type(rule)
-        fields = kind.__dataclass_fields__ if kind in reference.RULES else ()
-        settings = tuple([getattr(rule, name) for name in fields])  # torch.compile of torch 2.11 knows no vars()
+        if is_dynamo_compiling():  # which knows no vars() in torch 2.11
+            settings = tuple([getattr(rule, name) for name in getattr(kind, "__dataclass_fields__", ())])
+        else:
+            settings = tuple(vars(rule).values()) if kind in reference.RULES else ()
         return self.run(input, target, settings, weight, pos_weight, reduction, base, kind)
 
     def run(
