@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from triton_thresh.tuning import slug
+from triton_thresh.measured import slug
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

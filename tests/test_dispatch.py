@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import triton_thresh as tt
-from triton_thresh import backend, crossing, dispatch, tuning
+from triton_thresh import backend, crossing, dispatch, measured, tuning
 from triton_thresh.backend import has_triton
 from triton_thresh.families import gate
+from triton_thresh.measured import Config, Table
 from triton_thresh.registry import OPS
 
 pytestmark = pytest.mark.skipif(not has_triton(), reason="without Triton every call is eager")
@@ -31,12 +32,12 @@ def on_a_pretended_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
         monkeypatch.setattr(module, "interpreting", lambda: False)
     monkeypatch.setattr(backend, "is_driven", lambda device: True)
     monkeypatch.setattr(tuning, "device_name", lambda device: GPU)
-    monkeypatch.setattr(tuning, "shipped_crossovers", lambda name: SHIPPED)
-    for cache in (tuning.cached, tuning.cached_crossovers, dispatch._measured):
+    monkeypatch.setattr(measured, "shipped", lambda name: Table({}, SHIPPED))
+    for cache in (measured.cached, dispatch._measured):
         cache.cache_clear()
     with tt.use_backend("auto"):
         yield
-    for cache in (tuning.cached, tuning.cached_crossovers, dispatch._measured):
+    for cache in (measured.cached, dispatch._measured):
         cache.cache_clear()
 
 
@@ -111,7 +112,7 @@ def _keys(op: Any) -> Iterator[tuple[str, bool]]:
 
 
 def test_many_tensors_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "shipped_crossovers", lambda name: {"threshold_gradients_/float32": 3})
+    monkeypatch.setattr(measured, "shipped", lambda name: Table({}, {"threshold_gradients_/float32": 3}))
     parameters = [torch.nn.Parameter(torch.zeros(5)) for _ in range(2)]
     for parameter in parameters:
         parameter.grad = torch.tensor([0.1, 1.0, -2.0, 0.0, 5.0])
@@ -133,18 +134,17 @@ def test_the_users_own_give_way_to_the_shipped_and_to_other_ranks(monkeypatch: p
 
 
 def test_block_sizes_and_crossovers_share_a_file() -> None:
-    tuning.remember(GPU, {"hardshrink/float32/10": tuning.Config(256, 2)})
-    tuning.remember(GPU, crossovers={"threshold/float32": 8})
-    written = json.loads(tuning.cache_path(GPU).read_text())
+    measured.remember(GPU, {"hardshrink/float32/10": Config(256, 2)})
+    measured.remember(GPU, crossovers={"threshold/float32": 8})
+    written = json.loads(measured.cache_path(GPU).read_text())
     assert written == {
         "device": GPU,
         "entries": {"hardshrink/float32/10": [256, 2]},
         "crossovers": {"threshold/float32": 8},
     }
-    for cache in (tuning.cached, tuning.cached_crossovers):
-        cache.cache_clear()
-    assert tuning.cached(GPU) == {"hardshrink/float32/10": tuning.Config(256, 2)}
-    assert tuning.cached_crossovers(GPU) == {"threshold/float32": 8}
+    measured.cached.cache_clear()
+    assert measured.cached(GPU).entries == {"hardshrink/float32/10": Config(256, 2)}
+    assert measured.cached(GPU).crossovers == {"threshold/float32": 8}
 
 
 @pytest.mark.parametrize(
@@ -153,19 +153,19 @@ def test_block_sizes_and_crossovers_share_a_file() -> None:
 def test_malformed_crossovers_are_left_out_with_a_warning(crossovers: dict[str, Any]) -> None:
     text = json.dumps({"entries": {}, "crossovers": {**crossovers, "b/float32": 4}})
     with pytest.warns(UserWarning, match="1 malformed crossovers of a file"):
-        assert tuning.parse_crossovers(text, "a file") == {"b/float32": 4}
+        assert measured.parse(text, "a file").crossovers == {"b/float32": 4}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"entries": {}}', '{"crossovers": {}}'])
+@pytest.mark.parametrize("text", ['{"entries": {}}', '{"entries": {}, "crossovers": {}}'])
 def test_a_table_without_crossovers(text: str) -> None:
-    assert tuning.parse_crossovers(text, "a file") == {}
+    assert measured.parse(text, "a file").crossovers == {}
 
 
 @pytest.mark.parametrize("crossovers", [[1], None, "many"])
 def test_crossovers_that_are_no_table(crossovers: object) -> None:
     text = json.dumps({"entries": {}, "crossovers": crossovers})
     with pytest.warns(UserWarning, match="the crossovers of a file: not a table"):
-        assert tuning.parse_crossovers(text, "a file") == {}
+        assert measured.parse(text, "a file").crossovers == {}
 
 
 def seconds(monkeypatch: pytest.MonkeyPatch, triton: Callable[[int], float]) -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import triton_thresh as tt
-from triton_thresh import backend, tuning
+from triton_thresh import backend, measured
 from triton_thresh.__main__ import main
+from triton_thresh.measured import Config, Table
 
 from .conftest import INTERPRETED
 from .test_backend import WITHOUT_TRITON, python
@@ -52,18 +53,19 @@ def test_without_triton() -> None:
 def test_a_gpu_and_its_tables(
     has: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    table: Any = {f"hardshrink/float32/{size}": tuning.Config(256, 2) for size in range(3)}
-    (tmp_path / "Made_up_GPU.json").write_text(json.dumps(tuning.document("Made-up GPU", table, {})))
+    table: Any = {f"hardshrink/float32/{size}": Config(256, 2) for size in range(3)}
+    (tmp_path / "Made_up_GPU.json").write_text(json.dumps(measured.document("Made-up GPU", Table(table, {}))))
     monkeypatch.setenv("TRITON_THRESH_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Made-up GPU{' 2' * device.index}")
-    monkeypatch.setattr(tuning, "shipped_devices", lambda: ["Made-up GPU"])
-    monkeypatch.setattr(tuning, "shipped", lambda name: {} if name.endswith("2") else dict(list(table.items())[:1]))
+    monkeypatch.setattr(measured, "shipped_devices", lambda: ["Made-up GPU"])
+    first = dict(list(table.items())[:1])
+    monkeypatch.setattr(measured, "shipped", lambda name: Table({} if name.endswith("2") else first, {}))
     monkeypatch.setattr(backend, "has_triton", lambda: has)
-    tuning.cached.cache_clear()
+    measured.cached.cache_clear()
     with tt.use_backend("auto"):
         said = info(capsys)
-    tuning.cached.cache_clear()
+    measured.cached.cache_clear()
     would = "triton (auto: tensors on cuda run on Triton)" if has else "eager (auto: Triton is not installed)"
     assert f"cuda:0 Made-up GPU, 1 block sizes shipped and 3 found: {would}" in said
     assert f"cuda:1 Made-up GPU 2, 0 block sizes shipped and 0 found: {would}" in said

@@ -140,7 +140,8 @@ def test_a_profilers_hooks_see_launches(kind: str, stub: StubDriver) -> None:
     own, arguments, recorder = kernel(), CALLS["as before"], Recorder()
     own(3, *arguments)
     (key,) = own._compiled
-    own._compiled[key] = recorder
+    nothing = (None,) * 5  # function, metadata, and no hooks
+    own._compiled[key] = recorder, recorder.run, nothing
     chain, hook = getattr(triton.knobs.runtime, f"launch_{kind}_hook"), lambda metadata: None
     own(3, *arguments)
     chain.add(hook)
@@ -150,7 +151,6 @@ def test_a_profilers_hooks_see_launches(kind: str, stub: StubDriver) -> None:
         chain.remove(hook)
     own(3, *arguments)
     assert [name for name, _ in recorder.calls] == ["run", "[]", "run"]
-    nothing = (None,) * 5  # function, metadata, and no hooks
     assert recorder.calls[0][1] == (3, 1, 1, 0, *nothing, *arguments, *own._constants)
     assert recorder.calls[1][1] == (*arguments, *own._constants)
 

@@ -13,13 +13,13 @@ from zipfile import ZipFile
 
 import pytest
 
-from triton_thresh import __version__, tuning
+from triton_thresh import __version__, measured
 
 from .conftest import INTERPRETED
 
 ROOT = Path(__file__).parents[1]
 GPU = "Made-up GPU"
-TABLE = {"hardshrink/float32/10": tuning.Config(256, 2)}
+TABLE = {"hardshrink/float32/10": measured.Config(256, 2)}
 QUIET = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INDEX": "1"}
 OFFLINE = ("-q", "--no-deps", "--no-build-isolation")
 # Forward and backward of every op and every cell of the grid, and every file of the package.
@@ -27,7 +27,6 @@ PROGRAM = """
 import importlib, json, pkgutil, sys
 import torch
 import triton_thresh as tt
-from triton_thresh import tuning
 from triton_thresh.families import ForeachGate, Gate, GradientGate, LearnedGate, Loss
 
 x = torch.linspace(-1.0, 1.0, 12).reshape(3, 4)
@@ -97,8 +96,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    table = source / "triton_thresh" / "tuned" / f"{tuning.slug(GPU)}.json"
-    table.write_text(json.dumps(tuning.document(GPU, TABLE, {})))
+    table = source / "triton_thresh" / "tuned" / f"{measured.slug(GPU)}.json"
+    table.write_text(json.dumps(measured.document(GPU, measured.Table(TABLE, {}))))
     build = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
     run(sys.executable, "-c", build, cwd=source)
     (sdist,) = folder.glob("*.tar.gz")
@@ -125,7 +124,7 @@ def packaged(wheel: Path) -> set[str]:
 def test_the_wheel_holds_the_package_and_nothing_else(built: Built) -> None:
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "triton_thresh").rglob("*.py")}
     expected |= {f"triton_thresh/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
-    expected |= {"triton_thresh/py.typed", f"triton_thresh/tuned/{tuning.slug(GPU)}.json"}
+    expected |= {"triton_thresh/py.typed", f"triton_thresh/tuned/{measured.slug(GPU)}.json"}
     expected |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "triton_thresh" / "tuned").glob("*.json")}
     assert packaged(built.wheel) == expected
     assert "kernels" not in {name.split("/")[0] for name in packaged(built.wheel)}
@@ -162,5 +161,5 @@ def test_every_op_runs_from_an_empty_environment(built: Built, kind: str, tmp_pa
     said = run(python, "-m", "triton_thresh", "info", cwd=elsewhere)
     assert f"triton_thresh {__version__} in {tmp_path / 'venv'}" in said
     assert f"block sizes shipped for: {GPU}" in said
-    shown = f"from triton_thresh import tuning; print(tuning.shipped({GPU!r}))"
+    shown = f"from triton_thresh import measured; print(measured.shipped({GPU!r}).entries)"
     assert run(python, "-c", shown, cwd=elsewhere).strip() == str(TABLE)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from triton_thresh import tuning
-from triton_thresh.tuning import Choice, Config
+from triton_thresh import measured, tuning
+from triton_thresh.measured import Config, Table
+from triton_thresh.tuning import Choice
 
 CPU = torch.device("cpu")
 GPU = "NVIDIA H200"
@@ -31,12 +32,10 @@ def on_a_pretended_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
     monkeypatch.setattr(tuning, "interpreting", lambda: False)
     monkeypatch.setattr(tuning, "device_name", lambda device: GPU)
     monkeypatch.setattr(tuning, "_settled", {})
-    monkeypatch.setattr(tuning, "shipped", lambda name: {})
-    tuning.cached.cache_clear()
-    tuning.cached_crossovers.cache_clear()
+    monkeypatch.setattr(measured, "shipped", lambda name: Table({}, {}))
+    measured.cached.cache_clear()
     yield
-    tuning.cached.cache_clear()
-    tuning.cached_crossovers.cache_clear()
+    measured.cached.cache_clear()
 
 
 class Stopwatch:
@@ -81,14 +80,14 @@ def test_buckets_are_powers_of_two(numel: int, bucket: int) -> None:
 
 @pytest.mark.parametrize(("size", "found"), [(0, 10), (10, 10), (14, 10), (15, 10), (16, 20), (20, 20), (40, 20)])
 def test_nearest_size_and_the_smaller_of_two(size: int, found: int) -> None:
-    assert tuning.nearest(TABLE, "hardshrink", "float32", size) == TABLE[f"hardshrink/float32/{found}"]
+    assert measured.nearest(TABLE, "hardshrink", "float32", size) == TABLE[f"hardshrink/float32/{found}"]
 
 
 def test_nearest_keeps_to_its_op_and_dtype() -> None:
-    assert tuning.nearest(TABLE, "hardshrink", "bfloat16", 10) is None
-    assert tuning.nearest(TABLE, "shrink", "float32", 10) is None
-    assert tuning.nearest(TABLE, "hard", "float32", 10) is None
-    assert tuning.nearest({"hardshrink/float32/x": Config(256, 2)}, "hardshrink", "float32", 10) is None
+    assert measured.nearest(TABLE, "hardshrink", "bfloat16", 10) is None
+    assert measured.nearest(TABLE, "shrink", "float32", 10) is None
+    assert measured.nearest(TABLE, "hard", "float32", 10) is None
+    assert measured.nearest({"hardshrink/float32/x": Config(256, 2)}, "hardshrink", "float32", 10) is None
 
 
 @pytest.mark.parametrize("shell", ["gate", "loss"])
@@ -97,7 +96,7 @@ def test_candidates_are_valid_and_start_with_the_default(shell: str, itemsize: i
     found = tuning.candidates(shell, itemsize)
     assert found[0] == tuning.default(shell, itemsize)
     assert len(set(found)) == len(found) > 1
-    assert all(tuning._valid(list(config)) for config in found)
+    assert all(measured._is_config(list(config)) for config in found)
 
 
 def test_the_interpreter_has_one_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,8 +111,8 @@ def test_the_interpreter_has_one_configuration(monkeypatch: pytest.MonkeyPatch) 
     "text", ["", "{", "[]", "3", "null", '"x"', "{}", '{"entries": 3}', '{"entries": [1]}', '{"device": "x"}', "\x00"]
 )
 def test_what_is_no_table_is_ignored_with_a_warning(text: str) -> None:
-    with pytest.warns(UserWarning, match=r"ignoring some\.json"):
-        assert tuning.parse(text, "some.json") == {}
+    with pytest.warns(UserWarning, match=r"ignoring (the entries of )?some\.json"):
+        assert measured.parse(text, "some.json").entries == {}
 
 
 @pytest.mark.parametrize(
@@ -127,23 +126,25 @@ def test_what_is_no_table_is_ignored_with_a_warning(text: str) -> None:
 def test_a_malformed_entry_is_left_out_with_a_warning(entry: object) -> None:
     text = json.dumps({"device": GPU, "entries": {KEY: [256, 4], "hardshrink/float32/11": entry}})
     with pytest.warns(UserWarning, match=r"1 malformed entries of some\.json"):
-        assert tuning.parse(text, "some.json") == {KEY: Config(256, 4)}
+        assert measured.parse(text, "some.json").entries == {KEY: Config(256, 4)}
 
 
 def test_a_good_table_gives_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert tuning.parse(json.dumps({"entries": {KEY: [256, 4]}, "more": 1}), "some.json") == {KEY: Config(256, 4)}
+        assert measured.parse(json.dumps({"entries": {KEY: [256, 4]}, "more": 1}), "some.json").entries == {
+            KEY: Config(256, 4)
+        }
 
 
 def test_shipped_tables_are_good() -> None:
     """Every table in the package parses without a warning, under the name of its device."""
-    folder = Path(tuning.__file__).parent / "tuned"
+    folder = Path(measured.__file__).parent / "tuned"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for path in folder.glob("*.json"):
-            assert tuning.parse(path.read_text(), str(path))
-            assert tuning.slug(json.loads(path.read_text())["device"]) == path.stem
+            assert measured.parse(path.read_text(), str(path)).entries
+            assert measured.slug(json.loads(path.read_text())["device"]) == path.stem
 
 
 @pytest.mark.parametrize(
@@ -151,32 +152,32 @@ def test_shipped_tables_are_good() -> None:
     [("NVIDIA H200", "NVIDIA_H200"), ("AMD Instinct MI300X/OAM", "AMD_Instinct_MI300X_OAM"), ("../x", "x")],
 )
 def test_device_names_as_file_names(device: str, file: str) -> None:
-    assert tuning.slug(device) == file
+    assert measured.slug(device) == file
 
 
 # --------------------------------------------------------------------------------------------------------------- cache
 
 
 def test_the_cache_is_written_and_read(tmp_path: Path) -> None:
-    tuning.remember(GPU, {KEY: Config(256, 2)})
-    tuning.remember(GPU, {"hardshrink/bfloat16/10": Config(512, 2)})
+    measured.remember(GPU, {KEY: Config(256, 2)})
+    measured.remember(GPU, {"hardshrink/bfloat16/10": Config(512, 2)})
     path = tmp_path / "cache" / "NVIDIA_H200.json"
-    assert tuning.cache_path(GPU) == path
+    assert measured.cache_path(GPU) == path
     assert json.loads(path.read_text())["entries"] == {KEY: [256, 2], "hardshrink/bfloat16/10": [512, 2]}
     assert [entry.name for entry in path.parent.iterdir()] == [path.name], "no temporary file is left"
-    tuning.cached.cache_clear()
-    assert tuning.cached(GPU) == {KEY: Config(256, 2), "hardshrink/bfloat16/10": Config(512, 2)}
+    measured.cached.cache_clear()
+    assert measured.cached(GPU).entries == {KEY: Config(256, 2), "hardshrink/bfloat16/10": Config(512, 2)}
 
 
 def test_the_cache_lies_at_home_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TRITON_THRESH_CACHE_DIR")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert tuning.cache_path(GPU) == tmp_path / ".cache" / "triton_thresh" / "NVIDIA_H200.json"
+    assert measured.cache_path(GPU) == tmp_path / ".cache" / "triton_thresh" / "NVIDIA_H200.json"
 
 
 @pytest.mark.parametrize("text", ["not json", '{"entries": {"hardshrink/float32/10": [1, 2, 3]}}'])
 def test_a_spoilt_cache_warns_and_is_replaced(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tuning.cache_path(GPU)
+    path = measured.cache_path(GPU)
     path.parent.mkdir(parents=True)
     path.write_text(text)
     clock = Stopwatch(monkeypatch, {Config(512, 4): 1.0})
@@ -186,18 +187,18 @@ def test_a_spoilt_cache_warns_and_is_replaced(text: str, monkeypatch: pytest.Mon
 
 
 def test_a_cache_that_is_no_text_is_no_error() -> None:
-    path = tuning.cache_path(GPU)
+    path = measured.cache_path(GPU)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"\xff\xfe\x00\x80")
     with pytest.warns(UserWarning, match="ignoring"):
-        assert tuning.cached(GPU) == {}
+        assert measured.cached(GPU).entries == {}
 
 
 def test_a_disk_that_cannot_be_written_to_warns(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="not saved"):
-        tuning.remember(GPU, {KEY: Config(256, 2)})
-    assert tuning.cached(GPU)[KEY] == Config(256, 2), "kept in memory"
+        measured.remember(GPU, {KEY: Config(256, 2)})
+    assert measured.cached(GPU).entries[KEY] == Config(256, 2), "kept in memory"
 
 
 # --------------------------------------------------------------------------------------------------------------- search
@@ -229,7 +230,7 @@ def test_search_passes_over_what_the_gpu_cannot_hold(monkeypatch: pytest.MonkeyP
 
 
 def test_collecting_searches_whatever_the_tables_say_and_leaves_them_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "shipped", lambda name: TABLE)
+    monkeypatch.setattr(measured, "shipped", lambda name: Table(TABLE, {}))
     clock = Stopwatch(monkeypatch, {Config(1024, 8): 1.0})
     found: dict[str, Config] = {}
     with tuning.collecting(found):
@@ -238,7 +239,7 @@ def test_collecting_searches_whatever_the_tables_say_and_leaves_them_alone(monke
         assert choose(never, shell="loss", op="mse.ByLoss", searchable=False).source == "default"
     assert found == {KEY: Config(1024, 8)}
     assert choose(never) == Choice(Config(256, 2), "shipped table")
-    assert tuning.cached(GPU) == {}
+    assert measured.cached(GPU).entries == {}
 
 
 def test_collecting_is_refused_where_no_search_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +257,7 @@ def test_search_runs_once_a_bucket_and_is_remembered(monkeypatch: pytest.MonkeyP
     choose(clock.ran.append, numel=1025)
     assert len(clock.ran) > again
     tuning._settled.clear()
-    tuning.cached.cache_clear()
+    measured.cached.cache_clear()
     assert choose(never) == Choice(Config(256, 2), "user cache")
 
 
@@ -267,17 +268,17 @@ def test_order_of_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(None) == default
     assert choose(clock.ran.append) == Choice(Config(1024, 8), "search"), "the default was not settled on"
     tuning._settled.clear()
-    tuning.remember(GPU, {KEY: Config(256, 1)})
+    measured.remember(GPU, {KEY: Config(256, 1)})
     assert choose(never) == Choice(Config(256, 1), "user cache")
     tuning._settled.clear()
-    monkeypatch.setattr(tuning, "shipped", lambda name: TABLE if name == GPU else {})
+    monkeypatch.setattr(measured, "shipped", lambda name: Table(TABLE if name == GPU else {}, {}))
     assert choose(never) == Choice(Config(256, 2), "shipped table")
     assert choose(never, numel=2**26) == Choice(Config(512, 8), "shipped table"), "the nearest size serves"
 
 
 @pytest.mark.parametrize("why", ["process group", "graph capture", "switched off"])
 def test_no_search_where_ranks_could_disagree_or_a_graph_is_captured(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuning.remember(GPU, {KEY: Config(256, 1)})
+    measured.remember(GPU, {KEY: Config(256, 1)})
     if why == "process group":
         monkeypatch.setattr(torch.distributed, "is_available", lambda: True)
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
@@ -288,7 +289,7 @@ def test_no_search_where_ranks_could_disagree_or_a_graph_is_captured(why: str, m
         monkeypatch.setenv("TRITON_THRESH_AUTOTUNE", "0")
     assert not tuning.may_search()
     assert choose(never) == Choice(tuning.default("gate", 4), "default"), "nor is the cache read: ranks may have others"
-    monkeypatch.setattr(tuning, "shipped", lambda name: TABLE)
+    monkeypatch.setattr(measured, "shipped", lambda name: Table(TABLE, {}))
     assert choose(never) == Choice(Config(256, 2), "shipped table")
 
 
@@ -304,7 +305,7 @@ def test_reductions_never_search() -> None:
     """Block and warps fix the order of summation, and with it the bits: neither cache nor search may change them."""
     default = Choice(tuning.default("loss", 4), "default")
     for numel in (10, 1000, 10**6):
-        tuning.remember(GPU, {f"mse.ByLoss/float32/{tuning.bucket(numel)}": Config(256, 1)})
+        measured.remember(GPU, {f"mse.ByLoss/float32/{tuning.bucket(numel)}": Config(256, 1)})
         assert choose(never, shell="loss", op="mse.ByLoss", numel=numel, searchable=False) == default
 
 

@@ -11,7 +11,7 @@ import torch
 
 import triton_thresh as tt
 
-from . import backend, demo, tune, tuning
+from . import backend, demo, measured, tune, tuning
 from .families import ForeachGate, Gate, GradientGate, LearnedGate
 from .table import op_table, updated
 
@@ -27,13 +27,14 @@ def info(args: argparse.Namespace) -> int:
     else:
         print("triton is not installed: every op runs in eager torch")
     print(f"backend asked for: {tt.get_backend()}")
-    print(f"block sizes shipped for: {', '.join(tuning.shipped_devices()) or 'no GPU yet'}")
-    print(f"block sizes found by searches: {tuning.cache_folder()}; a search may run: {_yes(tuning.may_search())}")
+    print(f"block sizes shipped for: {', '.join(measured.shipped_devices()) or 'no GPU yet'}")
+    print(f"block sizes found by searches: {measured.cache_folder()}; a search may run: {_yes(tuning.may_search())}")
     for device in (torch.device("cpu"), *_gpus()):
         name = ""
         if device.type != "cpu":
             own = str(torch.get_device_module(device).get_device_name(device))
-            name = f" {own}, {len(tuning.shipped(own))} block sizes shipped and {len(tuning.cached(own))} found"
+            shipped, found = (len(table(own).entries) for table in (measured.shipped, measured.cached))
+            name = f" {own}, {shipped} block sizes shipped and {found} found"
         try:
             print(f"{device}{name}: {' ('.join(backend.choose(device))})")
         except RuntimeError as error:

@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import tuning
+from . import measured, tuning
 from .backend import ASKED, choose, interpreting
 
 
@@ -30,8 +30,8 @@ def _measured(op: str, dtype: torch.dtype, device: torch.device, records: bool) 
     if interpreting():
         return 0, False
     name, key = tuning.device_name(device), crossover_key(op, dtype, records)
-    shipped = tuning.shipped_crossovers(name).get(key)
-    return (shipped, False) if shipped is not None else (tuning.cached_crossovers(name).get(key, 0), True)
+    shipped = measured.shipped(name).crossovers.get(key)
+    return (shipped, False) if shipped is not None else (measured.cached(name).crossovers.get(key, 0), True)
 
 
 def crossover(op: str, dtype: torch.dtype, device: torch.device, records: bool) -> int:
@@ -42,7 +42,7 @@ def crossover(op: str, dtype: torch.dtype, device: torch.device, records: bool) 
 
 def remember(device_name: str, crossovers: Mapping[str, int]) -> None:
     """Add crossovers to the user's table; they hold from now on."""
-    tuning.remember(device_name, crossovers=crossovers)
+    measured.remember(device_name, crossovers=crossovers)
     _measured.cache_clear()
 
 

@@ -15,6 +15,7 @@ from . import layout, tuning
 from .kernel_cache import Kernel
 from .kernels import foreach, pointwise
 from .launch import COMPUTE
+from .measured import Config
 from .reference import compute_dtype
 from .rounding import round_to
 
@@ -53,7 +54,7 @@ def _table(tensors: Sequence[Tensor], thresholds: Sequence[int], chunk: int) -> 
 
 
 @functools.cache
-def _kernel(dtype: torch.dtype, config: tuning.Config) -> Kernel:
+def _kernel(dtype: torch.dtype, config: Config) -> Kernel:
     return Kernel(
         foreach.inplace,
         num_warps=config.num_warps,

@@ -13,6 +13,7 @@ from torch import Tensor
 from . import layout, tuning
 from .kernel_cache import Kernel
 from .kernels import gate, loss, operand, pointwise
+from .measured import Config
 from .reference import RULES, LossSpec, by_value, compute_dtype
 from .rounding import round_to
 from .rules import Numbers, Operand
@@ -139,7 +140,7 @@ def held(value: float, dtype: torch.dtype) -> float:
 
 @functools.cache
 def _gate_kernel(
-    function: str, kinds: tuple[int, ...], compute: torch.dtype, promoted: torch.dtype | None, config: tuning.Config
+    function: str, kinds: tuple[int, ...], compute: torch.dtype, promoted: torch.dtype | None, config: Config
 ) -> Kernel:
     return Kernel(
         gate.forward,
@@ -174,14 +175,14 @@ def gate_forward(
         return (input if inplace else y), Mask(empty, 0, x.shape, x.stride())
     operands, kinds = pack_all(call.operands, x, call.held)
 
-    def run(config: tuning.Config, out: Tensor) -> Mask | None:
+    def run(config: Config, out: Tensor) -> Mask | None:
         tiles = layout.blocks(n, 8 * config.block)
         mask = torch.empty(tiles * config.block, dtype=torch.uint8, device=device) if want_mask else None
         kernel = _gate_kernel(call.function, kinds, call.compute, call.promoted, config)
         kernel(tiles, x, out, mask, n, operands)
         return None if mask is None else Mask(mask, config.block, x.shape, x.stride())
 
-    def trial(config: tuning.Config) -> None:
+    def trial(config: Config) -> None:
         run(config, torch.empty_like(y))
 
     mask = run(tuning.choose("gate", call.op, x.dtype, n, device, True, trial).config, y)
@@ -215,7 +216,7 @@ def unpack(mask: Mask, plane: int = 0) -> Tensor:
 
 @functools.cache
 def _loss_kernel(
-    function: str, spec: LossSpec, kinds: tuple[int, ...], compute: torch.dtype, config: tuning.Config, *single: bool
+    function: str, spec: LossSpec, kinds: tuple[int, ...], compute: torch.dtype, config: Config, *single: bool
 ) -> Kernel:
     """The kernel "forward" (which also takes SINGLE) or "backward" for a cell of the grid."""
     return Kernel(
@@ -239,7 +240,7 @@ def _finish_kernel(reduction: str) -> Kernel:
 
 
 @functools.cache
-def _rescale_kernel(dtype: torch.dtype, config: tuning.Config) -> Kernel:
+def _rescale_kernel(dtype: torch.dtype, config: Config) -> Kernel:
     return Kernel(loss.rescale, num_warps=config.num_warps, COMPUTE=COMPUTE[compute_dtype(dtype)], BLOCK=config.block)
 
 
@@ -264,7 +265,7 @@ def loss_forward(
     if spec.reduction == "none":
         out = torch.empty_like(x, dtype=spec.result)
 
-        def run(config: tuning.Config) -> None:
+        def run(config: Config) -> None:
             kernel = _loss_kernel("forward", spec, kinds, compute, config, False)
             kernel(layout.blocks(n, config.block), x, y, None, out, n, packed)
 

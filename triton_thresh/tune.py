@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch, tuning
+from . import dispatch, measured, tuning
 from .backend import has_triton, use_backend
 from .crossing import RULES, crossovers
 from .families import Gate, Loss, Op
+from .measured import Config, Table
 from .registry import OPS
 
 SIZES = tuple(range(10, 29, 2))
@@ -42,7 +43,7 @@ def loss_calls(op: Loss, x: Tensor) -> Iterator[Call]:
 CALLS: Mapping[str, Callable[[Any, Tensor], Iterator[Call]]] = {"gate": gate_calls, "loss": loss_calls}
 
 
-def search(op: Op, dtype: torch.dtype, size: int, device: torch.device, found: dict[str, tuning.Config]) -> None:
+def search(op: Op, dtype: torch.dtype, size: int, device: torch.device, found: dict[str, Config]) -> None:
     """Add to the table what an op searches for at a dtype and size (an exponent of 2), if it fits in memory."""
     if op.family not in CALLS or dtype not in getattr(op, "dtypes", (dtype,)):
         return
@@ -80,13 +81,13 @@ def run(args: argparse.Namespace) -> int:
     if not tuning.may_search():
         print(f"tune: {tuning.NO_SEARCH}", file=sys.stderr)
         return CANNOT_RUN
-    everything: dict[str, tuning.Config] = {}
-    sizes: dict[str, int] = {}
+    table = Table({}, {})
+    everything, sizes = table
 
     def write() -> None:
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(tuning.document(name, everything, sizes), indent=1) + "\n")
+            args.out.write_text(json.dumps(measured.document(name, table), indent=1) + "\n")
 
     with use_backend("triton"):
         for size, dtype, op in itertools.product(args.sizes, args.dtypes, args.ops or OPS):
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
             found = dict(list(everything.items())[known:])
             if not found:
                 continue
-            tuning.remember(name, found)
+            measured.remember(name, found)
             for key, config in found.items():
                 print(f"{key}: block {config.block}, {config.num_warps} warps", flush=True)
             write()
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         dispatch.remember(name, sizes)
         write()
     print(
-        f"{len(everything)} block sizes and {len(sizes)} crossovers in {tuning.cache_path(name)}"
+        f"{len(everything)} block sizes and {len(sizes)} crossovers in {measured.cache_path(name)}"
         + (f" and {args.out}" if args.out else "")
     )
     return 0

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import triton_thresh as tt
-from triton_thresh import tuning
+from triton_thresh import measured, tuning
 from triton_thresh.registry import OPS
 
 from ..calls import SHAPE, Case, all_same
@@ -80,14 +80,14 @@ def test_graph_replay_equals_eager_mode(case: Case) -> None:
 def test_no_search_under_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(OPS["hardshrink"])
     leaves, scale = case.leaves(DEVICE), three()
-    monkeypatch.setattr(tuning, "shipped", lambda device: {})
+    monkeypatch.setattr(measured, "shipped", lambda device: measured.Table({}, {}))
     monkeypatch.setattr(tuning, "_settled", {})
     monkeypatch.setenv("TRITON_THRESH_AUTOTUNE", "0")
     expected = step(case, leaves, scale)  # compiles the default
     monkeypatch.delenv("TRITON_THRESH_AUTOTUNE")
     searched = []
 
-    def search(configs: Sequence[tuning.Config], launch: object) -> tuning.Config:
+    def search(configs: Sequence[measured.Config], launch: object) -> measured.Config:
         searched.append(configs)
         return configs[0]
 
@@ -164,8 +164,8 @@ def test_auto_takes_triton(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 
 SEARCH = """
 import torch, triton_thresh as tt
-from triton_thresh import tuning
-tuning.shipped = lambda device: {}
+from triton_thresh import measured
+measured.shipped = lambda device: measured.Table({}, {})
 x = torch.randn(4096, device="cuda")
 tt.hardshrink(x)
 print(tt.explain("hardshrink", x).block_source)
