@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import layout, reference
 from .backend import is_plain, use_backend
+from .dispatch import launcher
 from .reference import LossSpec, Surrogate
 from .rules import Numbers, Operand
 
@@ -44,20 +45,17 @@ class Gate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, call: GateCall, inplace: bool) -> Tensor:
-        from . import launch
-
-        output, mask = launch.gate_forward(call, input, input if inplace else None, want_mask=True)
+        output, mask = launcher("launch").gate_forward(call, input, input if inplace else None, want_mask=True)
         assert mask is not None
         ctx.save_for_backward(mask.bits)
         ctx.layout = mask[1:]
         if inplace:
             ctx.mark_dirty(input)
-        return output
+        return output  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        from . import launch
-
+        launch = launcher("launch")
         (bits,) = ctx.saved_tensors
         mask = launch.Mask(bits, *ctx.layout)
         if torch.is_grad_enabled() or not is_plain(gradient):
@@ -75,11 +73,9 @@ class LearnedGate(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, threshold: Operand, lowered: tuple[LearnedCall, Operand], surrogate: Surrogate
     ) -> Any:
-        from . import learned
-
         ctx.call, compared = lowered
         bits = 2 if ctx.needs_input_grad[1] or ctx.call.input_gradient else 1
-        output, count, codes = learned.forward(ctx.call, compared, input, bits)
+        output, count, codes = launcher("learned").forward(ctx.call, compared, input, bits)
         assert codes is not None
         (bits_of, *ctx.layout), ctx.pattern = codes
         ctx.surrogate, ctx.number = surrogate, 0.0 if isinstance(threshold, Tensor) else threshold
@@ -91,8 +87,7 @@ class LearnedGate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        from . import launch, learned
-
+        launch, learned = launcher("launch"), launcher("learned")
         bits, *thresholds = ctx.saved_tensors
         mask, call = launch.Mask(bits, *ctx.layout), ctx.call
         threshold = thresholds[0] if thresholds else ctx.number

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import functional, tuning
-from .backend import is_plain, use_backend
+from .backend import is_plain, is_traced, use_backend
 from .dispatch import chosen, chosen_for_many
 from .families import ForeachGate, Gate, GradientGate, Op
 from .foreach import check_parameters, check_thresholds
@@ -94,7 +94,10 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
     forward, backward, saved = op.bytes_moved(input, tensors, arguments, grad=grad)
     backend, reason = chosen(op.tuning_key(arguments), input, grad and _saves(op))
     if not is_plain(input, *tensors):
-        backend, reason = "eager", "compiled, transformed or subclassed tensors run in plain torch"
+        if op.shell(arguments) != "gate" and is_traced(input, *tensors):
+            reason += "; traced as one op"
+        else:
+            backend, reason = "eager", "compiled, transformed or subclassed tensors run in plain torch"
     if backend == "eager":
         return Explanation(name, backend, reason, None, None, None, forward, backward, saved)
     searchable = op.searches(arguments)

@@ -7,6 +7,7 @@ of its own; as an op it would move 2s + 1/8 bytes an element each way.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -16,11 +17,11 @@ import torch
 from torch import Tensor
 
 from . import eager, foreach, layout, reference
-from .backend import OP_DEVICES, choose, is_plain, is_traced
-from .dispatch import launcher
+from .backend import OP_DEVICES, is_plain, is_traced
+from .dispatch import chosen, launcher
 from .reference import LossSpec, Surrogate
 from .rounding import round_to
-from .rules import Operand
+from .rules import Numbers, Operand
 
 if TYPE_CHECKING:
     from .learned import LearnedCall
@@ -65,18 +66,21 @@ def loss(spec: LossSpec, input: Tensor, target: Tensor, operands: Sequence[Opera
     return _ops.loss.default(input, target, tensors, numbers, *named, spec.result, fused)[0]  # type: ignore[no-any-return]
 
 
+@functools.cache
 def _specified(base: str, rule: str, base_count: int, rule_count: int, reduction: str, dtype: torch.dtype) -> LossSpec:
     (kind,) = (kind for kind in reference.RULES if kind.__name__ == rule)
     return LossSpec(base, kind, base_count, rule_count, reduction, dtype)
 
 
-def _operands(input: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[float]) -> list[Operand]:
+def _operands(input: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[float]) -> tuple[Operand, ...]:
     dtype = reference.compute_dtype(input.dtype)
-    return [round_to(number, dtype) if tensor is None else tensor for tensor, number in zip(tensors, numbers)]
+    if all(tensor is None for tensor in tensors):
+        return Numbers([round_to(number, dtype) for number in numbers])
+    return tuple([round_to(number, dtype) if tensor is None else tensor for tensor, number in zip(tensors, numbers)])
 
 
-def _loss_shell(device: torch.device) -> ModuleType:
-    return launcher("launch") if choose(device)[0] == "triton" else eager
+def _loss_shell(spec: LossSpec, input: Tensor, records: bool) -> ModuleType:
+    return launcher("launch") if chosen(spec.key, input, records)[0] == "triton" else eager
 
 
 def _loss(
@@ -86,8 +90,9 @@ def _loss(
     if not input.numel():
         output, gradient = _loss_fake(input, target, tensors, numbers, *settings)
         return output.fill_(math.nan if "mean" in spec else 0), gradient
-    operands, shell = _operands(input, tensors, numbers), _loss_shell(input.device)
-    output, gradient = shell.loss_forward(_specified(*spec), input, target, operands, want_gradient=fused)
+    specified, operands = _specified(*spec), _operands(input, tensors, numbers)
+    shell = _loss_shell(specified, input, fused)
+    output, gradient = shell.loss_forward(specified, input, target, operands, want_gradient=fused)
     return output, input.new_empty(0) if gradient is None else gradient
 
 
@@ -131,9 +136,8 @@ def _loss_backward(
 ) -> Tensor:
     if not input.numel():
         return torch.empty_like(input)
-    operands, shell = _operands(input, tensors, numbers), _loss_shell(input.device)
-    spec = _specified(*[*named, input.dtype])
-    return shell.loss_backward(spec, input, target, operands, gradient)  # type: ignore[no-any-return]
+    spec, operands = _specified(*named, input.dtype), _operands(input, tensors, numbers)
+    return _loss_shell(spec, input, True).loss_backward(spec, input, target, operands, gradient)  # type: ignore[no-any-return]
 
 
 def _loss_backward_fake(gradient: Tensor, input: Tensor, *_: Any) -> Tensor:
@@ -195,6 +199,11 @@ class _Gate(NamedTuple):
         """The call as plain torch computes it."""
         return _registered(self.op).surrogate(tuple(self.constants), self.input_gradient)  # type: ignore[no-any-return]
 
+    @property
+    def key(self) -> str:
+        """Its name in the tables."""
+        return self.op if _registered(self.op).family == "learned" else f"{self.op}_learned"
+
     def lowered(self, input: Tensor) -> tuple[LearnedCall, Operand]:
         """The call as the kernels' launcher takes it, and the threshold as it is compared."""
         constants = tuple(self.constants)
@@ -232,7 +241,7 @@ def _learned_gate(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tenso
     gate = _Gate(*arguments)
     surrogate = gate.surrogate()
     codes = _codes_of(input, gate, surrogate.counts)
-    if choose(input.device)[0] == "triton":
+    if chosen(gate.key, input, gate.bits > 0)[0] == "triton":
         from . import learned
 
         output, count, _ = learned.forward(*gate.lowered(input), input, gate.bits, codes)
@@ -298,7 +307,7 @@ def _learned_gate_backward(
 ) -> tuple[Tensor, Tensor]:
     gate, like = _Gate(*arguments), _dense(gradient.dtype, size, stride)
     upstream = [gradient] if of_count is None else [gradient, of_count]
-    if choose(gradient.device)[0] == "triton":
+    if chosen(gate.key, gradient, True)[0] == "triton":
         from . import launch, learned
 
         width, pattern = gate.rows(like, gradient.device)

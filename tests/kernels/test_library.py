@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 import triton_thresh as tt
-from triton_thresh import learned, library, tuning
+from triton_thresh import backend, dispatch, launch, learned, library, tuning
 from triton_thresh.families import Loss
 from triton_thresh.registry import OPS
 
@@ -114,6 +116,44 @@ def test_the_kernels_run(device: torch.device, monkeypatch: pytest.MonkeyPatch) 
             call(x)
         assert len(launched) == count
     assert counter.frame_count == 1
+
+
+def test_crossovers_hold_for_the_ops(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph runs on the backend that the size of the moment asks for, forward and backward."""
+    ran = []
+    for module in (learned, launch):
+        for name in ("forward", "backward", "loss_forward"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, spied(getattr(module, name), ran))
+    monkeypatch.setattr(backend, "is_driven", lambda device: True)
+    monkeypatch.setattr(dispatch, "crossover", lambda op, dtype, device, records: 30 if records else 10**9)
+    call, _ = compiled(lambda x: tt.threshold_mse_loss(tt.jumprelu(x, 0.25), x.detach(), 0.5))
+    for numel, names in ((20, []), (60, ["forward", "loss_forward", "backward"])):
+        x = torch.linspace(-1, 1, numel, device=device, requires_grad=True)
+        ran.clear()
+        with tt.use_backend("auto"):
+            (dx,) = torch.autograd.grad(call(x), x)
+            assert ran == names
+            call(x.detach())
+            assert ran == names, "without a gradient eager torch is faster at every size"
+        with tt.use_backend("eager"):
+            (expected,) = torch.autograd.grad(call(x), x)
+        assert torch.allclose(dx, expected)
+
+
+def spied(function: Any, ran: list[str]) -> Any:
+    def run(*arguments: Any, **keywords: Any) -> Any:
+        ran.append(function.__name__)
+        return function(*arguments, **keywords)
+
+    return run
+
+
+def test_explain_of_what_is_traced(device: torch.device) -> None:
+    with FakeTensorMode() as mode, tt.use_backend("triton"):
+        x = mode.from_tensor(torch.rand(60, device=device))
+        assert tt.explain("jumprelu", x, 0.5).reason == "asked for; traced as one op"
+        assert "plain torch" in tt.explain("hardshrink", x, 0.5).reason
 
 
 def test_named_ops_are_traced_to_the_kernels(device: torch.device) -> None:
