@@ -137,25 +137,26 @@ def loss_rescale(spec: LossSpec, dx: Tensor, gradient: Tensor) -> None:
 
 
 class _Shrink(torch.autograd.Function):
-    """torch's own forward, and a backward that passes the gradient of NaN inputs on, as torch's vectorised one does not.
-
-    A sum that is not NaN shows, at a tenth of the cost of the repair, that no input is.
-    """
+    """torch's own forward, and a backward that passes the gradient of NaN inputs on."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, lambd: float, soft: bool) -> Tensor:
         ctx.save_for_backward(input)
-        ctx.lambd, ctx.soft = lambd, soft
-        return F.softshrink(input, lambd) if soft else F.hardshrink(input, lambd)
+        ctx.lambd = lambd
+        return F.softshrink(input, lambd) if soft else torch.hardshrink(input, lambd)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (input,) = ctx.saved_tensors
-        aten = torch.ops.aten
-        if is_plain(gradient) and not (input.device.type == "cpu" and input.sum().isnan()):
-            own = aten.softshrink_backward if ctx.soft else aten.hardshrink_backward
-            return own(gradient, input, ctx.lambd), None, None
-        return aten.threshold_backward(gradient, input.abs(), ctx.lambd), None, None
+        return torch.ops.aten.threshold_backward(gradient, input.abs(), ctx.lambd), None, None
+
+
+def _loses_gradients(input: Tensor) -> bool:
+    """Whether torch's own backward, vectorised on a CPU, would drop gradients: those of NaN inputs.
+
+    A sum that is not NaN shows, at a tenth of the cost of the repair, that there are none.
+    """
+    return torch.is_grad_enabled() and input.is_cpu and math.isnan(input.detach().sum().item())
 
 
 def threshold(input: Tensor, threshold: float, value: float) -> Tensor:
@@ -176,7 +177,7 @@ def hardshrink_(input: Tensor, lambd: float) -> Tensor:
 
 def hardshrink(input: Tensor, lambd: float) -> Tensor:
     """F.hardshrink, with the gradient of NaN inputs."""
-    if input.requires_grad and torch.is_grad_enabled():
+    if input.requires_grad and _loses_gradients(input):
         return _Shrink.apply(input, lambd, False)  # type: ignore[no-any-return, no-untyped-call]
     return torch.hardshrink(input, lambd)
 
@@ -190,7 +191,7 @@ def softshrink(input: Tensor, lambd: float) -> Tensor:
     """F.softshrink, with the gradient of NaN inputs; torch's own refuses a lambd of infinity."""
     if lambd == math.inf:
         return reference.softshrink(input, lambd)
-    if input.requires_grad and torch.is_grad_enabled():
+    if input.requires_grad and _loses_gradients(input):
         return _Shrink.apply(input, lambd, True)  # type: ignore[no-any-return, no-untyped-call]
     return F.softshrink(input, lambd)
 
