@@ -125,7 +125,7 @@ def test_many_tensors_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_users_own_give_way_to_the_shipped_and_to_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dispatch.crossover("threshold", torch.float32, CPU, False) == 0
-    dispatch.remember(GPU, {"hardshrink/float32": 7, "threshold/float32": 8})
+    dispatch.remember_crossovers(GPU, {"hardshrink/float32": 7, "threshold/float32": 8})
     assert dispatch.crossover("hardshrink", torch.float32, CPU, False) == 1000
     assert dispatch.crossover("threshold", torch.float32, CPU, False) == 8
     monkeypatch.setattr(tuning, "among_others", lambda: True)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import triton_thresh as tt
 from triton_thresh import eager
@@ -192,6 +193,14 @@ def test_no_scalar_is_kept_for_another_device() -> None:
     before = eager._kept.cache_info().currsize
     tt.binary_threshold(torch.empty(3, device="meta"), 0.5, 17.25, -3.75)
     assert eager._kept.cache_info().currsize == before
+
+
+@pytest.mark.parametrize("op", GATES, ids=label)
+def test_how_a_number_is_rounded_is_not_traced(op: Op) -> None:
+    """A number that no call has met gives the graph that it gives ever after."""
+    x = torch.randn(4, dtype=torch.bfloat16)
+    first, second = (make_fx(lambda x: op(x, 0.3137, *op.example[1:]))(x).code for _ in range(2))
+    assert first == second
 
 
 @pytest.mark.usefixtures("elements")

@@ -327,6 +327,13 @@ def test_integers_are_numbers(cell: Cell) -> None:
         torch.testing.assert_close(found, tt.threshold_loss(x, y, cell.rule(*tensors), base=cell.base))
 
 
+def test_a_rule_may_carry_more_than_its_settings() -> None:
+    rule = ByLoss(0.5, torch.tensor(2.0))
+    expected = tt.threshold_loss(torch.ones(2), torch.zeros(2), rule, base="mse")
+    object.__setattr__(rule, "note", 3.0)
+    assert tt.threshold_loss(torch.ones(2), torch.zeros(2), rule, base="mse") == expected
+
+
 def test_an_integer_beyond_a_float() -> None:
     with pytest.raises(ValueError, match="threshold is an integer beyond what a float holds"):
         tt.threshold_mse_loss(torch.rand(3), torch.rand(3), 10**400)

@@ -77,12 +77,12 @@ class LearnedGate(torch.autograd.Function):
         bits = 2 if ctx.needs_input_grad[1] or ctx.call.input_gradient else 1
         output, count, codes = launcher("learned").forward(ctx.call, compared, input, bits)
         assert codes is not None
-        (bits_of, *ctx.layout), ctx.pattern = codes
+        (packed, *ctx.layout), ctx.pattern = codes
         ctx.surrogate, ctx.number = surrogate, 0.0 if isinstance(threshold, Tensor) else threshold
         if isinstance(threshold, Tensor):
             ctx.shape, ctx.dtype = threshold.shape, threshold.dtype
         reads = isinstance(threshold, Tensor) and ctx.call.reads_threshold
-        ctx.save_for_backward(bits_of, *([threshold] if reads else []))
+        ctx.save_for_backward(packed, *([threshold] if reads else []))
         return output if count is None else (output, count)
 
     @staticmethod
@@ -167,7 +167,7 @@ class Loss(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, target: Tensor, spec: LossSpec, operands: Sequence[Operand], shell: ModuleType
     ) -> Tensor:
-        fused = spec.reduction != "none" and input.dtype != torch.float16
+        fused = reference.is_fused(spec.reduction, input.dtype)
         output, buffer = shell.loss_forward(spec, input, target, operands, want_gradient=fused)
         tensors, ctx.numbers = _parted(operands)
         ctx.save_for_backward(input, target, *tensors, buffer)

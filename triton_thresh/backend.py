@@ -21,8 +21,6 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.nn import Parameter
 
-from .checks import STRIDED
-
 ASKED = "asked for"
 BACKENDS = ("auto", "triton", "eager")
 TRITON_DEVICES = frozenset({"cuda", "xpu"})
@@ -152,7 +150,7 @@ def runs_eagerly(input: Tensor) -> bool:
     """Whether a call on an ordinary tensor, not compiled, is one of torch's own CPU ops: the cheapest of these checks."""
     return (
         input.is_cpu
-        and input.layout is STRIDED
+        and input.layout is torch.strided
         and (_override.get() or _setting[0]) != "triton"
         and not _are_transforms_active()
         and forward_ad._current_level < 0

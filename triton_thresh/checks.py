@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .rounding import round_to
 from .rules import Operand
 
-HALF = frozenset({torch.float16, torch.bfloat16})
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 REAL = (*FLOATING, *INTEGER, torch.bool)
 _REAL = frozenset(REAL)
-STRIDED = torch.strided
 REDUCTIONS = ("mean", "sum", "none")
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in FLOATING}
 LEAST_POSITIVE = torch.finfo(torch.float32).tiny
@@ -33,7 +31,7 @@ def check_input(op: str, input: object, dtypes: tuple[torch.dtype, ...], name: s
         raise TypeError(f"{op}: {name} must be a tensor, got {type(input).__name__}")
     if input.dtype not in dtypes:
         raise TypeError(f"{op}: {name} has dtype {input.dtype}, expected one of {_names(dtypes)}")
-    if input.layout is not STRIDED:
+    if input.layout is not torch.strided:
         raise TypeError(f"{op}: {name} has layout {input.layout}, expected a dense (strided) tensor")
 
 
@@ -87,23 +85,20 @@ def check_held(op: str, name: str, value: float, dtype: torch.dtype) -> float:
     return float(value) if type(value) is int else value
 
 
-def held_numbers(dtype: torch.dtype, values: tuple[Any, ...], nonnegative: bool) -> tuple[float, ...] | None:
-    """These as torch's kernels are to be given them, which do not round them to a 16-bit dtype.
-
-    None unless they are floats, or integers of 64 bits, that a floating dtype holds (the first of them not below 0).
-    """
+def within(dtype: torch.dtype, values: Iterable[Any], nonnegative: bool) -> bool:
+    """Whether these are floats, or integers of 64 bits, that a floating dtype holds (the first of them not below 0)."""
     limit = LARGEST.get(dtype)
     if limit is None:
-        return None
+        return False
     least = 0.0 if nonnegative else -limit
     for value in values:
         kind = type(value)
         if kind is not float and (kind is not int or value.bit_length() > 63):
-            return None
+            return False
         if not least <= value <= limit:
-            return None
+            return False
         least = -limit
-    return tuple([round_to(value, dtype) for value in values]) if dtype in HALF else values
+    return True
 
 
 def check_integer(op: str, name: str, value: float, dtype: torch.dtype) -> int:
@@ -155,7 +150,7 @@ def check_real(op: str, name: str, value: Tensor) -> None:
     if value.dtype not in _REAL:
         accepted = "a real tensor: " + _names(REAL)
         raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected {accepted}")
-    if value.layout is not STRIDED:
+    if value.layout is not torch.strided:
         raise TypeError(f"{op}: {name} has layout {value.layout}, expected a dense (strided) tensor")
 
 

@@ -40,10 +40,12 @@ def crossover(op: str, dtype: torch.dtype, device: torch.device, records: bool) 
     return 0 if size and own and tuning.among_others() else size
 
 
-def remember(device_name: str, crossovers: Mapping[str, int]) -> None:
+def remember_crossovers(device_name: str, crossovers: Mapping[str, int]) -> None:
     """Add crossovers to the user's table; they hold from now on."""
-    measured.remember(device_name, crossovers=crossovers)
-    _measured.cache_clear()
+    try:
+        measured.remember(device_name, crossovers=crossovers)
+    finally:
+        _measured.cache_clear()
 
 
 @functools.cache
@@ -53,22 +55,21 @@ def _eager_below(least: int, things: str) -> tuple[str, str]:
 
 def chosen(op: str, input: Tensor, records: bool) -> tuple[str, str]:
     """The backend for a call on `input` of what the tables know as `op`, and why; `records`: a backward may follow."""
-    found = choose(input.device)
-    if found[0] == "triton" and found[1] is not ASKED:
-        least = crossover(op, input.dtype, input.device, records)
-        if input.numel() < least:
-            return _eager_below(least, "elements")
-    return found
+    return _by_size(choose(input.device), op, input.dtype, input.device, records, input.numel(), "elements")
 
 
 def chosen_for_many(op: str, dtype: torch.dtype, device: torch.device, count: int) -> tuple[str, str]:
     """The same for a call on `count` tensors."""
-    found = choose(device)
-    if found[0] == "triton" and found[1] is not ASKED:
-        least = crossover(op, dtype, device, False)
-        if count < least:
-            return _eager_below(least, "tensors")
-    return found
+    return _by_size(choose(device), op, dtype, device, False, count, "tensors")
+
+
+def _by_size(
+    found: tuple[str, str], op: str, dtype: torch.dtype, device: torch.device, records: bool, size: int, things: str
+) -> tuple[str, str]:
+    if found[0] == "eager" or found[1] is ASKED:
+        return found
+    least = crossover(op, dtype, device, records)
+    return _eager_below(least, things) if size < least else found
 
 
 @functools.cache

@@ -58,15 +58,15 @@ def _kept(value: float, sign: float, dtype: torch.dtype) -> Tensor:
 
 
 def _scalar(value: float, dtype: torch.dtype) -> Tensor:
-    """A number as a 0-dim CPU tensor that nobody writes to; its sign tells -0 from 0."""
+    """A number as a 0-dim CPU tensor, kept and not to be written to; its sign tells -0 from 0."""
     return _kept(value, math.copysign(1.0, value), dtype)
 
 
 def _pick(compare: Callable[..., Tensor], left: Tensor, right: Operand, a: Operand, b: Operand) -> Tensor:
-    """reference.pick by vectorised torch kernels, where a is a finite number above 0 and b a number.
+    """reference.pick in less time.
 
-    The comparison writes 0 and 1 in the input's dtype; times a; then b replaces what is not above 0. For few elements
-    numbers become tensors, which torch makes of them anyway.
+    For few elements numbers become kept tensors, which torch would make of them anyway. For many, if a is a finite number
+    above 0 and b a number, the comparison writes 0 and 1 in the input's dtype; times a; then b replaces what is not above 0.
     """
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return reference.pick(compare, left, right, a, b)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 
@@ -33,14 +32,15 @@ def _of_integer(value: int) -> tuple[bool, ...]:
     return value % 16 == 0, value == 1, value.bit_length() > 31
 
 
-def _bound(arguments: tuple[Any, ...], *more: int) -> tuple[Any, ...]:
-    """What Triton compiles for in run-time arguments: dtype and alignment of a tensor, some facts about an integer."""
-    facts: list[Any] = [*more]
+def _bound(arguments: tuple[Any, ...], *before: int) -> tuple[Any, ...]:
+    """What Triton compiles for in run-time arguments: dtype and alignment of a tensor, some facts about an integer.
+
+    A tuple among them is one of packed operands, each a tuple. The facts stand after those given.
+    """
+    facts: list[Any] = [*before]
     for value in arguments:
         kind = type(value)
-        if kind is Tensor:
-            facts.append(value.dtype if value.data_ptr() % 16 == 0 else (value.dtype,))
-        elif kind is float or value is None:
+        if kind is float or value is None:
             facts.append(kind)
         elif kind is int:
             facts.append(_of_integer(value))
@@ -65,6 +65,7 @@ class Kernel:
         self._constants = tuple(constants.values())
         assert tuple(constants) == tuple(function.arg_names[-len(constants) :])
         numbers = "KINDS" in constants and set(constants["KINDS"]) <= {NUMBER}  # all of them are bound alike
+        assert not numbers or function.arg_names[-len(constants) - 1] == "operands"
         self._looked_at = slice(-1 if numbers else None)
         self._compiled: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 

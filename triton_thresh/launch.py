@@ -34,7 +34,6 @@ ROUNDED = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 NUMBER, SCALAR, CHANNEL, ELEMENT = (
     kind.value for kind in (operand.NUMBER, operand.SCALAR, operand.CHANNEL, operand.ELEMENT)
 )
-NUMBERS = tuple([(NUMBER,) * count for count in range(9)])  # the kinds of so many numbers
 RESCALE_PROGRAMS = 1024
 FINISH_BLOCK = 1024
 
@@ -73,7 +72,7 @@ def pack_all(
 ) -> tuple[tuple[Any, ...], tuple[int, ...]]:
     """Several operands, and the tuple of their kinds."""
     if type(values) is Numbers and SHORT.issuperset(dtypes):
-        return values.packed, NUMBERS[len(values)]
+        return values.packed, (NUMBER,) * len(values)
     packed = [pack(value, input, dtype) for value, dtype in zip(values, dtypes)]
     return tuple([p for p, _ in packed]), tuple([kind for _, kind in packed])
 
@@ -216,7 +215,12 @@ def unpack(mask: Mask, plane: int = 0) -> Tensor:
 
 @functools.cache
 def _loss_kernel(
-    function: str, spec: LossSpec, kinds: tuple[int, ...], compute: torch.dtype, config: Config, *single: bool
+    function: str,
+    spec: LossSpec,
+    kinds: tuple[int, ...],
+    compute: torch.dtype,
+    config: Config,
+    single: bool | None = None,
 ) -> Kernel:
     """The kernel "forward" (which also takes SINGLE) or "backward" for a cell of the grid."""
     return Kernel(
@@ -229,7 +233,7 @@ def _loss_kernel(
         RULE_COUNT=spec.rule_count,
         COMPUTE=COMPUTE[compute],
         REDUCTION=spec.reduction,
-        **dict(zip(("SINGLE",), single)),
+        **({} if single is None else {"SINGLE": single}),
         BLOCK=config.block,
     )
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from . import layout, tuning
@@ -134,11 +133,8 @@ def _forward_kernel(
 
 
 @functools.cache
-def _count_kernel(features: int) -> tuple[Kernel, int]:
-    """For rows of so many elements, and how many of them a program counts."""
-    lanes = min(COUNT_BLOCK, triton.next_power_of_2(features))
-    parts = COUNT_BLOCK // lanes
-    return Kernel(learned.count, num_warps=4, PARTS=parts, BLOCK=lanes), parts
+def _count_kernel(parts: int, block: int) -> Kernel:
+    return Kernel(learned.count, num_warps=4, PARTS=parts, BLOCK=block)
 
 
 @functools.cache
@@ -193,7 +189,9 @@ def forward(
     kernel = _forward_kernel(call.forward, kinds, call.compute, planes, pattern != (0, 0), block, warps)
     kernel(down * across, x, y, mask, n, down, width, operands)
     if count is not None:
-        kernel, parts = _count_kernel(shape[-1])
+        lanes = min(COUNT_BLOCK, 1 << (shape[-1] - 1).bit_length())
+        parts = COUNT_BLOCK // lanes
+        kernel = _count_kernel(parts, lanes)
         kernel(layout.blocks(down * (width // shape[-1]), parts), mask, count, count.numel(), width, shape[-1])
     if call.counts and not input.is_contiguous():
         y = torch.empty_like(input).copy_(y)

@@ -62,8 +62,7 @@ def loss(spec: LossSpec, input: Tensor, target: Tensor, operands: Sequence[Opera
     numbers = [math.nan if isinstance(v, Tensor) else torch.sym_float(v) for v in operands]
     named = (spec.base, spec.rule.__name__, spec.base_count, spec.rule_count, spec.reduction)
     records = input.requires_grad and torch.is_grad_enabled()
-    fused = records and spec.reduction != "none" and input.dtype != torch.float16
-    return _ops.loss.default(input, target, tensors, numbers, *named, spec.result, fused)[0]  # type: ignore[no-any-return]
+    return _ops.loss.default(input, target, tensors, numbers, *named, spec.result, records)[0]  # type: ignore[no-any-return]
 
 
 @functools.cache
@@ -86,26 +85,28 @@ def _loss_shell(spec: LossSpec, input: Tensor, records: bool) -> ModuleType:
 def _loss(
     input: Tensor, target: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[float], *settings: Any
 ) -> tuple[Tensor, Tensor]:
-    *spec, fused = settings
+    *named, records = settings
     if not input.numel():
         output, gradient = _loss_fake(input, target, tensors, numbers, *settings)
-        return output.fill_(math.nan if "mean" in spec else 0), gradient
-    specified, operands = _specified(*spec), _operands(input, tensors, numbers)
-    shell = _loss_shell(specified, input, fused)
-    output, gradient = shell.loss_forward(specified, input, target, operands, want_gradient=fused)
+        return output.fill_(math.nan if "mean" in named else 0), gradient
+    spec, operands = _specified(*named), _operands(input, tensors, numbers)
+    fused = records and reference.is_fused(spec.reduction, input.dtype)
+    shell = _loss_shell(spec, input, records)
+    output, gradient = shell.loss_forward(spec, input, target, operands, want_gradient=fused)
     return output, input.new_empty(0) if gradient is None else gradient
 
 
 def _loss_fake(input: Tensor, target: Tensor, tensors: Any, numbers: Any, *settings: Any) -> tuple[Tensor, Tensor]:
-    *_, reduction, dtype, fused = settings
-    each = reduction == "none"
-    output = torch.empty_like(input, dtype=dtype) if each else input.new_empty((), dtype=dtype)
-    return output, torch.empty_like(input) if fused and not each else input.new_empty(0)
+    *_, reduction, dtype, records = settings
+    output = torch.empty_like(input, dtype=dtype) if reduction == "none" else input.new_empty((), dtype=dtype)
+    fused = records and reference.is_fused(reduction, input.dtype)
+    return output, torch.empty_like(input) if fused else input.new_empty(0)
 
 
 def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    input, target, tensors, ctx.numbers, *ctx.spec, fused = inputs
-    ctx.fused = fused and "none" not in ctx.spec
+    input, target, tensors, ctx.numbers, *ctx.spec, records = inputs
+    *_, reduction, _ = ctx.spec
+    ctx.fused = records and reference.is_fused(reduction, input.dtype)
     ctx.save_for_backward(input, target, output[1], *tensors)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -146,7 +147,7 @@ def _loss_backward_fake(gradient: Tensor, input: Tensor, *_: Any) -> Tensor:
 
 _define(
     "loss",
-    f"(Tensor input, Tensor target, {_SPEC}, ScalarType dtype, bool with_gradient) -> (Tensor loss, Tensor gradient)",
+    f"(Tensor input, Tensor target, {_SPEC}, ScalarType dtype, bool records) -> (Tensor loss, Tensor gradient)",
     _loss,
     _loss_fake,
 )
@@ -202,7 +203,7 @@ class _Gate(NamedTuple):
     @property
     def key(self) -> str:
         """Its name in the tables."""
-        return self.op if _registered(self.op).family == "learned" else f"{self.op}_learned"
+        return _registered(self.op).learned_name  # type: ignore[no-any-return]
 
     def lowered(self, input: Tensor) -> tuple[LearnedCall, Operand]:
         """The call as the kernels' launcher takes it, and the threshold as it is compared."""
@@ -213,9 +214,7 @@ class _Gate(NamedTuple):
         """How codes lie in their memory (learned.rows), whichever backend writes and whichever reads them."""
         if device.type not in OP_DEVICES or not like.numel():
             return max(1, -(-like.numel() // 8)), (0, 0)
-        from . import learned
-
-        return learned.rows(*self.lowered(like), like, device)
+        return launcher("learned").rows(*self.lowered(like), like, device)  # type: ignore[no-any-return]
 
 
 def _registered(name: str) -> Any:
@@ -242,9 +241,7 @@ def _learned_gate(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tenso
     surrogate = gate.surrogate()
     codes = _codes_of(input, gate, surrogate.counts)
     if chosen(gate.key, input, gate.bits > 0)[0] == "triton":
-        from . import learned
-
-        output, count, _ = learned.forward(*gate.lowered(input), input, gate.bits, codes)
+        output, count, _ = launcher("learned").forward(*gate.lowered(input), input, gate.bits, codes)
         return output, input.new_empty(0) if count is None else count, codes
     planes = surrogate.codes(input, gate.threshold, *surrogate.constants)
     output = torch.empty_like(input).copy_(surrogate.value(input, gate.threshold, *surrogate.constants))
@@ -308,8 +305,7 @@ def _learned_gate_backward(
     gate, like = _Gate(*arguments), _dense(gradient.dtype, size, stride)
     upstream = [gradient] if of_count is None else [gradient, of_count]
     if chosen(gate.key, gradient, True)[0] == "triton":
-        from . import launch, learned
-
+        launch, learned = launcher("launch"), launcher("learned")
         width, pattern = gate.rows(like, gradient.device)
         packed = learned.Codes(launch.Mask(codes, width, tuple(like.shape), like.stride()), pattern)
         shape = gate.tensor.shape if learns and gate.tensor is not None else None

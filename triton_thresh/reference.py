@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .rounding import HALF
 from .rules import ByLoss, ByPrediction, ByProximity, Operand, Rule
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """float32 for 16-bit inputs, else the input's own."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    return torch.float32 if dtype in HALF else dtype
 
 
 def in_compute_type(tensor: Operand, dtype: torch.dtype) -> Operand:
@@ -48,7 +49,7 @@ def compared(input: Tensor, threshold: Operand) -> Operand:
     if isinstance(threshold, Tensor):
         rounds = threshold.dim() == 0 or not threshold.is_floating_point()
         return threshold.to(input.dtype) if rounds else threshold
-    if input.dtype in (torch.float16, torch.bfloat16):
+    if input.dtype in HALF:
         return torch.full((), threshold, dtype=input.dtype, device=input.device)
     return threshold
 
@@ -393,11 +394,7 @@ class LossSpec:
     result: torch.dtype
 
     def __hash__(self) -> int:
-        return self._hash
-
-    @functools.cached_property
-    def _hash(self) -> int:
-        return hash((self.base, self.rule, self.base_count, self.rule_count, self.reduction, self.result))
+        return hash(self.key)
 
     @functools.cached_property
     def name(self) -> str:
@@ -408,6 +405,11 @@ class LossSpec:
     def key(self) -> str:
         """The name of what runs in the tables."""
         return cell_key(self.base, self.rule, self.reduction)
+
+
+def is_fused(reduction: str, dtype: torch.dtype) -> bool:
+    """Whether forward computes the gradient, for an upstream gradient of 1: by float16 it might underflow."""
+    return reduction != "none" and dtype != torch.float16
 
 
 def loss_and_slope(

@@ -6,6 +6,8 @@ import functools
 
 import torch
 
+HALF = frozenset({torch.float16, torch.bfloat16})
+
 
 @functools.lru_cache(maxsize=1024)
 def _rounded(value: float, dtype: torch.dtype) -> float:

@@ -10,6 +10,8 @@ from typing import Union
 import torch
 from torch import Tensor
 
+from .rounding import HALF
+
 Operand = Union[float, int, Tensor]
 """A number, a 0-dim tensor, or a tensor that broadcasts to the input's shape."""
 
@@ -26,7 +28,7 @@ def _logit(t: Operand) -> Operand:
     """The logit at which a probability reaches t: -inf for t <= 0 (every prediction is above), NaN for t > 1 (none is)."""
     if isinstance(t, Tensor):
         t = t if t.is_floating_point() else t.double()
-        if t.dtype in (torch.float16, torch.bfloat16):
+        if t.dtype in HALF:
             t = t.float()
         return torch.where(t > 1, math.nan, torch.logit(t.clamp(min=0.0)))
     if t <= 0:

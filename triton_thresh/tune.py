@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
             for key, size in crossovers(OPS[op], getattr(torch, dtype), device, sizes):
                 sizes[key] = size
                 print(f"{key}: eager below {size:,}" if size else f"{key}: Triton at every size", flush=True)
-        dispatch.remember(name, sizes)
+        dispatch.remember_crossovers(name, sizes)
         write()
     print(
         f"{len(everything)} block sizes and {len(sizes)} crossovers in {measured.cache_path(name)}"

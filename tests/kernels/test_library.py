@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 import triton_thresh as tt
-from triton_thresh import backend, dispatch, launch, learned, library, tuning
+from triton_thresh import backend, dispatch, launch, learned, library, measured, tuning
 from triton_thresh.families import Loss
 from triton_thresh.registry import OPS
 
@@ -118,17 +118,21 @@ def test_the_kernels_run(device: torch.device, monkeypatch: pytest.MonkeyPatch) 
     assert counter.frame_count == 1
 
 
-def test_crossovers_hold_for_the_ops(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_crossovers_hold_for_the_ops(reduction: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph runs on the backend that the size of the moment asks for, forward and backward."""
     ran = []
     for module in (learned, launch):
-        for name in ("forward", "backward", "loss_forward"):
+        for name in ("forward", "backward", "loss_forward", "loss_backward"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, spied(getattr(module, name), ran))
     monkeypatch.setattr(backend, "is_driven", lambda device: True)
     monkeypatch.setattr(dispatch, "crossover", lambda op, dtype, device, records: 30 if records else 10**9)
-    call, _ = compiled(lambda x: tt.threshold_mse_loss(tt.jumprelu(x, 0.25), x.detach(), 0.5))
-    for numel, names in ((20, []), (60, ["forward", "loss_forward", "backward"])):
+    call, _ = compiled(
+        lambda x: tt.threshold_mse_loss(tt.jumprelu(x, 0.25), x.detach(), 0.5, reduction=reduction).sum()
+    )
+    again = ["loss_backward"] if reduction == "none" else []
+    for numel, names in ((20, []), (60, ["forward", "loss_forward", *again, "backward"])):
         x = torch.linspace(-1, 1, numel, device=device, requires_grad=True)
         ran.clear()
         with tt.use_backend("auto"):
@@ -170,7 +174,7 @@ def test_named_ops_are_traced_to_the_kernels(device: torch.device) -> None:
 @pytest.mark.parametrize("block", [32, 512, 4096, 65536])
 def test_codes_fit_their_memory(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the shapes and the block: fake kernels know neither."""
-    choice = tuning.Choice(tuning.Config(block, 4), "test")
+    choice = tuning.Choice(measured.Config(block, 4), "test")
     monkeypatch.setattr(tuning, "choose", lambda *arguments: choice)
     shapes = [(n,) for n in (1, 15, 16, 127, 129, 4095, 70000)]
     shapes += [

@@ -27,13 +27,13 @@ from ..checks import (
     check_integer,
     check_number,
     check_operand,
-    held_numbers,
+    within,
 )
 from ..dispatch import chosen, launcher
 from ..eager import LearnedGate as EagerLearnedGate
 from ..layout import total_bytes
 from ..reference import Codes, Push, Surrogate, compute_dtype
-from ..rounding import round_to
+from ..rounding import HALF, round_to
 from ..rules import Operand
 
 LEARN_HINT = " (its gradient is zero almost everywhere; jumprelu has a threshold that learns)"
@@ -84,6 +84,11 @@ class Gate:
         """The names of the numbers that follow the threshold."""
         return self._names[1:]
 
+    @property
+    def learned_name(self) -> str:
+        """The name of its kernels and in its tables where the threshold learns."""
+        return f"{self.name}_learned"
+
     def __call__(
         self, input: Tensor, *parameters: Any, inplace: bool = False, dtype: torch.dtype | None = None
     ) -> Tensor:
@@ -94,19 +99,20 @@ class Gate:
         self, input: Tensor, parameters: tuple[Any, ...], inplace: bool = False, dtype: torch.dtype | None = None
     ) -> Tensor:
         """The same, for all parameters."""
-        numbers = None
-        if dtype is None and type(input) is Tensor and not is_dynamo_compiling():
-            numbers = held_numbers(input.dtype, parameters, self.nonnegative)
-            if numbers and not inplace and self.eager is not None and runs_eagerly(input):
-                return self.eager(input, *numbers)
+        numbers = dtype is None and type(input) is Tensor and not is_dynamo_compiling()
+        numbers = numbers and within(input.dtype, parameters, self.nonnegative)
+        if numbers and not inplace and self.eager is not None and runs_eagerly(input):
+            if input.dtype in HALF:  # torch's kernels round numbers to all others
+                parameters = tuple([round_to(value, input.dtype) for value in parameters])
+            return self.eager(input, *parameters)
         name = self.name
         check_input(name, input, self.dtypes)
         threshold: Any
-        threshold, *constants = numbers or self._checked(input, parameters, dtype)
+        threshold, *constants = parameters if numbers else self._checked(input, parameters, dtype)
         plain = is_plain(input, threshold)
         records = torch.is_grad_enabled() and input.requires_grad
         learns = not numbers and self._learns(threshold)
-        key = f"{name}_learned" if learns else name
+        key = self.learned_name if learns else name
         on_triton = plain and chosen(key, input, self.differentiable and (records or learns))[0] == "triton"
         if not numbers and isinstance(threshold, Tensor) and plain and threshold.dim() == 0 and threshold.is_cpu:
             readable = not on_triton or not input.is_cpu  # to the interpreter a CPU is the device
@@ -192,7 +198,7 @@ class Gate:
     ) -> tuple[Any, Operand]:
         """A call with a threshold that learns, as the kernels' launcher takes it, and the threshold as it is compared."""
         t, promoted = launcher("launch").compared(input, threshold, self.casts)
-        name = f"{self.name}_learned"
+        name = self.learned_name
         return launcher("learned").learned_call(name, name, constants, compute_dtype(promoted)), t
 
     def bytes_moved(
@@ -214,7 +220,7 @@ class Gate:
 
     def tuning_key(self, arguments: Mapping[str, Any]) -> str:
         """The op's name in the tables of block sizes."""
-        return f"{self.name}_learned" if self.shell(arguments) == "learned" else self.name
+        return self.learned_name if self.shell(arguments) == "learned" else self.name
 
     def searches(self, arguments: Mapping[str, Any]) -> bool:
         """Whether block sizes may come from a search: where they fix no order of summation."""

@@ -45,6 +45,11 @@ class LearnedGate:
         function: Callable[..., Tensor] = getattr(reference, self.forward or self.name)
         return function
 
+    @property
+    def learned_name(self) -> str:
+        """Its name in the tables."""
+        return self.name
+
     def __call__(
         self, input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gradient: bool = False
     ) -> Any:
@@ -94,8 +99,10 @@ class LearnedGate:
         """The call as the kernels' launcher takes it, and the threshold: nothing is rounded to a 16-bit type."""
         compute = reference.compared_dtype(input.dtype, threshold)
         forward, reads = self.forward or self.name, self.reads_threshold
-        lowered = launcher("learned").learned_call
-        return lowered(self.name, forward, constants, compute, reads, self.counts, input_gradient), threshold
+        call = launcher("learned").learned_call(
+            self.name, forward, constants, compute, reads, self.counts, input_gradient
+        )
+        return call, threshold
 
     def bytes_moved(
         self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool

@@ -92,10 +92,8 @@ class Loss:
     ) -> Tensor:
         """Check the arguments, choose the backend, run."""
         kind = type(rule)
-        if is_dynamo_compiling():  # which knows no vars() in torch 2.11
-            settings = tuple([getattr(rule, name) for name in getattr(kind, "__dataclass_fields__", ())])
-        else:
-            settings = tuple(vars(rule).values()) if kind in reference.RULES else ()
+        fields = kind.__dataclass_fields__ if kind in reference.RULES else ()
+        settings = tuple([getattr(rule, name) for name in fields])
         return self.run(input, target, settings, weight, pos_weight, reduction, base, kind)
 
     def run(
@@ -107,18 +105,17 @@ class Loss:
         pos_weight: Operand | None,
         reduction: str,
         base: str | None = None,
-        rule: type[Any] | None = None,
+        rule: Any = None,
     ) -> Tensor:
         """The same, with the rule taken apart: its settings, and its class if it is not this op's own."""
         base = self.base if base is None else base
         rule = self.rule if rule is None else rule
-        assert rule is not None
         check_input(self.name, input, FLOATING)
         check_target(self.name, input, target)
         bits = _bits(settings) if weight is None and pos_weight is None else None
         if bits is not None and type(base) is type(reduction) is str:
             result = reference.result_dtype(input)
-            spec, operands = _of_numbers(self.name, rule, bits, base, reduction, input.dtype, result)  # type: ignore[arg-type]
+            spec, operands = _of_numbers(self.name, rule, bits, base, reduction, input.dtype, result)
             plain = is_plain(input, target)
         else:
             self._check(input, rule, settings, base, weight, pos_weight, reduction)
