@@ -58,10 +58,10 @@ class Kernel:
     Operands, of the kinds that the parameter KINDS tells, stand before them.
     """
 
-    __slots__ = ("_compiled", "_constants", "_function", "_looked_at", "_num_warps")
+    __slots__ = ("_compiled", "_constants", "_function", "_interpreted", "_looked_at", "_num_warps")
 
     def __init__(self, function: Any, *, num_warps: int, **constants: Any) -> None:
-        self._function, self._num_warps = function, num_warps
+        self._function, self._num_warps, self._interpreted = function, num_warps, interpreting()
         self._constants = tuple(constants.values())
         assert tuple(constants) == tuple(function.arg_names[-len(constants) :])
         numbers = "KINDS" in constants and set(constants["KINDS"]) <= {NUMBER}  # all of them are bound alike
@@ -71,7 +71,7 @@ class Kernel:
 
     def __call__(self, programs: int, *arguments: Any) -> None:
         """Launch so many programs, on the device of the first argument, a tensor."""
-        if interpreting():
+        if self._interpreted:
             self._launch(programs, arguments)
             return
         active = driver.active

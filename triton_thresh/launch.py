@@ -277,7 +277,7 @@ def loss_forward(
         return out, None
     config = tuning.choose("loss", spec.key, x.dtype, n, device, False).config
     programs = layout.blocks(n, config.block)
-    out = torch.empty((), dtype=spec.result, device=device)
+    out = torch.empty_strided((), (), dtype=spec.result, device=device)  # takes 0.6 of the time of torch.empty(())
     partials = out if programs == 1 else torch.empty(programs, dtype=compute, device=device)
     kernel = _loss_kernel("forward", spec, kinds, compute, config, programs == 1)
     kernel(programs, x, y, dx, partials, n, packed)
