@@ -50,13 +50,13 @@ demo: $(READY)
 # Two processes, since Triton reads TRITON_INTERPRET when it is imported: the kernels in the interpreter; everything else,
 # on a GPU the kernels too.
 test: $(READY)
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(JOBS) tests/kernels tests/interpreted $(ARGS)
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/kernels tests/interpreted $(ARGS)
 	@books=; if $(HAS_NBMAKE); then books="--nbmake --nbmake-timeout=240 notebooks"; \
 	else echo "The notebooks are not run: nbmake or ipykernel is not installed."; fi; \
 	if $(HAS_GPU); then \
 		$(BIN)/python -m pytest -q $$books tests --ignore=tests/interpreted --doctest-modules triton_thresh $(ARGS); \
 	else \
-		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $$books tests --ignore=tests/interpreted \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $$books tests --ignore=tests/interpreted \
 			--ignore=tests/kernels --doctest-modules triton_thresh $(ARGS); \
 	fi
 
