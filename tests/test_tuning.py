@@ -111,7 +111,7 @@ def test_the_interpreter_has_one_configuration(monkeypatch: pytest.MonkeyPatch) 
     "text", ["", "{", "[]", "3", "null", '"x"', "{}", '{"entries": 3}', '{"entries": [1]}', '{"device": "x"}', "\x00"]
 )
 def test_what_is_no_table_is_ignored_with_a_warning(text: str) -> None:
-    with pytest.warns(UserWarning, match=r"ignoring (the entries of )?some\.json"):
+    with pytest.warns(UserWarning, match=r"ignoring some\.json"):
         assert measured.parse(text, "some.json").entries == {}
 
 

@@ -52,11 +52,8 @@ def _is_size(entry: object) -> bool:
     return type(entry) is int and entry >= 0
 
 
-def _valid(part: object, is_valid: Callable[[object], bool], what: str) -> dict[str, Any]:
+def _valid(part: dict[str, Any], is_valid: Callable[[object], bool], what: str) -> dict[str, Any]:
     """The valid items of a part of a table."""
-    if not isinstance(part, dict):
-        warnings.warn(f"triton_thresh: ignoring the {what}: not a table", stacklevel=3)
-        return {}
     found = {key: entry for key, entry in part.items() if is_valid(entry)}
     if len(found) < len(part):
         warnings.warn(f"triton_thresh: ignoring {len(part) - len(found)} malformed {what}", stacklevel=3)
@@ -67,10 +64,16 @@ def parse(text: str, origin: str) -> Table:
     """What is valid of a table; what is not is left out with a warning, never an error."""
     try:
         document = json.loads(text)
-        entries, crossovers = document["entries"], document.get("crossovers", {})
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
+        document = None
+    parts = document if isinstance(document, dict) else {}
+    entries, crossovers = parts.get("entries"), parts.get("crossovers", {})
+    if not isinstance(entries, dict):
         warnings.warn(f"triton_thresh: ignoring {origin}: not a table of block sizes", stacklevel=2)
-        return Table({}, {})
+        entries = {}
+    if not isinstance(crossovers, dict):
+        warnings.warn(f"triton_thresh: ignoring the crossovers of {origin}: not a table", stacklevel=2)
+        crossovers = {}
     configs = _valid(entries, _is_config, f"entries of {origin}")
     sizes = _valid(crossovers, _is_size, f"crossovers of {origin}")
     return Table({key: Config(*entry) for key, entry in configs.items()}, sizes)
