@@ -33,11 +33,11 @@ def on_a_pretended_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
     monkeypatch.setattr(backend, "is_driven", lambda device: True)
     monkeypatch.setattr(tuning, "device_name", lambda device: GPU)
     monkeypatch.setattr(measured, "shipped", lambda name: Table({}, SHIPPED))
-    for cache in (measured.cached, dispatch._measured):
+    for cache in (measured.cached, dispatch._looked_up):
         cache.cache_clear()
     with tt.use_backend("auto"):
         yield
-    for cache in (measured.cached, dispatch._measured):
+    for cache in (measured.cached, dispatch._looked_up):
         cache.cache_clear()
 
 
@@ -156,9 +156,15 @@ def test_malformed_crossovers_are_left_out_with_a_warning(crossovers: dict[str, 
         assert measured.parse(text, "a file").crossovers == {"b/float32": 4}
 
 
-@pytest.mark.parametrize("text", ['{"entries": {}}', '{"entries": {}, "crossovers": {}}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"entries": {}}', '{"crossovers": {}}'])
+@pytest.mark.filterwarnings("ignore:triton_thresh. ignoring a file")
 def test_a_table_without_crossovers(text: str) -> None:
     assert measured.parse(text, "a file").crossovers == {}
+
+
+def test_crossovers_without_block_sizes() -> None:
+    with pytest.warns(UserWarning, match="ignoring a file: not a table of block sizes"):
+        assert measured.parse('{"crossovers": {"a/float32": 5}}', "a file") == Table({}, {"a/float32": 5})
 
 
 @pytest.mark.parametrize("crossovers", [[1], None, "many"])

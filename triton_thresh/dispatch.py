@@ -25,7 +25,7 @@ def crossover_key(op: str, dtype: torch.dtype, records: bool) -> str:
 
 
 @functools.cache
-def _measured(op: str, dtype: torch.dtype, device: torch.device, records: bool) -> tuple[int, bool]:
+def _looked_up(op: str, dtype: torch.dtype, device: torch.device, records: bool) -> tuple[int, bool]:
     """A crossover, 0 where nothing was measured, and whether it is the user's own."""
     if interpreting():
         return 0, False
@@ -36,7 +36,7 @@ def _measured(op: str, dtype: torch.dtype, device: torch.device, records: bool) 
 
 def crossover(op: str, dtype: torch.dtype, device: torch.device, records: bool) -> int:
     """From the shipped table, then the user's, which ranks of a process group may not share; 0 where nothing was measured."""
-    size, own = _measured(op, dtype, device, records)
+    size, own = _looked_up(op, dtype, device, records)
     return 0 if size and own and tuning.among_others() else size
 
 
@@ -45,7 +45,7 @@ def remember_crossovers(device_name: str, crossovers: Mapping[str, int]) -> None
     try:
         measured.remember(device_name, crossovers=crossovers)
     finally:
-        _measured.cache_clear()
+        _looked_up.cache_clear()
 
 
 @functools.cache
