@@ -157,7 +157,7 @@ def _triton_on(device: torch.device) -> Iterator[Callable[[], None]]:
             stack.enter_context(patch.object(tuning, "_settled", {}))
             stack.enter_context(patch.object(tuning, "device_name", lambda device: "stub"))
             stack.enter_context(patch.object(gate, "runs_eagerly", lambda tensor: False))
-            name = "auto"
+            name = "auto"  # of which a stub has no crossovers
         stack.enter_context(tt.use_backend(name))
         yield clear
 

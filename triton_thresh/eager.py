@@ -159,16 +159,6 @@ def _loses_gradients(input: Tensor) -> bool:
     return torch.is_grad_enabled() and input.is_cpu and math.isnan(input.detach().sum().item())
 
 
-def threshold(input: Tensor, threshold: float, value: float) -> Tensor:
-    """F.threshold."""
-    return torch.threshold(input, threshold, value)
-
-
-def threshold_(input: Tensor, threshold: float, value: float) -> Tensor:
-    """The same in place, where autograd does not record."""
-    return F.threshold(input, threshold, value, inplace=True)
-
-
 def hardshrink_(input: Tensor, lambd: float) -> Tensor:
     """F.hardshrink in place, where autograd does not record."""
     output: Tensor = torch.ops.aten.hardshrink.out(input, lambd, out=input)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import layout, tuning
-from .kernel_cache import Kernel
+from .kernel_cache import NUMBER, Kernel
 from .kernels import gate, loss, operand, pointwise
 from .measured import Config
 from .reference import RULES, LossSpec, by_value, compute_dtype
@@ -31,9 +31,7 @@ COMPUTE = {
 }
 SHORT = frozenset({torch.float16, torch.bfloat16, torch.float32})  # which a float32 holds
 ROUNDED = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-NUMBER, SCALAR, CHANNEL, ELEMENT = (
-    kind.value for kind in (operand.NUMBER, operand.SCALAR, operand.CHANNEL, operand.ELEMENT)
-)
+SCALAR, CHANNEL, ELEMENT = (kind.value for kind in (operand.SCALAR, operand.CHANNEL, operand.ELEMENT))
 RESCALE_PROGRAMS = 1024
 FINISH_BLOCK = 1024
 

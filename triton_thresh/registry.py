@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import torch
+
 from . import eager, reference
 from .checks import FLOATING, INTEGER
 from .families import ForeachGate, Gate, GradientGate, LearnedGate, Loss, Op
@@ -21,8 +23,8 @@ _GATES = (
         equivalent="torch.where(input <= threshold, value, input)",
         reference=reference.threshold,
         dtypes=FLOATING + INTEGER,
-        eager=eager.threshold,
-        eager_inplace=eager.threshold_,
+        eager=torch.threshold,
+        eager_inplace=torch.threshold_,
         inplace=True,
         example=(0.1, -2.0),
     ),
