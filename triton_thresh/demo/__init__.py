@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Exit code: 0 if the pack follows the formula written by hand, 1 if it does not, 2 if the demo cannot run here."""
     missing = [name for module, name in DISTRIBUTIONS.items() if find_spec(module) is None]
     if missing:
-        return refuse(f'{" and ".join(missing)} missing: pip install "triton_thresh[demo]"')
+        return refuse(f"{' and '.join(missing)} missing: pip install {' '.join(missing)}")
 
     import torch
 
