@@ -13,6 +13,7 @@ from torch import Tensor
 
 import triton_thresh as tt
 
+from ..backend import Backend
 from .data import Array, Data
 from .memory import peak_bytes
 from .tasks import TASKS, Task, Version
@@ -141,7 +142,7 @@ def one_thread() -> Iterator[None]:
 
 
 @one_thread()
-def train_all(device: torch.device, backend: str, seed: int, steps: int) -> dict[str, Result]:
+def train_all(device: torch.device, backend: Backend, seed: int, steps: int) -> dict[str, Result]:
     columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress, tt.use_backend(backend):
         bars = {name: progress.add_task(task.title, total=steps, start=False) for name, task in TASKS.items()}
