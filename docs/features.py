@@ -1,4 +1,4 @@
-"""Trains the sparse autoencoders of the front page's picture: ``python -m docs.features`` writes benchmarks/results/features.json.
+"""Trains the sparse autoencoders of the front page's picture, by ``python -m docs.features``.
 
 Digits of 64 pixels are coded in 96 features. JumpReLU with an L0 penalty and ReLU with an L1 penalty get the same data, batches,
 starts and steps. Every penalty is trained on ten splits of the data, all of them side by side: tensors are [runs, rows, ...].

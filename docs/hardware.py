@@ -1,4 +1,4 @@
-"""Compiles every kernel for GPUs that the compile report leaves out: ``python -m docs.hardware`` writes benchmarks/results/targets.json.
+"""Compiles every kernel for GPUs that the compile report leaves out, by ``python -m docs.hardware``.
 
 For each target it counts the kernels, and those of them that spill. A kernel that does not compile stops it.
 """
@@ -19,12 +19,12 @@ OTHERS = {f"sm_{capability}": GPUTarget("cuda", capability, 32) for capability i
 
 def main() -> None:
     aot.TARGETS.update(OTHERS)
-    found = {}
+    found, commit = {}, records.commit()
     for target in OTHERS:
         reports = [compiled.compile_case(case, target) for case in cases.cases(("fp32", "bf16"), 32)]
         found[target] = {"kernels": len(reports), "spills": sum(bool(report.spills) for report in reports)}
         print(target, found[target], flush=True)
-    made = {"triton": triton.__version__, "commit": records.commit(), "targets": found}
+    made = {"triton": triton.__version__, "commit": commit, "targets": found}
     RESULT.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 

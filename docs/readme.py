@@ -1,4 +1,4 @@
-"""Writes the README's tables anew: ``python -m docs.readme``. Each stands between ``<!-- begin: NAME -->`` and ``<!-- end -->``."""
+"""Writes the README's tables anew, by ``python -m docs.readme``: what stands between ``<!-- begin: NAME -->`` and ``<!-- end -->``."""
 
 from __future__ import annotations
 

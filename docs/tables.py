@@ -272,7 +272,7 @@ def compiled() -> str:
         targets = list(dict.fromkeys(line["target"] for line in lines))
         most: dict[str, dict[tuple[str, str], float]] = {}
         for line in lines:
-            if line["dtype"] != "bf16" or line["operands"] == "-" and "backward" not in line["kernel"]:
+            if line["dtype"] != "bf16" or (line["operands"] == "-" and "backward" not in line["kernel"]):
                 continue
             way = "backward" if "backward" in line["kernel"] else "forward"
             found = most.setdefault(line["op"], {})
