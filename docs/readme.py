@@ -1,4 +1,7 @@
-"""Writes the README's tables anew, by ``python -m docs.readme``: what stands between ``<!-- begin: NAME -->`` and ``<!-- end -->``."""
+"""Writes the README's tables anew, by ``python -m docs.readme``.
+
+A table stands between ``<!-- begin: NAME -->`` and ``<!-- end -->``; NAME is a function of docs/tables.py.
+"""
 
 from __future__ import annotations
 
