@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -180,19 +181,21 @@ def loaded(name: str) -> Any:
 
 
 def counted() -> list[dict[str, Any]]:
-    """Bytes an element of a training step: op, dtype, eager, compiled, this."""
+    """Bytes an element of a training step, by op and dtype: eager, compiled, this; None where there is no such form."""
     return list(loaded("bytes.json"))
+
+
+COUNTED = {"eager": "eager", "compiled": "compiled", "compiled_grad": "compiled, loss and gradient as one", "this": PACK}
 
 
 def bytes_of_a_step() -> str:
     """Bytes of a training step, and how many times fewer that is."""
-    heads = ["op", "dtype", "eager", "compiled", "triton_thresh", "eager / this", "compiled / this"]
     lines = []
     for line in counted():
-        figures = [f"{line[kind]:.4g}" for kind in ("eager", "compiled", "this")]
-        ratios = [two_digits(line[kind] / line["this"]) for kind in ("eager", "compiled")]
-        lines.append([f"`{line['op']}`", line["dtype"], *figures, *ratios])
-    return markdown(heads, lines, left=2)
+        figures = [two_digits(line.get(kind), 3) for kind in COUNTED]
+        ratio = two_digits(line["eager"] / line["this"]) if line["this"] else "–"
+        lines.append([f"`{line['op']}`", line["dtype"], *figures, ratio])
+    return markdown(["op", "dtype", *COUNTED.values(), "eager / this"], lines, left=2)
 
 
 def _newest() -> list[list[Record]]:
@@ -210,9 +213,9 @@ def _head(found: list[Record]) -> str:
     return f"{described(found[0].stamp, [record.timestamp for record in found])}.{note}"
 
 
-def two_digits(value: float | None) -> str:
+def two_digits(value: float | None, digits: int = 2) -> str:
     """What another machine of the kind would show too, without an exponent."""
-    return "–" if value is None else f"{float(f'{value:.2g}'):g}"
+    return "–" if value is None else f"{float(f'{value:.{digits}g}'):g}"
 
 
 def times() -> str:
@@ -289,7 +292,7 @@ def compiled() -> str:
             both = ([found.get((target, way)) for way in ("forward", "backward")] for target in targets)
             cells = (" / ".join("–" if count is None else f"{count:.1f}" for count in pair) for pair in both)
             table.append([f"`{op}`", *cells])
-        parts.append(markdown(["op", *(f"{target}, forward / backward" for target in targets)], table))
+        parts.append(markdown(["op, forward / backward", *targets], table))
     return "\n\n".join(parts)
 
 
@@ -319,11 +322,13 @@ HARDWARE = {
 
 
 def _targets() -> dict[str, str]:
-    """The targets that the compile report covers, with the versions of Triton."""
+    """The targets that every kernel was compiled for, and by which Triton."""
     found: dict[str, list[str]] = {}
     for _, lines in _reports():
         for target in dict.fromkeys(line["target"] for line in lines):
             found.setdefault(target, []).append(lines[0]["triton"])
+    if others := loaded("targets.json"):
+        found |= {target: [others["triton"]] for target, made in others["targets"].items() if not made["spills"]}
     return {target: ", ".join(versions) for target, versions in found.items()}
 
 
@@ -334,10 +339,10 @@ def hardware() -> str:
     for name, target in HARDWARE.items():
         measured = [device for device in devices if any(part.split()[-1] in device for part in name.split(", "))]
         made = f"yes, by Triton {compiled[target]}" if target in compiled else "no"
-        lines.append([name, f"`{target}`", made, "no", ", ".join(measured) or "no"])
+        lines.append([name, f"`{target}`", made, "no", "no", ", ".join(measured) or "no"])
     cpus = ", ".join(found[0].stamp.device for found in _newest() if found[0].on_cpu)
-    lines.append(["x86-64 CPU, Linux", "–", "–", "yes: eager path, and the kernels in Triton's interpreter", cpus])
-    return markdown(["hardware", "target", "kernels compiled", "tests run", "time measured"], lines, left=5)
+    lines.append(["x86-64 CPU, Linux", "–", "–", "–", "eager path; kernels in Triton's interpreter", cpus])
+    return markdown(["hardware", "target", "compiled", "executed", "tests run", "time measured"], lines, left=6)
 
 
 def versions() -> str:
@@ -353,14 +358,16 @@ def status() -> str:
         sum(bool(k["spills"]) for _, lines in reports for k in lines),
     )
     names = {target: name for name, target in HARDWARE.items()}
-    targets = ", ".join(f"{names[target]} ({target})" for target in _targets())
+    reported = dict.fromkeys(line["target"] for _, lines in reports for line in lines)
+    targets = ", ".join(f"{names[target]} ({target})" for target in reported)
     measured = ", ".join(found[0].stamp.device for found in _newest())
     on_gpu = any(not found[0].on_cpu for found in _newest())
     lines = [
         ["State", f"alpha, version {tt.__version__}: before 1.0 a minor version may change names"],
         ["Correct", "every op against plain torch, on every change, with the kernels in Triton's interpreter"],
         ["Compiled for", f"{targets}: {count} kernels, {spills or 'no'} spills"],
-        ["Measured", f"bytes: counted. Time: {measured}" + ("" if on_gpu else "; **on no GPU yet**")],
+        ["Executed", "the compiled kernels: not yet, on no GPU"],
+        ["Measured", f"bytes: counted. Time: {measured}" + ("" if on_gpu else "; **no GPU yet**")],
     ]
     return markdown(["status", ""], lines, left=2)
 
@@ -374,7 +381,8 @@ def tutorials() -> str:
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
         title, _, text = first.partition("\n")
-        parts.append(f"## [{title.lstrip('# ')}](notebooks/{path.name})\n\n{text.strip().partition(chr(10) * 2)[0]}")
+        paragraph = re.sub(":$", ".", text.strip().partition("\n\n")[0])
+        parts.append(f"## [{title.lstrip('# ')}](notebooks/{path.name})\n\n{paragraph}")
     return "\n\n".join(parts)
 
 
