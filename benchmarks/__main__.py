@@ -208,6 +208,20 @@ def calls(args: argparse.Namespace) -> int:
     return PASSED
 
 
+def count_bytes(args: argparse.Namespace) -> int:
+    """Bytes that a training step of each op moves: eager, compiled, this; counted, with no GPU."""
+    import torch
+    from rich.progress import track
+
+    from benchmarks import traffic
+
+    torch.set_num_threads(1)
+    found = list(track(traffic.count_all(args.ops or (), args.dtypes), "Counting"))
+    traffic.write(found, args.out)
+    print(args.out)
+    return PASSED
+
+
 def figures(args: argparse.Namespace) -> int:
     """The README's figures, from the committed result files."""
     from benchmarks.readme import figures as made
@@ -335,6 +349,11 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--ops", type=_names, metavar="A,B", help="names of ops (default: every op of the registry)")
     command.add_argument("--out", type=Path, default=RESULTS / "calls", help="folder (default: %(default)s)")
     command.set_defaults(run=calls)
+    command = commands.add_parser("bytes", help=count_bytes.__doc__, description=count_bytes.__doc__)
+    command.add_argument("--ops", type=_names, metavar="A,B", help="names of ops (default: every op of the registry)")
+    command.add_argument("--dtypes", type=_names, default=("float32", "bfloat16", "float16"), metavar="A,B")
+    command.add_argument("--out", type=Path, default=RESULTS / "bytes.json", help="file (default: %(default)s)")
+    command.set_defaults(run=count_bytes)
     command = commands.add_parser("figures", help=figures.__doc__, description=figures.__doc__)
     command.add_argument("--write", type=Path, metavar="README")
     command.set_defaults(run=figures)

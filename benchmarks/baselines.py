@@ -1,10 +1,11 @@
 """The eager baselines: each op as one writes it in torch with the fewest calls; torch.compile compiles these too.
 
-Constants are 0-dim tensors made once, outside what is timed, so that 16-bit inputs stay in their dtype.
+Gates that learn are the two `autograd.Function`s of JumpReLU autoencoders, which the page on porting starts from. Constants are 0-dim tensors made once, outside what is timed, so that 16-bit inputs stay in their dtype.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,33 +38,63 @@ def _binary_threshold(arguments: tuple[float, ...], like: Tensor) -> Formula:
 GATES: Mapping[str, Callable[[tuple[float, ...], Tensor], Formula]] = {"binary_threshold": _binary_threshold}
 
 
-class _StraightThrough(torch.autograd.Function):
-    """jumprelu, step and both with the count, as one writes them out: comparisons as masks, sums over rows."""
+def _window(x: Tensor, t: Tensor, bandwidth: float) -> Tensor:
+    u = (x - t) / bandwidth
+    return ((u > -0.5) & (u < 0.5)).to(u)
+
+
+class _JumpReLU(torch.autograd.Function):
+    """As sparse autoencoders write it: masks that multiply, a window, a sum over the rows."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, t: Tensor, bandwidth: float, name: str) -> Any:
+    def forward(x: Tensor, t: Tensor, bandwidth: float) -> Tensor:
+        return x * (x > t)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        x, t, ctx.bandwidth = inputs
         ctx.save_for_backward(x, t)
-        ctx.bandwidth, ctx.name = bandwidth, name
-        above = x > t
-        if name == "step":
-            return above.to(x.dtype)
-        y = torch.where(above, x, 0)
-        return y if name == "jumprelu" else (y, above.sum(-1, dtype=torch.float32))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
         x, t = ctx.saved_tensors
-        g, near = gradients[0], (x - t).abs() < ctx.bandwidth / 2
-        if ctx.name == "step":
-            return torch.zeros_like(x), (near * g).sum(0, dtype=t.dtype) / -ctx.bandwidth, None, None
-        push = t * g if ctx.name == "jumprelu" else torch.addcmul(gradients[1][:, None], t, g)
-        return torch.where(x > t, g, 0), (near * push).sum(0, dtype=t.dtype) / -ctx.bandwidth, None, None
+        push = -(t / ctx.bandwidth) * _window(x, t, ctx.bandwidth) * g
+        return (x > t) * g, push.sum(0), None
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, t: Tensor, bandwidth: float) -> Tensor:
+        return (x > t).to(x)
+
+    setup_context = _JumpReLU.setup_context
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None]:
+        x, t = ctx.saved_tensors
+        push = -(1.0 / ctx.bandwidth) * _window(x, t, ctx.bandwidth) * g
+        return None, push.sum(0), None
+
+
+def _jumprelu(x: Tensor, t: Tensor, bandwidth: float) -> Tensor:
+    return _JumpReLU.apply(x, t, bandwidth)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _step(x: Tensor, t: Tensor, bandwidth: float) -> Tensor:
+    return _Step.apply(x, t, bandwidth)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _jumprelu_l0(x: Tensor, t: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+    return _jumprelu(x, t, bandwidth), _step(x, t, bandwidth).sum(-1, dtype=torch.float32)
+
+
+LEARNED: Mapping[str, Callable[..., Any]] = {"jumprelu": _jumprelu, "step": _step, "jumprelu_l0": _jumprelu_l0}
 
 
 def learned(op: LearnedGate, bandwidth: float) -> Formula:
     """The entry by name, else the op's eager backend."""
-    if op.name in ("jumprelu", "step", "jumprelu_l0"):
-        return lambda x, t: _StraightThrough.apply(x, t, bandwidth, op.name)  # type: ignore[no-untyped-call]
+    if op.name in LEARNED:
+        return functools.partial(LEARNED[op.name], bandwidth=bandwidth)
 
     def formula(x: Tensor, t: Tensor) -> Any:
         with use_backend("eager"):

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Union
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from triton_thresh.rounding import round_to
 from triton_thresh.rules import ByLoss, ByPrediction, ByProximity, Rule
 
 MODES = ("forward", "backward", "both")
+WHOLE = "whole"  # how a workload's `whole` is run: forward and backward in one call, without autograd
 FEATURES = 1 << 16
 GRADIENT_THRESHOLD = 0.5
 PARAMETERS = 1000
@@ -56,6 +57,7 @@ class Inputs(NamedTuple):
 
 
 Call = Callable[..., Any]
+Result = tuple[tuple[Tensor, ...], tuple[Union[Tensor, None], ...]]  # outputs, gradients of the leaves
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ class Workload:
     """An op at one dtype and size on one device.
 
     `pack` and `eager` take the tensors of `make(seed)` and return a tensor or a tuple of them; `expected` gives the outputs and,
-    where the mode has them, the gradients of the leaves. `arguments` is the pack's call as `tt.explain` takes it. `compiles`:
-    torch.compile is a baseline too (over a thousand tensors it takes minutes).
+    where the mode has them, the gradients of the leaves. `arguments` is the pack's call as `tt.explain` takes it. `whole` is
+    `torch.func.grad_and_value` of a loss's formula: gradient and value of one call, in this order. `compiles`: torch.compile is a baseline
+    too (over a thousand tensors it takes minutes).
     """
 
     name: str
@@ -77,8 +80,9 @@ class Workload:
     pack: Call
     eager: Call
     bytes: Mapping[str, int]
-    expected: Callable[[Inputs], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
+    expected: Callable[[Inputs], Result]
     arguments: Callable[[Inputs], tuple[tuple[Any, ...], dict[str, Any]]]
+    whole: Call | None = None
     compiles: bool = True
 
     def blocks(self, inputs: Inputs, mode: str) -> str:
@@ -94,13 +98,16 @@ def outputs(result: Any) -> tuple[Tensor, ...]:
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
-def gradients(result: Any, inputs: Inputs) -> tuple[Tensor, ...]:
-    """The leaves' gradients for the upstream gradients."""
-    return torch.autograd.grad(outputs(result), inputs.leaves, inputs.upstream)
+def gradients(result: Any, inputs: Inputs) -> tuple[Tensor | None, ...]:
+    """The leaves' gradients for the upstream gradients; None where none arrives, as from a `step` to its input."""
+    return torch.autograd.grad(outputs(result), inputs.leaves, inputs.upstream, allow_unused=True)
 
 
-def run(call: Call, inputs: Inputs, mode: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def run(call: Call, inputs: Inputs, mode: str) -> Result:
     """One call in this mode: outputs, gradients (none for "forward")."""
+    if mode == WHOLE:
+        gradient, value = call(*(t.detach() for t in inputs.tensors))
+        return outputs(value), outputs(gradient)
     with torch.set_grad_enabled(mode != "forward"):
         result = call(*inputs.tensors)
     return outputs(result), gradients(result, inputs) if mode != "forward" else ()
@@ -120,7 +127,9 @@ def check(workload: Workload, call: Call, mode: str, *, strict: bool, inputs: In
             _compare(f"{kind} {place}", a, b, workload.dtype, strict)
 
 
-def _compare(what: str, actual: Tensor, expected: Tensor, dtype: torch.dtype, strict: bool) -> None:
+def _compare(what: str, actual: Tensor | None, expected: Tensor | None, dtype: torch.dtype, strict: bool) -> None:
+    assert expected is not None
+    actual = torch.zeros_like(expected) if actual is None else actual
     if actual.shape != expected.shape:
         raise WrongResultError(f"{what} has shape {tuple(actual.shape)}, expected {tuple(expected.shape)}")
     if expected.numel() == 0:
@@ -164,7 +173,7 @@ def gate(op: Gate, dtype: torch.dtype, numel: int, device: torch.device) -> Iter
         g = _random((numel,), dtype, device, 2 * seed + 1, normal=True) if op.differentiable else None
         return Inputs((x,), (g,))
 
-    def expected(inputs: Inputs) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def expected(inputs: Inputs) -> Result:
         (x,), (g,) = inputs
         y, dx = torch.empty_like(x), torch.empty_like(x)
         for part in (slice(start, start + CHUNK) for start in range(0, numel, CHUNK)):
@@ -210,7 +219,7 @@ def learned(op: LearnedGate, dtype: torch.dtype, numel: int, device: torch.devic
         g = _random(shape, dtype, device, 3 * seed + 2, normal=True)
         return Inputs((x, t.requires_grad_()), (g, g[:, 0].float()) if op.counts else (g,))
 
-    def expected(inputs: Inputs) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def expected(inputs: Inputs) -> Result:
         with tt.use_backend("eager"):
             return run(lambda x, t: op(x, t, bandwidth), inputs, "both")
 
@@ -251,6 +260,15 @@ def _loss(name: str, op: Loss, base: str, rule: Rule, dtype: torch.dtype, numel:
     # 1, but in float16 scaled as a GradScaler does it: the baselines' gradients, divided by numel, would underflow
     scale = min(FLOAT16_SCALE, numel) if dtype == torch.float16 else 1.0
     upstream = torch.full((), scale, dtype=dtype, device=device) if scale != 1 else None
+    eager = baselines.loss(base, rule, torch.empty(0, dtype=dtype, device=device))
+
+    def scaled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        value = eager(x, y)
+        return value * scale, value
+
+    def scaled_gradient_and_value(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        gradient, (_, value) = torch.func.grad_and_value(scaled, has_aux=True)(x, y)
+        return gradient, value
 
     def make(seed: int) -> Inputs:
         x = _random((numel,), dtype, device, 2 * seed, normal=domain != "probability")
@@ -259,7 +277,7 @@ def _loss(name: str, op: Loss, base: str, rule: Rule, dtype: torch.dtype, numel:
         y = _random((numel,), dtype, device, 2 * seed + 1, normal=domain == "real")
         return Inputs((x.requires_grad_(), y), (upstream,))
 
-    def expected(inputs: Inputs) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def expected(inputs: Inputs) -> Result:
         x, y = inputs.tensors
         x = x.detach()
         spec, operands = reference.specify(x, rule, base)
@@ -280,10 +298,11 @@ def _loss(name: str, op: Loss, base: str, rule: Rule, dtype: torch.dtype, numel:
         modes=MODES,
         make=make,
         pack=lambda x, y: call(x, y, **keywords),
-        eager=baselines.loss(base, rule, torch.empty(0, dtype=dtype, device=device)),
+        eager=eager,
         bytes=_bytes(op, like, (like.detach(),), {"reduction": "mean"}),
         expected=expected,
         arguments=lambda inputs: (inputs.tensors, dict(keywords)),
+        whole=torch.func.grad_and_value(eager) if scale == 1 else scaled_gradient_and_value,
     )
 
 
@@ -300,7 +319,7 @@ def gradient(op: GradientGate, dtype: torch.dtype, numel: int, device: torch.dev
         x = _random((numel,), dtype, device, 2 * seed, normal=True).requires_grad_()
         return Inputs((x,), (_random((numel,), dtype, device, 2 * seed + 1, normal=True),))
 
-    def expected(inputs: Inputs) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def expected(inputs: Inputs) -> Result:
         (x,), (g,) = inputs
         assert g is not None
         parts = [op.gate.reference(part, GRADIENT_THRESHOLD) for part in g.split(CHUNK)]
@@ -342,7 +361,7 @@ def foreach(op: ForeachGate, dtype: torch.dtype, numel: int, device: torch.devic
 
         return thresholded
 
-    def expected(inputs: Inputs) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def expected(inputs: Inputs) -> Result:
         return tuple(op.gate.reference(p.grad, GRADIENT_THRESHOLD) for p in inputs.tensors), ()
 
     size, _, _ = op.bytes_moved([torch.empty(numel, dtype=dtype, device="meta")], (), {}, grad=False)

@@ -18,7 +18,7 @@ import torch
 pytest.importorskip("matplotlib", reason="the benchmark draws")
 pytest.importorskip("rich", reason="the benchmark shows its progress")
 
-from benchmarks import gpu, readme, records, report, roofline, tables, workloads
+from benchmarks import gpu, readme, records, report, roofline, tables, traffic, workloads
 from benchmarks.__main__ import main
 from benchmarks.compare import compare
 from benchmarks.records import MixedRecordsError, Record, Stamp, Writer
@@ -511,6 +511,42 @@ def test_committed_compile_report_is_whole() -> None:
         assert {line.target for line in lines} == {"sm_80", "sm_90", "sm_100", "gfx942"}
         assert not any(line.spills for line in lines)
         assert (file.parent / "roofline.png").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------- bytes
+
+
+def workload_of(name: str, dtype: torch.dtype = torch.float32, numel: int = 1 << 16) -> Workload:
+    (found,) = workloads.workloads(OPS[name], dtype, numel, CPU)
+    return found
+
+
+def test_eager_bytes_are_counted_call_by_call() -> None:
+    s = 4
+    read_write, gate_backward = 2 * s, 3 * s
+    assert traffic.eager_calls(workload_of("hardshrink")) == [
+        ("hardshrink", read_write),
+        ("hardshrink_backward", gate_backward),
+    ]
+    assert traffic.eager_calls(workload_of("threshold_grad")) == [("hardshrink", read_write)], "the forward is a view"
+    in_place = traffic.eager_calls(workload_of("threshold_gradients_"))
+    assert sum(size for _, size in in_place) == pytest.approx(read_write)
+
+
+@pytest.mark.slow
+def test_compiled_bytes_are_those_of_inductors_kernels() -> None:
+    found = traffic.count(workload_of("exceedance_mse_loss"))
+    two_passes, one_pass = 2 * 4 + 3 * 4, 3 * 4
+    assert (found.compiled, found.compiled_grad, found.this) == (two_passes, one_pass, one_pass)
+
+
+def test_committed_bytes_are_whole_and_those_of_the_registry() -> None:
+    lines = json.loads((records.RESULTS / "bytes.json").read_text())
+    made = {(line["op"], line["dtype"]): line for line in lines}
+    expected = [w for dtype in traffic.DTYPES for w in all_workloads(getattr(torch, dtype), traffic.NUMEL)]
+    assert [(w.name, str(w.dtype).removeprefix("torch.")) for w in expected] == list(made)
+    for workload, line in zip(expected, made.values()):
+        assert line["this"] == round(workload.bytes[workload.modes[-1]] / workload.numel, 2), "run benchmarks bytes"
 
 
 # ------------------------------------------------------------------------------------------------------- tune, and steps

@@ -1,0 +1,129 @@
+"""Bytes that a training step moves, counted and not timed: the formula in eager torch, the same compiled, and this.
+
+eager: every torch call that autograd makes reads its operands and writes its results; views move nothing, caches are ignored.
+compiled: what Inductor says that its fused kernels read and write, when it compiles the same formula for a CPU.
+this: the byte formulas of the registry, to which the tests hold the Triton kernels in the interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.workloads import WHOLE, Call, Inputs, Workload, run, workloads
+from triton_thresh.registry import OPS
+
+NUMEL = 1 << 22  # 64 rows of 65,536 features where thresholds learn
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes an element, forward and backward together (forward alone where there is no backward).
+
+    compiled: torch.compile of the formula, whose backward is autograd's. compiled_grad: torch.compile of
+    torch.func.grad_and_value(formula), for losses; None elsewhere, and where compiling takes minutes.
+    """
+
+    op: str
+    dtype: str
+    eager: float
+    compiled: float | None
+    compiled_grad: float | None
+    this: float
+    torch: str
+
+
+class Calls(TorchDispatchMode):
+    """Notes each torch call with the bytes it reads and writes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if not func.is_view and "empty" not in name:
+            creates = name.endswith("_like") or name.startswith("new_")
+            read = [] if creates else [value for key, value in (kwargs or {}).items() if key != "out"] + list(args)
+            self.seen.append((name, sum(map(_size, tree_leaves((read, result))))))
+        return result
+
+
+def _size(value: object) -> int:
+    """A tensor's bytes; an expanded one is as large as what it was expanded from."""
+    if not isinstance(value, torch.Tensor):
+        return 0
+    return min(value.numel() * value.element_size(), value.untyped_storage().nbytes())
+
+
+def eager_calls(workload: Workload) -> list[tuple[str, float]]:
+    """The eager formula's calls in order, each with its bytes an element."""
+    inputs = workload.make(0)
+    with Calls() as calls:
+        run(workload.eager, inputs, workload.modes[-1])
+    return [(name, size / workload.numel) for name, size in calls.seen]
+
+
+def compiled_bytes(call: Call, inputs: Inputs, mode: str) -> int:
+    """What the kernels that Inductor makes of a call, and of its backward, read and write."""
+    from torch._inductor import config
+    from torch._inductor.graph import GraphLowering
+
+    total = 0
+    compile_to_module = GraphLowering.compile_to_module
+
+    def counting(graph: GraphLowering) -> Any:
+        nonlocal total
+        module = compile_to_module(graph)
+        total += graph.count_bytes()[0]
+        return module
+
+    torch._dynamo.reset()
+    with config.patch(fx_graph_cache=False), patch.object(GraphLowering, "compile_to_module", counting):
+        run(torch.compile(call, fullgraph=True, dynamic=False), inputs, mode)
+    return total
+
+
+def count(workload: Workload) -> Traffic:
+    """The bytes of one op."""
+    mode, inputs = workload.modes[-1], workload.make(0)
+
+    def per_element(size: float) -> float:
+        return round(size / workload.numel, 2)
+
+    def compiled(call: Call | None, mode: str) -> float | None:
+        return per_element(compiled_bytes(call, inputs, mode)) if call and workload.compiles else None
+
+    return Traffic(
+        op=workload.name,
+        dtype=str(workload.dtype).removeprefix("torch."),
+        eager=round(sum(size for _, size in eager_calls(workload)), 2),
+        compiled=compiled(workload.eager, mode),
+        compiled_grad=compiled(workload.whole, WHOLE),
+        this=per_element(workload.bytes[mode]),
+        torch=torch.__version__,
+    )
+
+
+def count_all(ops: Sequence[str] = (), dtypes: Sequence[str] = DTYPES) -> Iterator[Traffic]:
+    """Every op of the registry, or those named."""
+    for dtype in dtypes:
+        for name in ops or OPS:
+            for workload in workloads(OPS[name], getattr(torch, dtype), NUMEL, torch.device("cpu")):
+                yield count(workload)
+
+
+def write(found: Sequence[Traffic], path: Path) -> None:
+    """A list of objects, one a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[\n" + ",\n".join(json.dumps(asdict(one)) for one in found) + "\n]\n")
