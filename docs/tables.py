@@ -185,7 +185,12 @@ def counted() -> list[dict[str, Any]]:
     return list(loaded("bytes.json"))
 
 
-COUNTED = {"eager": "eager", "compiled": "compiled", "compiled_grad": "compiled, loss and gradient as one", "this": PACK}
+COUNTED = {
+    "eager": "eager",
+    "compiled": "compiled",
+    "compiled_grad": "compiled, loss and gradient as one",
+    "this": PACK,
+}
 
 
 def bytes_of_a_step() -> str:
@@ -321,33 +326,49 @@ HARDWARE = {
 }
 
 
-def _targets() -> dict[str, str]:
-    """The targets that every kernel was compiled for, and by which Triton."""
-    found: dict[str, list[str]] = {}
+def compiled_for() -> dict[str, str]:
+    """How the kernels compiled for each target, by the report and by targets.json."""
+    made: dict[str, str] = {}
     for _, lines in _reports():
         for target in dict.fromkeys(line["target"] for line in lines):
-            found.setdefault(target, []).append(lines[0]["triton"])
-    if others := loaded("targets.json"):
-        found |= {target: [others["triton"]] for target, made in others["targets"].items() if not made["spills"]}
-    return {target: ", ".join(versions) for target, versions in found.items()}
+            spills = sum(bool(line["spills"]) for line in lines if line["target"] == target)
+            made[target] = _yes(spills, lines[0]["triton"])
+    others = loaded("targets.json")
+    for target, counts in others["targets"].items() if others else ():
+        made[target] = _yes(counts["spills"], others["triton"])
+    return made
+
+
+def _yes(spills: int, triton: str) -> str:
+    return f"yes, by Triton {triton}" + (f"; {spills} spill{'s' * (spills == 1)}" if spills else "")
 
 
 def hardware() -> str:
     """What was done on or for which hardware."""
-    compiled, devices = _targets(), [found[0].stamp.device for found in _newest() if not found[0].on_cpu]
+    made, devices = compiled_for(), [found[0].stamp.device for found in _newest() if not found[0].on_cpu]
     lines = []
     for name, target in HARDWARE.items():
         measured = [device for device in devices if any(part.split()[-1] in device for part in name.split(", "))]
-        made = f"yes, by Triton {compiled[target]}" if target in compiled else "no"
-        lines.append([name, f"`{target}`", made, "no", "no", ", ".join(measured) or "no"])
+        lines.append([name, f"`{target}`", made.get(target, "no"), "no", "no", ", ".join(measured) or "no"])
     cpus = ", ".join(found[0].stamp.device for found in _newest() if found[0].on_cpu)
     lines.append(["x86-64 CPU, Linux", "–", "–", "–", "eager path; kernels in Triton's interpreter", cpus])
     return markdown(["hardware", "target", "compiled", "executed", "tests run", "time measured"], lines, left=6)
 
 
 def versions() -> str:
-    """The combinations that were tested."""
-    return "TODO"
+    """The combinations of Python, torch and Triton that `make versions` tested."""
+    path = ROOT / "tests" / "versions.json"
+    if not path.exists():
+        return "`make versions` has not been run yet."
+    lines = [
+        [
+            *(row[name] for name in ("python", "torch", "triton", "platform")),
+            str(row["passed"]),
+            str(len(row["failed"])),
+        ]
+        for row in json.loads(path.read_text(encoding="utf-8"))
+    ]
+    return markdown(["Python", "torch", "Triton", "platform", "tests passed", "failed"], lines, left=4)
 
 
 def status() -> str:
@@ -365,8 +386,7 @@ def status() -> str:
     lines = [
         ["State", f"alpha, version {tt.__version__}: before 1.0 a minor version may change names"],
         ["Correct", "every op against plain torch, on every change, with the kernels in Triton's interpreter"],
-        ["Compiled for", f"{targets}: {count} kernels, {spills or 'no'} spills"],
-        ["Executed", "the compiled kernels: not yet, on no GPU"],
+        ["Compiled for", f"{targets}: {count} kernels, {spills or 'no'} spills. Not executed yet"],
         ["Measured", f"bytes: counted. Time: {measured}" + ("" if on_gpu else "; **no GPU yet**")],
     ]
     return markdown(["status", ""], lines, left=2)
