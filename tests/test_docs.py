@@ -219,9 +219,9 @@ def test_performance_is_what_result_files_hold() -> None:
 
 
 def test_bytes_say_how_many_times_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = {"op": "an_op", "dtype": "float32", "eager": 60.0, "compiled": 20.0, "this": 12.0}
-    monkeypatch.setattr(tables, "counted", lambda: [line])
-    assert "| `an_op` | float32 | 60 | 20 | – | 12 | 5 |" in tables.bytes_of_a_step()
+    line = {"op": "an_op", "dtype": "float32", "eager": 60.0, "compiled": 20.0, "compiled_grad": None, "this": 12.0}
+    monkeypatch.setattr(tables, "counted", lambda: [line, {**line, "dtype": "bfloat16", "eager": 24.0, "this": 6.0}])
+    assert "| `an_op` | 60 | 20 | – | 12 | 5 | 4 |" in tables.bytes_of_a_step()
 
 
 def test_only_step_and_float16_losses_move_fewer_bytes_when_compiled() -> None:
