@@ -384,7 +384,7 @@ def status() -> str:
     lines = [
         ["State", f"alpha, version {tt.__version__}: before 1.0 a minor version may change names"],
         ["Correct", "every op against plain torch, on every change, with the kernels in Triton's interpreter"],
-        ["Compiled for", f"{targets}: {count} kernels, {spills or 'no'} spills. Not executed yet"],
+        ["Compiled for", f"{targets}: {count} kernels, {spills or 'no'} spills; no GPU has run them yet"],
         ["Measured", f"bytes: counted. Time: {measured}" + ("" if on_gpu else "; **no GPU yet**")],
     ]
     return markdown(["status", ""], lines, left=2)
