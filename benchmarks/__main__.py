@@ -1,116 +1,209 @@
-"""Command line: ``python -m benchmarks run | check | report | compare | compile | calls | figures | gpu``."""
+"""Command line: ``python -m benchmarks``."""
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
+
+if missing := [name for name in ("typer", "rich", "matplotlib") if find_spec(name) is None]:
+    raise SystemExit(f"The benchmarks need {', '.join(missing)}: pip install {' '.join(missing)}")
+
+import torch
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import track as tracked
+from rich.table import Table
+
+from benchmarks import records, tables, workloads
+from benchmarks.run import DTYPES, PROVIDERS, Bench, DeviceFailedError, Plan, measure
+from benchmarks.run import plan as planned
+from triton_thresh.cli import Dtypes, OpNames, Sizes, exponents, names, new_app, refuse, split
+from triton_thresh.cli import run as run_app
 
 if TYPE_CHECKING:
-    from benchmarks.run import Plan
+    from benchmarks.compare import Runs
+    from benchmarks.records import Record
 
-PASSED, FAILED, CANNOT_RUN = 0, 1, 2  # exit codes
-RESULTS = Path(__file__).parent / "results"
+FAILED, INTERRUPTED = 1, 130  # exit codes
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
+
+console = Console(highlight=False)
+if not console.is_terminal:
+    console = Console(highlight=False, width=150)
+
+app = new_app(
+    "Measure, count and compile every op of triton_thresh.\n\n"
+    "Results go to bench-results/, which git ignores; with --commit to benchmarks/results/, from which the documentation is made."
+)
+
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is a GPU if there is one.")]
+Modes = Annotated[list[str] | None, names("Modes", lambda: workloads.MODES, "forward", "both")]
+Providers = Annotated[list[str] | None, names("What is measured", lambda: PROVIDERS, "eager", "triton_thresh")]
+Full = Annotated[bool, typer.Option("--full", help="Every size from 2^0 to 2^30, and float16 too.")]
+Commit = Annotated[bool, typer.Option("--commit", help="Use benchmarks/results/, which git tracks.")]
+Out = Annotated[Path | None, typer.Option(help="Another folder, for instance /tmp/results.")]
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measure every op: a record a line, then tables and pictures."""
-    import torch
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def _folder(out: Path | None, commit: bool) -> Path:
+    return out or (records.RESULTS if commit else records.LOCAL)
 
-    from benchmarks import records, report
-    from benchmarks.run import Bench, DeviceFailedError, measure
-    from benchmarks.show import console, notice, summary
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What files and options are wrong about is said in a line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise refuse(str(error)) from None
+
+
+def _needs_compiler(what: str) -> None:
+    if find_spec("triton") is None:
+        raise refuse(f"{what} needs Triton")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise refuse(f"{what} needs Triton's compiler, which TRITON_INTERPRET=1 replaces; unset it")
+
+
+@app.command()
+def run(
+    ops: OpNames = None,
+    dtypes: Dtypes = None,
+    sizes: Sizes = None,
+    modes: Modes = None,
+    providers: Providers = None,
+    device: Device = "auto",
+    full: Full = False,
+    runs: Annotated[int, typer.Option(min=1, help="Measure everything so often, a file each, for instance 3.")] = 1,
+    threads: Annotated[
+        int,
+        typer.Option(min=1, help="On a CPU, for instance 4. A thread without a core of its own spoils the figures."),
+    ] = 1,
+    limit: Annotated[
+        float | None, typer.Option(min=1, help="Start no case after so many seconds, for instance 600.")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Go on with a run that was cut off, for instance a.jsonl."),
+    ] = None,
+    report: Annotated[bool, typer.Option(help="Draw pictures and write tables beside the records.")] = True,
+    out: Out = None,
+    commit: Commit = False,
+) -> None:
+    """Measure every op against eager torch and torch.compile."""
+    with _refusing():
+        plan = planned(device, full, ops, dtypes, exponents(sizes), modes, providers)
+    if plan.device.type == "cpu":
+        torch.set_num_threads(threads)
+    stamp = records.stamp(plan.device)
+    timer = _timer(plan.device)
+    deadline = time.monotonic() + limit if limit else math.inf
+    failed = 0
+    for number in range(runs):
+        going_on = resume if number == 0 else None
+        with _refusing():
+            writer = (
+                records.Writer(going_on, stamp, resume=True)
+                if going_on
+                else records.Writer.in_folder(_folder(out, commit), stamp)
+            )
+        console.print(f"{stamp.device}, torch {stamp.torch}, commit {stamp.commit} → {writer.path}", soft_wrap=True)
+        if stamp.cuda is None:
+            console.print("No GPU: this measures the CPU path. These are not GPU numbers.", style="bold yellow")
+        try:
+            made = _measured(plan, Bench(plan.device, timer, stamp, writer.write), writer.held, deadline)
+        except DeviceFailedError as error:
+            if not writer.path.exists():
+                raise refuse(f"the device cannot even copy: {error}") from None
+            print("The device failed; going on in a new process.", flush=True)
+            options = {"--resume": writer.path, "--runs": runs - number}
+            options |= {"--limit": max(1, int(deadline - time.monotonic()))} if limit else {}
+            again = [part for option, value in options.items() for part in (option, str(value))]
+            os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:], *again])
+        except KeyboardInterrupt:
+            print(f"Interrupted; what was measured is in {writer.path}")
+            raise typer.Exit(INTERRUPTED) from None
+        if not made:
+            raise refuse("nothing to measure: no op takes these dtypes and modes")
+        everything = records.read(writer.path)
+        _summarize(everything)
+        failed += sum(record.error is not None for record in made)
+        if report:
+            from benchmarks import report as reports
+
+            reports.write(everything, writer.path.with_suffix(""))
+            console.print(f"{writer.path.with_suffix('') / 'report.md'}, with pictures", soft_wrap=True)
+    if failed:
+        console.print(f"{failed} cases failed", style="red")
+        raise typer.Exit(FAILED)
+
+
+def _timer(device: torch.device):  # type: ignore[no-untyped-def]
     from benchmarks.timing import timer
 
-    plan = _plan(args)
-    if plan.device.type == "cuda":
-        torch.cuda.set_device(plan.device)
-    else:
-        torch.set_num_threads(args.threads)
-    stamp = records.stamp(plan.device)
-    try:
-        if args.resume or args.out.suffix == ".jsonl":
-            writer = records.Writer(args.resume or args.out, stamp, resume=bool(args.resume))
-        else:
-            writer = records.Writer.in_folder(args.out, stamp)
-    except records.MixedRecordsError as error:
-        return refuse(str(error))
-    done = frozenset(record.key for record in writer.held) if args.resume else frozenset()
-    notice(plan, stamp, writer.path)
-    bench = Bench(plan.device, timer(plan.device), stamp, writer.write)
-    deadline = time.monotonic() + args.limit if args.limit else math.inf
-    bar = (
-        TextColumn("{task.description:<44}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    return timer(device)
+
+
+def _measured(plan: Plan, bench: Bench, held: list[Record], deadline: float) -> list[Record]:
+    """The records of a run, while a bar shows its progress."""
+    done = frozenset(record.key for record in held)
+    bar = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     made = []
-    try:
-        with Progress(*bar, console=console) as progress:
-            task = progress.add_task("", total=len(plan) - len(done))
-            for record in measure(plan, bench, done, deadline):
-                made.append(record)
-                progress.update(task, advance=1, description=f"{record.op} {record.dtype} {record.provider}"[:44])
-                if record.error:
-                    progress.console.print(
-                        f"failed: {' '.join(map(str, record.key))}: {record.error}", style="red", markup=False
-                    )
-    except DeviceFailedError:
-        if not made:
-            return refuse("the device cannot even copy")
-        left = [] if deadline == math.inf else ["--limit", str(max(1, int(deadline - time.monotonic())))]
-        print("The device failed; going on in a new process.", flush=True)
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *_resumed(args, writer.path), *left])
-    except KeyboardInterrupt:
-        print(f"Interrupted; {len(made)} records are in {writer.path}")
-        return 130
-    if not made:
-        return refuse("nothing to measure: no op takes these dtypes and modes")
-    everything = records.read(writer.path)
-    console.print(summary(everything))
-    failed = [record for record in made if record.error]
-    if not args.no_report:
-        folder = writer.path.with_suffix("")
-        report.write(everything, folder)
-        console.print(f"{writer.path}, {folder / 'report.md'} and pictures", soft_wrap=True, markup=False)
-    console.print(f"{len(made)} cases measured, {len(failed)} of them failed")
-    return FAILED if failed else PASSED
+    with Progress(*bar, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task("", total=len(plan) - len(done))
+        for record in measure(plan, bench, done, deadline):
+            made.append(record)
+            progress.update(task, advance=1, description=f"{record.op} {record.dtype} {record.provider}"[:44])
+            if record.error:
+                words = f"failed: {' '.join(map(str, record.key))}: {record.error}"
+                progress.console.print(words, style="red", markup=False)
+    return made
 
 
-def _resumed(args: argparse.Namespace, path: Path) -> list[str]:
-    """The arguments of `run` that go on with a file."""
-    kept = ["run", "--resume", str(path), "--device", args.device, "--threads", str(args.threads)]
-    for name in ("ops", "dtypes", "sizes", "modes", "providers"):
-        if getattr(args, name):
-            kept += [f"--{name}", ",".join(map(str, getattr(args, name)))]
-    return kept + ["--full"] * args.full + ["--no-report"] * args.no_report
+def _summarize(found: list[Record]) -> None:
+    """Training steps at the largest size."""
+    rows = tables.steps(tables.rows(found))
+    most = max(row.numel for row in rows)
+    stamp = tables.described(found[-1].stamp, [record.timestamp for record in found])
+    heads, lines = tables.table([row for row in rows if row.numel == most], tables.short_columns())
+    note = ". A CPU: not GPU numbers" if found[-1].on_cpu else ""
+    _show(heads, lines, title=f"Forward and backward. {stamp}{note}", left=2)
 
 
-def check(args: argparse.Namespace) -> int:
-    """Run each op of the pack once, forward and backward, and hold it to its reference; time nothing."""
-    from benchmarks import workloads
+def _show(heads: list[str], lines: list[list[str]], title: str | None = None, left: int = 1) -> None:
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="left" if place < left else "right", no_wrap=place < left)
+    for line in lines:
+        table.add_row(*line, style={"slower": "red", "faster": "green"}.get(line[5] if len(line) > 5 else ""))
+    console.print(table)
 
-    plan = _plan(args)
+
+@app.command()
+def check(
+    ops: OpNames = None,
+    dtypes: Dtypes = None,
+    sizes: Sizes = None,
+    modes: Modes = None,
+    device: Device = "auto",
+    full: Full = False,
+) -> None:
+    """Hold each op to its reference once; time nothing."""
+    with _refusing():
+        plan = planned(device, full, ops, dtypes, exponents(sizes), modes, PROVIDERS[-1:])
     wrong = count = 0
     for _, numel, found in plan.groups():
         for workload in found:
-            for mode in plan.modes_of(workload):
+            for mode, _ in plan.cases(workload):
                 count += 1
                 try:
                     workloads.check(workload, workload.pack, mode, strict=True)
@@ -118,260 +211,160 @@ def check(args: argparse.Namespace) -> int:
                     wrong += 1
                     print(f"{workload.name} {workload.dtype} {numel} {mode}: {type(error).__name__}: {error}")
     print(f"{count - wrong} of {count} calls agree with their reference")
-    return FAILED if wrong or not count else PASSED
+    raise typer.Exit(FAILED if wrong or not count else 0)
 
 
-def report(args: argparse.Namespace) -> int:
-    """Tables and pictures of result files."""
-    from benchmarks import records
+@app.command()
+def report(
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Files or folders, for instance a.jsonl (each device's newest if not given)."),
+    ] = None,
+    commit: Commit = False,
+) -> None:
+    """Write tables and draw pictures from result files."""
+    from benchmarks import compiled
     from benchmarks import report as reports
 
-    paths = [file for path in args.results for file in records.files(path)] or records.newest()
+    paths = [file for path in results or () for file in records.files(path)] or records.newest(_folder(None, commit))
     if not paths:
-        return refuse("no result files; python -m benchmarks run makes one")
-    try:
-        if args.out:
-            made = reports.write(records.read(paths), args.out)
-        else:
-            made = [file for path in paths for file in reports.write(records.read(path), path.with_suffix(""))]
-    except (OSError, ValueError) as error:
-        return refuse(str(error))
-    print("\n".join(map(str, made)))
-    return PASSED
+        raise refuse("no result files; python -m benchmarks run makes one")
+    with _refusing():
+        for path in paths:
+            for file in reports.write(records.read(path), path.with_suffix("")):
+                print(file)
+        for path in [] if results else sorted((_folder(None, commit) / "compile").glob("*/report.jsonl")):
+            print(compiled.draw(compiled.read(path), path.parent))
 
 
-def compare(args: argparse.Namespace) -> int:
-    """Two result files: what is slower in the second; exit code 1 if anything is, or fails there alone."""
-    from benchmarks import records
+@app.command()
+def compare(
+    before: Annotated[str, typer.Argument(help="Runs: files or folders, several by commas, for instance before.")],
+    after: Annotated[str, typer.Argument(help="The other side, for instance a.jsonl,b.jsonl.")],
+    tolerance: Annotated[float, typer.Option(min=0, help="What counts beside the noise, for instance 0.1.")] = 0.05,
+) -> None:
+    """Say what became slower, beyond the noise between runs.
+
+    Each side needs two runs or more, on the same device. The exit code is 1 if anything of this package became slower, or
+    fails now.
+    """
+    from benchmarks.compare import HEADS
     from benchmarks.compare import compare as compared
-    from benchmarks.show import comparison
 
-    try:
-        before, after = (records.read(records.files(path)) for path in (args.before, args.after))
-    except (OSError, ValueError) as error:
-        return refuse(str(error))
-    result = compared(before, after, args.tolerance)
-    if not result.changes and not result.broken:
-        return refuse(f"{args.before} and {args.after} have no case in common")
-    comparison(result, before, after, args.tolerance)
-    return PASSED if result.passes else FAILED
+    with _refusing():
+        one, other = _runs(before), _runs(after)
+        found = compared(one, other, tolerance)
+    for name, side in (("before", one), ("after", other)):
+        stamps = ", ".join(dict.fromkeys(tables.described(run[0].stamp, [run[0].timestamp]) for run in side))
+        console.print(f"{name}: {len(side)} runs, {stamps}", soft_wrap=True, markup=False)
+    moved = [change for change in found.changes if change.verdict != "same"]
+    if moved:
+        _show(list(HEADS), [change.cells for change in sorted(moved, key=lambda change: -change.ratio)], left=6)
+    for record in found.broken:
+        console.print(f"fails now: {' '.join(map(str, record.key))}: {record.error}", style="red", markup=False)
+    console.print(
+        f"{len(found.changes)} cases, noise between runs {found.noise:.0%} (median). {len(found.regressions)} of this package "
+        f"are slower beyond their noise and {tolerance:.0%}. {found.too_few} cases have too few runs on a side; "
+        f"{len(found.gone)} were not measured again."
+    )
+    raise typer.Exit(FAILED if found.regressions or found.broken else 0)
 
 
-def compile(args: argparse.Namespace) -> int:
-    """Compile every kernel for every target, with no GPU: registers, spills, vector widths, instructions, a roofline."""
-    if find_spec("triton") is None:
-        return refuse("the compile report needs Triton")
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return refuse("TRITON_INTERPRET=1 leaves nothing to compile; unset it")
-    from rich.progress import track
+def _runs(side: str) -> Runs:
+    """The runs of a side, each of one file."""
+    files = [file for path in split([side]) for file in records.files(Path(path))]
+    if not files:
+        raise ValueError(f"{side}: no result files")
+    return [records.read(file) for file in files]
 
+
+@app.command(name="compile")
+def compile_(
+    targets: Annotated[list[str] | None, names("Architectures", lambda: TARGETS, "sm_90", "gfx942")] = None,
+    dtypes: Dtypes = None,
+    gpu: Annotated[Literal["H100", "H200"], typer.Option(help="Whose times are modelled.")] = "H200",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes, for instance 2 (one for each core if not given).")
+    ] = None,
+    out: Out = None,
+    commit: Commit = False,
+) -> None:
+    """Compile every kernel for four GPUs, with none at hand.
+
+    The report has registers, spills, vector widths, instructions, and a roofline. The exit code is 1 if a kernel spills.
+    """
+    _needs_compiler("the compile report")
     from benchmarks import compiled
     from benchmarks.roofline import GPUS
 
-    if unknown := [target for target in args.targets if target not in TARGETS]:
-        return refuse(f"--targets: expected some of {', '.join(TARGETS)}; got {', '.join(unknown)}")
-    compilation = compiled.Compilation(args.targets, args.dtypes)
-    for _ in track(compilation.run(args.jobs), "Compiling", total=len(compilation.jobs)):
+    compilation = compiled.Compilation(targets or TARGETS, [SHORT[dtype] for dtype in dtypes or DTYPES])
+    for _ in tracked(compilation.run(jobs), "Compiling", total=len(compilation.jobs)):
         pass
     lines = compilation.lines()
-    for path in compiled.write(lines, args.out, GPUS[args.gpu]):
+    for path in compiled.write(lines, _folder(out, commit) / "compile", GPUS[gpu]):
         print(path)
     spilled = [f"{line.target} {line.op} {line.kernel} {line.dtype}" for line in lines if line.spills]
     print(f"{len(lines)} kernels, {len(spilled)} with spills: {', '.join(spilled) or 'none'}")
-    return FAILED if spilled else PASSED
+    raise typer.Exit(FAILED if spilled else 0)
 
 
-def calls(args: argparse.Namespace) -> int:
-    """Host time of calls on tiny inputs, beside eager torch and a bare ``kernel[grid]``; without a GPU on a stub driver."""
-    if find_spec("triton") is None:
-        return refuse("the launches measured need Triton")
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return refuse("TRITON_INTERPRET=1 leaves no launch to measure; unset it")
-    import torch
-    from rich.progress import track
+@app.command()
+def calls(ops: OpNames = None, out: Out = None, commit: Commit = False) -> None:
+    """Measure the host's time of calls on tiny inputs.
 
+    Beside them stand eager torch and a bare kernel[grid]; without a GPU a stub takes the driver's place.
+    """
+    _needs_compiler("the time of a launch")
     from benchmarks import calls as measured
-    from benchmarks import records
     from triton_thresh.registry import OPS
 
-    if unknown := [name for name in args.ops or () if name not in OPS]:
-        return refuse(f"--ops: expected some of {', '.join(OPS)}; got {', '.join(unknown)}")
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stamp = records.stamp(device)
     made = [
-        record for name in track(args.ops or list(OPS), "Measuring") for record in measured.measure(name, device, stamp)
+        record for name in tracked(ops or list(OPS), "Measuring") for record in measured.measure(name, device, stamp)
     ]
     print("\n".join(measured.table(made)))
-    for path in measured.write(made, args.out / stamp.folder, f"{records.now()[:10]}-{stamp.commit}"):
+    folder = _folder(out, commit) / "calls" / stamp.folder
+    for path in measured.write(made, folder, f"{records.now()[:10]}-{stamp.commit}"):
         print(path)
-    return PASSED
 
 
-def count_bytes(args: argparse.Namespace) -> int:
-    """Bytes that a training step of each op moves: eager, compiled, this; counted, with no GPU."""
-    import torch
-    from rich.progress import track
-
+@app.command(name="bytes")
+def bytes_(ops: OpNames = None, dtypes: Dtypes = None, out: Out = None, commit: Commit = False) -> None:
+    """Count the bytes of a training step: eager, compiled, this."""
     from benchmarks import traffic
 
     torch.set_num_threads(1)
-    found = list(track(traffic.count_all(args.ops or (), args.dtypes), "Counting"))
-    traffic.write(found, args.out)
-    print(args.out)
-    return PASSED
+    found = list(tracked(traffic.count_all(ops or (), dtypes or DTYPES), "Counting"))
+    heads = ["op", "dtype", "eager", "compiled", "compiled+grad", "this"]
+    figures = ((one.eager, one.compiled, one.compiled_grad, one.this) for one in found)
+    _show(heads, [[one.op, one.dtype, *map(tables.number, line)] for one, line in zip(found, figures)], left=2)
+    path = _folder(out, commit) / "bytes.json"
+    traffic.write(found, path)
+    print(path)
 
 
-def figures(args: argparse.Namespace) -> int:
-    """The README's figures, from the committed result files."""
-    from benchmarks.readme import figures as made
-    from benchmarks.readme import updated
+@app.command()
+def gpu(
+    limit: Annotated[float, typer.Option(min=1, help="Seconds for all steps, for instance 600.")] = 1800,
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder, for instance /tmp/gpu.")] = Path("gpu-results"),
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Without a GPU: the same steps on a CPU and a pretended GPU.")
+    ] = False,
+) -> None:
+    """Run everything a GPU settles, the most telling first.
 
-    if args.write:
-        args.write.write_text(updated(args.write.read_text()))
-    else:
-        print(made())
-    return PASSED
-
-
-def gpu(args: argparse.Namespace) -> int:
-    """Everything a GPU settles in one go, the most telling first, within a time limit."""
+    Tests, benchmark, sanitizer, profiler and tuning, within a time limit.
+    """
     from benchmarks.gpu import run_all
 
-    return run_all(args.limit, args.out, rehearse=args.rehearse)
+    raise typer.Exit(run_all(limit, out, rehearse=rehearse))
 
 
-def refuse(message: str) -> int:
-    print(f"benchmarks: {message}", file=sys.stderr)
-    return CANNOT_RUN
-
-
-def _plan(args: argparse.Namespace) -> Plan:
-    from benchmarks.run import plan
-
-    try:
-        return plan(args.device, args.full, args.ops, args.dtypes, args.sizes, args.modes, args.providers)
-    except ValueError as error:
-        raise SystemExit(refuse(str(error))) from None
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    """ "10,20" or "10-20": exponents of 2."""
-    found: list[int] = []
-    for part in _names(text):
-        low, _, high = part.partition("-")
-        found += range(int(low), int(high or low) + 1)
-    if not found or not all(0 <= size <= 40 for size in found):
-        raise argparse.ArgumentTypeError(f"expected exponents of 2 such as 10,20 or 10-20, got {text!r}")
-    return tuple(dict.fromkeys(found))
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
-
-
-def _chosen(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one"
-    )
-    command.add_argument("--ops", type=_names, metavar="A,B", help="names of ops (default: every op of the registry)")
-    command.add_argument("--dtypes", type=_names, metavar="A,B", help="float32, bfloat16, float16, float64")
-    command.add_argument("--sizes", type=_sizes, metavar="10,20-24", help="exponents of 2 (default: a telling few)")
-    command.add_argument("--modes", type=_names, metavar="A,B", help="forward, backward, both (default: all)")
-    command.add_argument(
-        "--providers",
-        type=_names,
-        metavar="A,B",
-        help="eager, torch.compile, triton_thresh (default: all; on a CPU not torch.compile)",
-    )
-    command.add_argument("--full", action="store_true", help="every size from 2^0 to 2^30, every dtype, every provider")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Parse the arguments and run the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("run", help=run.__doc__, description=run.__doc__)
-    _chosen(command)
-    command.add_argument(
-        "--out",
-        type=Path,
-        default=RESULTS,
-        help="folder of results, or a .jsonl file to write or append to (default: %(default)s)",
-    )
-    command.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        help="on a CPU (default: 1, since a thread without a core of its own spoils the figures)",
-    )
-    command.add_argument("--resume", type=Path, metavar="FILE", help="go on with a run that was cut off")
-    command.add_argument("--limit", type=_positive, metavar="SECONDS", help="start no case after so long")
-    command.add_argument("--no-report", action="store_true", help="records alone, no tables and pictures")
-    command.set_defaults(run=run)
-    command = commands.add_parser("check", help=check.__doc__, description=check.__doc__)
-    _chosen(command)
-    command.set_defaults(run=check)
-    command = commands.add_parser("report", help=report.__doc__, description=report.__doc__)
-    command.add_argument(
-        "results", type=Path, nargs="*", metavar="RESULTS", help="files or folders (default: each device's newest)"
-    )
-    command.add_argument(
-        "--out", type=Path, help="folder for one report of all (default: one beside each file, under its name)"
-    )
-    command.set_defaults(run=report)
-    command = commands.add_parser("compare", help=compare.__doc__, description=compare.__doc__)
-    command.add_argument("before", type=Path)
-    command.add_argument("after", type=Path)
-    command.add_argument(
-        "--tolerance", type=_positive, default=0.05, help="of the median, beside the noise (default: %(default)s)"
-    )
-    command.set_defaults(run=compare)
-    command = commands.add_parser("compile", help=compile.__doc__, description=compile.__doc__)
-    command.add_argument("--targets", type=_names, default=TARGETS, metavar="A,B", help=f"default: {','.join(TARGETS)}")
-    command.add_argument(
-        "--dtypes", type=_names, default=("fp32", "bf16", "fp16"), metavar="A,B", help="fp32, bf16, fp16, fp64"
-    )
-    command.add_argument(
-        "--gpu", choices=("H100", "H200"), default="H200", help="whose times are modelled (default: %(default)s)"
-    )
-    command.add_argument("--jobs", type=int, help="processes (default: one a core)")
-    command.add_argument("--out", type=Path, default=RESULTS / "compile", help="folder (default: %(default)s)")
-    command.set_defaults(run=compile)
-    command = commands.add_parser("calls", help=calls.__doc__, description=calls.__doc__)
-    command.add_argument("--ops", type=_names, metavar="A,B", help="names of ops (default: every op of the registry)")
-    command.add_argument("--out", type=Path, default=RESULTS / "calls", help="folder (default: %(default)s)")
-    command.set_defaults(run=calls)
-    command = commands.add_parser("bytes", help=count_bytes.__doc__, description=count_bytes.__doc__)
-    command.add_argument("--ops", type=_names, metavar="A,B", help="names of ops (default: every op of the registry)")
-    command.add_argument("--dtypes", type=_names, default=("float32", "bfloat16", "float16"), metavar="A,B")
-    command.add_argument("--out", type=Path, default=RESULTS / "bytes.json", help="file (default: %(default)s)")
-    command.set_defaults(run=count_bytes)
-    command = commands.add_parser("figures", help=figures.__doc__, description=figures.__doc__)
-    command.add_argument("--write", type=Path, metavar="README")
-    command.set_defaults(run=figures)
-    command = commands.add_parser("gpu", help=gpu.__doc__, description=gpu.__doc__)
-    command.add_argument(
-        "--limit", type=_positive, default=1800, metavar="SECONDS", help="for all steps (default: %(default)s)"
-    )
-    command.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder (default: %(default)s)")
-    command.add_argument(
-        "--rehearse",
-        action="store_true",
-        help="without a GPU: the same steps on a CPU and a pretended GPU, where they can",
-    )
-    command.set_defaults(run=gpu)
-    args = parser.parse_args(argv)
-    if missing := [name for name in ("rich", "matplotlib") if find_spec(name) is None]:
-        return refuse(f'{" and ".join(missing)} missing: pip install "triton-thresh[bench]"')
-    return int(args.run(args))
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command, and return its exit code."""
+    return run_app(app, "python -m benchmarks", arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The eager baselines: each op as one writes it in torch with the fewest calls; torch.compile compiles these too.
 
-Gates that learn are the two `autograd.Function`s of JumpReLU autoencoders, which the page on porting starts from. Constants are 0-dim tensors made once, outside what is timed, so that 16-bit inputs stay in their dtype.
+Gates that learn are the two `autograd.Function`s of JumpReLU autoencoders, which the page on porting starts from. Constants
+are 0-dim tensors made once, outside what is timed, so that 16-bit inputs stay in their dtype.
 """
 
 from __future__ import annotations

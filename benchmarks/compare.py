@@ -1,68 +1,137 @@
-"""Two result files against each other: what became slower, beyond a tolerance and beyond the noise."""
+"""Two sides, each of several runs: what became slower, beyond a tolerance and beyond the noise between runs."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.records import Record
-from benchmarks.run import COPY
+from benchmarks.run import COPY, EAGER, PACK
+from benchmarks.tables import milliseconds, size
+
+Key = tuple[str, str, int, str, str]
+LEAST = 2  # runs of a side, without which its noise is not known
+MUST_AGREE = ("device", "cuda", "driver", "threads")
+
+
+class NotComparableError(ValueError):
+    """The two sides cannot be told apart by time alone, or not at all."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One case in both files."""
+    """A case in several runs of each side: milliseconds, and the same over eager torch's in the same run."""
 
-    before: Record
-    after: Record
+    key: Key
+    before: Sequence[float]
+    after: Sequence[float]
+    before_relative: Sequence[float]
+    after_relative: Sequence[float]
     tolerance: float
 
     @property
     def ratio(self) -> float:
-        """Time after over time before."""
-        assert self.before.ms
-        assert self.after.ms
-        return self.after.ms / self.before.ms
+        """The median time after over that before."""
+        return statistics.median(self.after) / statistics.median(self.before)
 
     @property
     def verdict(self) -> str:
-        """slower or faster if the median moved by more than the tolerance and the 20-80 % ranges do not overlap, else same."""
-        before, after = self.before, self.after
-        assert before.ms_p20 is not None
-        assert before.ms_p80 is not None
-        assert after.ms_p20 is not None
-        assert after.ms_p80 is not None
-        if self.ratio > 1 + self.tolerance and after.ms_p20 > before.ms_p80:
-            return "slower"
-        if self.ratio < 1 / (1 + self.tolerance) and after.ms_p80 < before.ms_p20:
-            return "faster"
-        return "same"
+        """slower, if every run after is slower than every run before, by more than the tolerance; faster likewise; else same.
+
+        It has to hold for the milliseconds, and for the multiple of eager torch's time in the same run, if that was measured: a
+        machine that was busier in one of the sides slows down both.
+        """
+        verdict = _moved(self.before, self.after, self.tolerance)
+        if not (self.before_relative and self.after_relative):
+            return verdict
+        return verdict if verdict == _moved(self.before_relative, self.after_relative, self.tolerance) else "same"
+
+    @property
+    def cells(self) -> list[str]:
+        """A line of the table."""
+        op, dtype, numel, mode, provider = self.key
+        times = (f"{milliseconds(min(side))}–{milliseconds(max(side))}" for side in (self.before, self.after))
+        return [op, dtype, size(numel), mode, provider, self.verdict, *times, f"{self.ratio:.2f}"]
+
+
+HEADS = ("op", "dtype", "elements", "mode", "provider", "", "before ms", "after ms", "ratio")
+
+
+def _moved(before: Sequence[float], after: Sequence[float], tolerance: float) -> str:
+    if min(after) > max(before) * (1 + tolerance):
+        return "slower"
+    return "faster" if max(after) * (1 + tolerance) < min(before) else "same"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What both files hold, what only the first measured, and what failed in the second alone."""
+    """Cases of both sides; how many have too few runs on a side; what the second side alone did not measure, or failed in."""
 
     changes: list[Change]
-    gone: list[Record]
+    too_few: int
+    gone: list[Key]
     broken: list[Record]
 
     @property
     def regressions(self) -> list[Change]:
-        return [change for change in self.changes if change.verdict == "slower"]
+        """This package's cases that became slower. The others are a control: theirs is the same code on both sides."""
+        return [change for change in self.changes if change.key[-1] == PACK and change.verdict == "slower"]
 
     @property
-    def passes(self) -> bool:
-        return not self.regressions and not self.broken
+    def noise(self) -> float:
+        """The median, over cases and sides, of the slowest run over the fastest, less 1."""
+        return statistics.median(max(side) / min(side) for c in self.changes for side in (c.before, c.after)) - 1
 
 
-def compare(before: Sequence[Record], after: Sequence[Record], tolerance: float) -> Comparison:
-    """Match the cases of two files; copies and cases that failed before are left out."""
-    later = {record.key: record for record in after}
-    measured = [record for record in before if record.ms and record.op != COPY]
-    pairs = [(record, later[record.key]) for record in measured if record.key in later]
+Runs = Sequence[Sequence[Record]]
+
+
+def compare(before: Runs, after: Runs, tolerance: float) -> Comparison:
+    """Match the cases of two sides; copies and cases that failed before are left out."""
+    for field in MUST_AGREE:
+        found = [{getattr(record, field) for run in side for record in run} for side in (before, after)]
+        if len(found[0] | found[1]) > 1:
+            one, other = (", ".join(sorted(map(str, values))) for values in found)
+            raise NotComparableError(f"the runs differ in {field}: {one} before, {other} after")
+    first, second = _times(before), _times(after)
+    both = [key for key in first if key in second]
+    enough = [key for key in both if min(len(first[key]), len(second[key])) >= LEAST]
+    if not enough:
+        raise NotComparableError(
+            f"no case has {LEAST} runs on each side, without which noise cannot be told from a change; "
+            "measure each side with `run --runs 3`"
+        )
+    tried = {record.key: record for run in after for record in run}
     return Comparison(
-        [Change(one, other, tolerance) for one, other in pairs if other.ms],
-        [record for record in measured if record.key not in later],
-        [other for _, other in pairs if not other.ms],
+        [
+            Change(
+                key,
+                list(first[key].values()),
+                list(second[key].values()),
+                _relative(first, key),
+                _relative(second, key),
+                tolerance,
+            )
+            for key in enough
+        ],
+        len(both) - len(enough),
+        [key for key in first if key not in tried],
+        [tried[key] for key in first if key in tried and key not in second],
     )
+
+
+def _times(runs: Runs) -> dict[Key, dict[int, float]]:
+    """Milliseconds of each case in the runs, by number, that measured it."""
+    found: dict[Key, dict[int, float]] = {}
+    for number, run in enumerate(runs):
+        for record in run:
+            if record.ms and record.op != COPY:
+                found.setdefault(record.key, {})[number] = record.ms
+    return found
+
+
+def _relative(times: dict[Key, dict[int, float]], key: Key) -> list[float]:
+    """A case's times over eager torch's in the same runs; none for eager torch itself."""
+    eager = times.get((*key[:-1], EAGER), {}) if key[-1] != EAGER else {}
+    return [ms / eager[run] for run, ms in times[key].items() if run in eager]

@@ -140,6 +140,11 @@ class Compilation:
         return [line(case, self.reports[job], commit) for case, job in self.cases]
 
 
+def read(path: Path) -> list[Line]:
+    """The lines of a report.jsonl."""
+    return [Line(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
 def write(lines: list[Line], folder: Path, gpu: Gpu) -> list[Path]:
     """report.jsonl, a table a target, and the roofline picture, in a folder of this Triton version."""
     place = folder / f"triton-{triton.__version__}"
@@ -152,15 +157,18 @@ def write(lines: list[Line], folder: Path, gpu: Gpu) -> list[Path]:
         path = place / f"{target}.md"
         path.write_text(text(target, [found for found in lines if found.target == target], gpu), encoding="utf-8")
         made.append(path)
+    return [*made, *([draw(lines, place)] if PICTURED in targets else [])]
+
+
+def draw(lines: list[Line], folder: Path) -> Path:
+    """The roofline picture."""
     points = dict.fromkeys(
         found.point
         for found in lines
         if found.target == PICTURED and found.operands in ("number", "row", "-") and found.kernel != "finish"
     )
-    if points:
-        title = f"{PICTURED}, triton {triton.__version__}, commit {lines[0].commit}"
-        made += save(roofline.draw(list(points), title), place / "roofline")
-    return made
+    title = f"{PICTURED}, triton {lines[0].triton}, commit {lines[0].commit}"
+    return save(roofline.draw(list(points), title), folder / "roofline")[0]
 
 
 HEADS = ("op", "kernel", "dtype", "operands", "registers", "spills", "shared bytes", "loads", "stores", "instr/elem",

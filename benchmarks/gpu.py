@@ -91,7 +91,7 @@ def steps(out: Path, rehearse: bool) -> list[Step]:
     ]
     watched = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     pretend = [*python, "tests.rehearsal"] if rehearse else python
-    run = [*python, "benchmarks", "run", "--limit", SECONDS]
+    run = [*python, "benchmarks", "run", "--runs", "2", "--limit", SECONDS]
     on_cpu, pretended = ("on a CPU", "on a stub driver: kernels compiled, not launched") if rehearse else ("", "")
     searches = ["--sizes", "10", "--dtypes", "bfloat16", "--ops", "hardshrink"] if rehearse else []
     sanitizer, ncu = (_missing(no_gpu, tool) for tool in ("compute-sanitizer", "ncu"))
@@ -102,7 +102,7 @@ def steps(out: Path, rehearse: bool) -> list[Step]:
         Step("versions", [*python, "triton_thresh", "info"], 0.1),
         Step("gpu tests", [*python, "pytest", "-q", "-m", "gpu", "tests"], 0.35, no_gpu),
         Step("benchmark", [*run, "--out", str(before), *few], 0.45, benched, untuned, instead=on_cpu),
-        Step("calls", [*python, "benchmarks", "calls", "--out", str(out / "calls"), *few[:2]], 0.1, benched),
+        Step("calls", [*python, "benchmarks", "calls", "--out", str(out), *few[:2]], 0.1, benched),
         Step("memcheck", [*sanitize, "memcheck", *cases], 0.25, sanitizer, watched),
         Step("racecheck", [*sanitize, "racecheck", *cases], 0.25, sanitizer, watched),
         Step("ncu", [*profile, *python, *large], 0.25, ncu, untuned),

@@ -1,4 +1,4 @@
-"""One measurement a line, and the stamp that says where it was made; a file holds records of one stamp alone."""
+"""One measurement a line, and the stamp that says where it was made. A file is one run, and holds records of one stamp alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ import torch
 from triton_thresh.measured import slug
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "benchmarks" / "results"  # committed
+LOCAL = ROOT / "bench-results"  # ignored by git: where results go unless asked otherwise
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,6 @@ class Stamp:
     def folder(self) -> str:
         """The name of the device's folder of results."""
         return slug(self.device) if self.cuda else f"cpu-{slug(self.device)}"
-
-    @property
-    def exact(self) -> bool:
-        """Whether the commit says which code ran."""
-        return re.fullmatch(r"[0-9a-f]{7,40}", self.commit) is not None
 
 
 @dataclass(frozen=True)
@@ -163,13 +159,8 @@ def files(path: Path) -> list[Path]:
 
 def newest(folder: Path = RESULTS) -> list[Path]:
     """For each device the file that was last written to, by its last record."""
-    places = (
-        sorted(place for place in folder.iterdir() if place.is_dir() and place.name not in ("calls", "compile"))
-        if folder.is_dir()
-        else []
-    )
-    found = [sorted(place.glob("*.jsonl"), key=lambda path: read(path)[-1].timestamp) for place in places]
-    return [paths[-1] for paths in found if paths]
+    places = sorted({path.parent for path in folder.glob("*/*.jsonl")})
+    return [max(place.glob("*.jsonl"), key=lambda path: read(path)[-1].timestamp) for place in places]
 
 
 def _record(line: str, path: Path, number: int) -> Record:
@@ -192,36 +183,24 @@ def _difference(one: Stamp, other: Stamp) -> str:
 
 
 class Writer:
-    """Appends records to a file as they are made. The file must be new or hold records of this stamp.
-
-    Of a commit that does not say which code ran, only a run that is resumed appends.
-    """
+    """Appends records to a file as they are made. The file must be new, or that of a run of this stamp that goes on."""
 
     def __init__(self, path: Path, stamp: Stamp, *, resume: bool = False) -> None:
         self.path, self.stamp = path, stamp
-        self.held = read(path) if path.exists() else []
-        if self.held:
-            if self.held[0].stamp != stamp:
-                raise MixedRecordsError(
-                    f"{path} holds records of something else ({_difference(self.held[0].stamp, stamp)}); name another file"
-                )
-            if not (stamp.exact or resume):
-                raise MixedRecordsError(
-                    f"{path} exists, and commit {stamp.commit!r} does not say that the code is the same"
-                )
+        self.held = read(path) if resume else []
+        if self.held and self.held[0].stamp != stamp:
+            raise MixedRecordsError(f"{path} is of another run ({_difference(self.held[0].stamp, stamp)})")
+        if not resume and path.exists():
+            raise MixedRecordsError(f"{path} is of another run; name another file, or --resume it")
         path.parent.mkdir(parents=True, exist_ok=True)
 
     @classmethod
     def in_folder(cls, folder: Path, stamp: Stamp) -> Writer:
-        """In <folder>/<device>/<date>-<commit>.jsonl; where that holds records of something else, in the next <...>-2.jsonl."""
+        """In <folder>/<device>/<date>-<commit>.jsonl, or in the first free one of <...>-2.jsonl and so on."""
         name = f"{now()[:10]}-{stamp.commit}"
-        for number in range(1, 1000):
-            suffix = f"-{number}" if number > 1 else ""
-            try:
-                return cls(folder / stamp.folder / f"{name}{suffix}.jsonl", stamp)
-            except MixedRecordsError:
-                continue
-        raise MixedRecordsError(f"{folder}: no free name for {name}")
+        suffixes = ("", *(f"-{number}" for number in range(2, 1000)))
+        paths = (folder / stamp.folder / f"{name}{suffix}.jsonl" for suffix in suffixes)
+        return cls(next(path for path in paths if not path.exists()), stamp)
 
     def write(self, record: Record) -> None:
         if record.stamp != self.stamp:

@@ -11,8 +11,14 @@ from benchmarks.run import COPY
 from benchmarks.tables import by_stamp, described, markdown, rows
 from benchmarks.workloads import MODES
 
-PICTURED = ("forward", "both")
 NOT_A_GPU = "**Measured on a CPU. These figures say nothing about a GPU.**"
+EXPLANATION = (
+    "*eager*: the formula by hand in eager PyTorch. *torch.compile*: the same formula compiled; its backward is autograd's. "
+    "*torch.compile+grad*: `torch.compile(torch.func.grad_and_value(formula))`, loss and gradient in one graph. A ratio above 1: "
+    "this package is faster. GB/s is the op's own byte formula over the median time; *of copy* is that over a copy of the same "
+    "dtype and size in the same run. Peak memory is beyond the inputs; in backward what the forward pass left counts. A dash: "
+    "does not apply, or was not measured."
+)
 
 
 def write(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -30,19 +36,19 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
 
 
 def _draw(stamp: Stamp, records: Sequence[Record], folder: Path) -> Iterator[Path]:
-    title = described(stamp, [record.timestamp for record in records])
-    title += "; a CPU: not GPU figures" if stamp.cuda is None else ""
-    dtypes = list(dict.fromkeys(record.dtype for record in records))
-    sizes = {record.numel for record in records}
-    at = f"{tables.size(max(sizes))} elements, {title}"
-    for mode in PICTURED:
-        if len(sizes) > 1:
-            for dtype in dtypes:
-                if figure := plots.bandwidth(records, mode, dtype, title):
-                    yield from plots.save(figure, folder / f"bandwidth-{mode}-{dtype}")
-        for name, draw in (("speedup", plots.speedup), ("memory", plots.memory)):
-            if figure := draw(records, mode, at):
-                yield from plots.save(figure, folder / f"{name}-{mode}")
+    note = described(stamp, [record.timestamp for record in records])
+    note += ". A CPU: these are not GPU figures" if stamp.cuda is None else ""
+    found = tables.steps(rows(records))
+    sizes = sorted({row.numel for row in found})
+    for name, draw, numel in (
+        ("speedup", plots.speedup, sizes[-1:]),
+        ("speedup-small", plots.speedup, sizes[:-1][:1]),
+        ("share-of-copy", plots.share_of_copy, sizes[-1:]),
+        ("memory", plots.memory, sizes[-1:]),
+    ):
+        shown = [row for row in found if row.numel in numel]
+        if figure := draw(shown, f"{tables.size(numel[0])} elements. {note}") if shown else None:
+            yield from plots.save(figure, folder / name)
 
 
 def text(stamp: Stamp, records: Sequence[Record], pictures: Sequence[str]) -> str:
@@ -52,11 +58,7 @@ def text(stamp: Stamp, records: Sequence[Record], pictures: Sequence[str]) -> st
     parts = [f"# {stamp.device}", described(stamp, [record.timestamp for record in records]) + "."]
     if stamp.cuda is None:
         parts.append(NOT_A_GPU)
-    parts.append(
-        "GB/s is the op's own byte formula over the median time, the same bytes for every provider; *of copy* is that over a "
-        "copy of the same dtype and size in the same run. *eager / pack* above 1: the pack is faster. Peak memory is beyond the "
-        "inputs; in backward what the forward pass left counts. A dash: does not apply or was not measured."
-    )
+    parts += [EXPLANATION, *(f"![{name.removesuffix('.png')}]({name})" for name in pictures)]
     copies = [record for record in records if record.op == COPY and record.gbps]
     if copies:
         lines = [[r.dtype, tables.size(r.numel), tables.milliseconds(r.ms), f"{r.gbps:.4g}"] for r in copies]
@@ -64,11 +66,10 @@ def text(stamp: Stamp, records: Sequence[Record], pictures: Sequence[str]) -> st
     for mode in MODES:
         here = [row for row in found if row.mode == mode]
         if here:
-            parts += [f"## {mode.capitalize()}", markdown(tables.COLUMNS, map(tables.cells, here), left=2)]
+            parts += [f"## {mode.capitalize()}", markdown(*tables.table(here, tables.all_columns()), left=2)]
     if failed:
         lines = [[f"`{r.op}`", r.dtype, tables.size(r.numel), r.mode, r.provider, _line(r.error)] for r in failed]
         parts += ["## Failed", markdown(("op", "dtype", "elements", "mode", "provider", "error"), lines, left=6)]
-    parts += [f"![{name.removesuffix('.png')}]({name})" for name in pictures]
     return "\n\n".join(parts) + "\n"
 
 

@@ -15,11 +15,13 @@ import torch
 from benchmarks import records, workloads
 from benchmarks.records import Record, Stamp
 from benchmarks.timing import Step, Timer, Times
-from benchmarks.workloads import MODES, Call, Inputs, Workload
+from benchmarks.workloads import MODES, WHOLE, Call, Inputs, Workload
 from triton_thresh.registry import OPS
 
-EAGER, COMPILE, PACK, COPY = "eager", "torch.compile", "triton_thresh", "copy"
-PROVIDERS = (EAGER, COMPILE, PACK)
+# The formula in eager torch; torch.compile of it, whose backward is autograd's; torch.compile of torch.func.grad_and_value of it
+# (losses alone, forward and backward in one graph); this package; and a copy, which is the ceiling.
+EAGER, COMPILE, GRAD, PACK, COPY = "eager", "torch.compile", "torch.compile+grad", "triton_thresh", "copy"
+PROVIDERS = (EAGER, COMPILE, GRAD, PACK)
 DTYPES = ("float32", "bfloat16", "float16")
 EVERY_SIZE = tuple(range(31))
 MOST_SETS = 8  # of inputs that rotate
@@ -31,13 +33,12 @@ class Defaults(NamedTuple):
 
     sizes: tuple[int, ...]
     dtypes: tuple[str, ...]
-    providers: tuple[str, ...]
+    modes: tuple[str, ...]
 
 
 DEFAULTS = {
-    "cuda": Defaults((26, 20, 12, 28, 24), ("bfloat16", "float32"), PROVIDERS),
-    # torch.compile takes tens of seconds an op on a CPU: only where it is asked for
-    "cpu": Defaults((20, 16, 12), ("float32", "bfloat16"), (EAGER, PACK)),
+    "cuda": Defaults((26, 20, 12, 28, 24), ("bfloat16", "float32"), MODES),
+    "cpu": Defaults((20, 16, 12, 8), ("float32",), ("forward", "both")),  # the first run compiles for minutes
 }
 
 
@@ -59,11 +60,19 @@ class Plan:
             made = [w for op in OPS.values() for w in workloads.workloads(op, dtype, 1 << size, self.device)]
             yield dtype, 1 << size, [w for w in made if w.name in self.ops or w.op.name in self.ops]
 
-    def modes_of(self, workload: Workload) -> list[str]:
-        return [mode for mode in MODES if mode in self.modes and mode in workload.modes]
+    def cases(self, workload: Workload) -> list[tuple[str, str]]:
+        """Modes and providers, the providers of a mode one after the other: they meet the same moments of a busy machine."""
+        return [
+            (mode, provider)
+            for mode, provider in itertools.product(MODES, self.providers)
+            if mode in self.modes
+            and mode in workload.modes
+            and (workload.compiles or provider not in (COMPILE, GRAD))
+            and (provider != GRAD or (workload.whole and mode == "both"))
+        ]
 
     def __len__(self) -> int:
-        return sum(1 + len(self.providers) * sum(len(self.modes_of(w)) for w in found) for _, _, found in self.groups())
+        return sum(1 + sum(len(self.cases(w)) for w in found) for _, _, found in self.groups())
 
 
 def plan(
@@ -82,18 +91,13 @@ def plan(
     default = DEFAULTS[kind]
     if full:
         every = tuple(dict.fromkeys((*default.sizes, *EVERY_SIZE)))
-        default = Defaults(every, DTYPES, PROVIDERS)
-    every_op = tuple(dict.fromkeys((*OPS, *workloads.names())))
-    known = {"ops": every_op, "dtypes": (*DTYPES, "float64"), "modes": MODES, "providers": PROVIDERS}
-    for name, asked in (("ops", ops), ("dtypes", dtypes), ("modes", modes), ("providers", providers)):
-        if unknown := [value for value in asked or () if value not in known[name]]:
-            raise ValueError(f"--{name}: expected some of {', '.join(known[name])}; got {', '.join(unknown)}")
+        default = Defaults(every, DTYPES, MODES)
     return Plan(
-        ops=tuple(ops or every_op),
+        ops=tuple(ops or OPS),
         dtypes=tuple(dtypes or default.dtypes),
         sizes=tuple(sizes or default.sizes),
-        modes=tuple(modes or MODES),
-        providers=tuple(providers or default.providers),
+        modes=tuple(modes or default.modes),
+        providers=tuple(providers or PROVIDERS),
         device=torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device("cpu"),
     )
 
@@ -117,6 +121,8 @@ def step_of(call: Call, sets: Sequence[Inputs], mode: str) -> Step:
     """The timed part of a mode over rotating inputs. For "forward" gradients must be off around it."""
     if mode == "forward":
         return Step(lambda i: sets[i % len(sets)].tensors, lambda tensors: call(*tensors))
+    if mode == WHOLE:
+        return Step(lambda i: [t.detach() for t in sets[i % len(sets)].tensors], lambda tensors: call(*tensors))
 
     def both(inputs: Inputs) -> Any:
         return workloads.gradients(call(*inputs.tensors), inputs)
@@ -151,7 +157,8 @@ class Bench:
             return Inputs((torch.full((numel,), seed, dtype=dtype, device=self.device),))
 
         size = 2 * numel * dtype.itemsize
-        record = self._measure(COPY, dtype, numel, "forward", COPY, size, lambda: (torch.clone, self.sets(make), None))
+        step = functools.partial(step_of, torch.clone, mode="forward")
+        record = self._measure(COPY, dtype, numel, "forward", COPY, size, lambda: (step(self.sets(make)), None))
         if record.gbps:
             self.copy_gbps[dtype, numel] = record.gbps
         return record
@@ -160,11 +167,12 @@ class Bench:
         self, workload: Workload, provider: str, call: Call, mode: str, sets: Callable[[], Sequence[Inputs]]
     ) -> Record:
         """Check one call, then measure it."""
+        way = WHOLE if provider == GRAD else mode
 
-        def prepared() -> tuple[Call, Sequence[Inputs], str | None]:
+        def prepared() -> tuple[Step, str | None]:
             inputs = sets()
-            workloads.check(workload, call, mode, strict=provider == PACK, inputs=inputs[0])
-            return call, inputs, workload.blocks(inputs[0], mode) if provider == PACK else None
+            workloads.check(workload, call, way, strict=provider == PACK, inputs=inputs[0])
+            return step_of(call, inputs, way), workload.blocks(inputs[0], mode) if provider == PACK else None
 
         return self._measure(
             workload.name, workload.dtype, workload.numel, mode, provider, workload.bytes[mode], prepared
@@ -178,7 +186,7 @@ class Bench:
         mode: str,
         provider: str,
         size: int,
-        prepared: Callable[[], tuple[Call, Sequence[Inputs], str | None]],
+        prepared: Callable[[], tuple[Step, str | None]],
     ) -> Record:
         times: Times | None = None
         peak: int | None = None
@@ -187,8 +195,7 @@ class Bench:
         blocks: str | None = None
         error: str | None = None
         try:
-            call, sets, blocks = prepared()
-            step = step_of(call, sets, mode)
+            step, blocks = prepared()
             with torch.set_grad_enabled(mode != "forward"):
                 for number in range(WARM_UPS):
                     step.call(step.prepare(number))
@@ -232,7 +239,6 @@ def _rounded(value: float | None) -> float | None:
 
 def compiled(call: Call) -> Call:
     """torch.compile's best case: the whole formula in one graph, for these shapes."""
-    torch._dynamo.reset()
     return torch.compile(call, fullgraph=True, dynamic=False)
 
 
@@ -246,17 +252,13 @@ def measure(
         yield bench.copy(dtype, numel)
         label = str(dtype).removeprefix("torch.")
         for workload in found:
-            missing = [
-                (mode, provider)
-                for mode in plan.modes_of(workload)
-                for provider in plan.providers  # one after the other, so that they meet the same moments of a busy machine
-                if (workload.name, label, numel, mode, provider) not in done
-                and (workload.compiles or provider != COMPILE)
-            ]
+            missing = [case for case in plan.cases(workload) if (workload.name, label, numel, *case) not in done]
             calls: dict[str, Call] = {EAGER: workload.eager, PACK: workload.pack}
-            if any(provider == COMPILE for _, provider in missing):
-                calls[COMPILE] = compiled(workload.eager)
+            for provider, formula in ((COMPILE, workload.eager), (GRAD, workload.whole)):
+                if formula and any(provider == asked for _, asked in missing):
+                    calls[provider] = compiled(formula)
             sets = functools.cache(functools.partial(bench.sets, workload.make))
+            torch._dynamo.reset()
             for mode, provider in missing:
                 if time.monotonic() > deadline:
                     return

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Union
 
 from benchmarks.records import Record, Stamp
-from benchmarks.run import COMPILE, EAGER, PACK
+from benchmarks.run import COMPILE, EAGER, GRAD, PACK, PROVIDERS
 
 MIB = 1 << 20
-Cell = Union[str, None]
+NONE = "–"
+HEADS = {EAGER: "eager", COMPILE: "compile", GRAD: "compile+grad", PACK: "this"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,13 @@ def rows(records: Iterable[Record]) -> list[Row]:
     return [Row(*key, by) for key, by in ranked]
 
 
+def steps(found: Iterable[Row]) -> list[Row]:
+    """The rows of a training step: forward and backward, or forward alone for what has no backward pass."""
+    found = list(found)
+    both = {row.op for row in found if row.mode == "both"}
+    return [row for row in found if row.mode == ("both" if row.op in both else "forward")]
+
+
 def by_stamp(records: Iterable[Record]) -> dict[Stamp, list[Record]]:
     found: dict[Stamp, list[Record]] = {}
     for record in records:
@@ -61,13 +68,13 @@ def size(numel: int) -> str:
 
 def number(value: float | None, form: str = ".3g") -> str:
     """A figure, or a dash where there is none."""
-    return "–" if value is None else format(value, form)
+    return NONE if value is None else format(value, form)
 
 
 def milliseconds(value: float | None) -> str:
     """Three digits, no exponent."""
     if value is None:
-        return "–"
+        return NONE
     return f"{value:.4f}" if value < 0.1 else f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
 
@@ -91,31 +98,48 @@ def described(stamp: Stamp, dates: Iterable[str]) -> str:
     return ", ".join(parts)
 
 
-COLUMNS = (
-    "op", "dtype", "elements", "eager ms", "compile ms", "pack ms", "20–80 %", "eager / pack", "compile / pack", "GB/s",
-    "of copy", "peak MiB eager", "pack", "host µs eager", "pack", "launches eager", "pack",
-)  # fmt: skip
+Column = tuple[str, Callable[[Row], str]]
 
 
-def cells(row: Row) -> list[str]:
-    """A row of the full table."""
-    pack, eager = row.by.get(PACK), row.by.get(EAGER)
+def short_columns() -> Iterator[Column]:
+    """What a row is, and times and ratios of every provider."""
+    yield "op", lambda row: row.op
+    yield "dtype", lambda row: row.dtype
+    yield "elements", lambda row: size(row.numel)
+    for provider in PROVIDERS:
+        yield f"{HEADS[provider]} ms", lambda row, provider=provider: milliseconds(row.ms(provider))  # type: ignore[misc]
+    for baseline in PROVIDERS[:-1]:
+        yield f"{HEADS[baseline]} / this", lambda row, name=baseline: number(row.speedup(name), ".2f")  # type: ignore[misc]
+    yield _figure("of copy", PACK, "copy_fraction", ".0%")
 
-    def of(record: Record | None, name: str, form: str = "", scale: float = 1.0) -> str:
-        value = getattr(record, name) if record else None
-        return "–" if value is None else format(value / scale if scale != 1 else value, form)
 
-    spread = "–" if not pack or pack.ms is None else f"{milliseconds(pack.ms_p20)}–{milliseconds(pack.ms_p80)}"
-    return [
-        f"`{row.op}`",
-        row.dtype,
-        size(row.numel),
-        *(milliseconds(row.ms(provider)) for provider in (EAGER, COMPILE, PACK)),
-        spread,
-        *(number(row.speedup(baseline), ".2f") for baseline in (EAGER, COMPILE)),
-        of(pack, "gbps", ".4g"),
-        of(pack, "copy_fraction", ".0%"),
-        *(of(record, "peak_bytes", ".3g", MIB) for record in (eager, pack)),
-        *(of(record, "host_us", ".1f") for record in (eager, pack)),
-        *(of(record, "launches") for record in (eager, pack)),
-    ]
+def all_columns() -> Iterator[Column]:
+    """The same, with spread, bandwidth, peak memory, host time and launches."""
+    yield from short_columns()
+    yield "20–80 % ms", _spread
+    yield _figure("GB/s", PACK, "gbps", ".4g")
+    for provider in PROVIDERS:
+        yield _figure(f"peak MiB {HEADS[provider]}", provider, "peak_bytes", ".3g", MIB)
+    for name, field, form in (("host µs", "host_us", ".1f"), ("launches", "launches", "d")):
+        for provider in (EAGER, PACK):
+            yield _figure(f"{name} {HEADS[provider]}", provider, field, form)
+
+
+def _spread(row: Row) -> str:
+    record = row.by.get(PACK)
+    return f"{milliseconds(record.ms_p20)}–{milliseconds(record.ms_p80)}" if record and record.ms else NONE
+
+
+def _figure(head: str, provider: str, field: str, form: str, unit: int = 1) -> Column:
+    def cell(row: Row) -> str:
+        value = getattr(row.by.get(provider), field, None)
+        return number(value if value is None or unit == 1 else value / unit, form)
+
+    return head, cell
+
+
+def table(found: Sequence[Row], columns: Iterable[Column]) -> tuple[list[str], list[list[str]]]:
+    """Heads and lines; a column without a figure is left out."""
+    made = [(head, [cell(row) for row in found]) for head, cell in columns]
+    kept = [(head, cells) for head, cells in made if set(cells) != {NONE}]
+    return [head for head, _ in kept], [list(line) for line in zip(*(cells for _, cells in kept))]

@@ -8,7 +8,7 @@ this: the byte formulas of the registry, to which the tests hold the Triton kern
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from benchmarks.workloads import WHOLE, Call, Inputs, Workload, run, workloads
 from triton_thresh.registry import OPS
 
 NUMEL = 1 << 22  # 64 rows of 65,536 features where thresholds learn
+FEW = 1 << 13  # 8 tensors where there are many: a thousand would take minutes to compile
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -30,7 +31,7 @@ class Traffic:
     """Bytes an element, forward and backward together (forward alone where there is no backward).
 
     compiled: torch.compile of the formula, whose backward is autograd's. compiled_grad: torch.compile of
-    torch.func.grad_and_value(formula), for losses; None elsewhere, and where compiling takes minutes.
+    torch.func.grad_and_value(formula), for losses; None elsewhere. Where an op takes many tensors, it is compiled for a few.
     """
 
     op: str
@@ -96,21 +97,21 @@ def compiled_bytes(call: Call, inputs: Inputs, mode: str) -> int:
 
 def count(workload: Workload) -> Traffic:
     """The bytes of one op."""
-    mode, inputs = workload.modes[-1], workload.make(0)
-
-    def per_element(size: float) -> float:
-        return round(size / workload.numel, 2)
+    mode = workload.modes[-1]
+    few = workload
+    if not workload.compiles:
+        (few,) = workloads(workload.op, workload.dtype, FEW, workload.device)
 
     def compiled(call: Call | None, mode: str) -> float | None:
-        return per_element(compiled_bytes(call, inputs, mode)) if call and workload.compiles else None
+        return round(compiled_bytes(call, few.make(0), mode) / few.numel, 2) if call else None
 
     return Traffic(
         op=workload.name,
         dtype=str(workload.dtype).removeprefix("torch."),
         eager=round(sum(size for _, size in eager_calls(workload)), 2),
-        compiled=compiled(workload.eager, mode),
-        compiled_grad=compiled(workload.whole, WHOLE),
-        this=per_element(workload.bytes[mode]),
+        compiled=compiled(few.eager, mode),
+        compiled_grad=compiled(few.whole, WHOLE),
+        this=round(workload.bytes[mode] / workload.numel, 2),
         torch=torch.__version__,
     )
 

@@ -66,8 +66,8 @@ class Workload:
 
     `pack` and `eager` take the tensors of `make(seed)` and return a tensor or a tuple of them; `expected` gives the outputs and,
     where the mode has them, the gradients of the leaves. `arguments` is the pack's call as `tt.explain` takes it. `whole` is
-    `torch.func.grad_and_value` of a loss's formula: gradient and value of one call, in this order. `compiles`: torch.compile is a baseline
-    too (over a thousand tensors it takes minutes).
+    `torch.func.grad_and_value` of a loss's formula: gradient and value of one call, in this order. `compiles`: torch.compile is
+    a baseline too (over a thousand tensors it takes minutes).
     """
 
     name: str

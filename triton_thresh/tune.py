@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from .registry import OPS
 
 SIZES = tuple(range(10, 29, 2))
 DTYPES = ("float32", "bfloat16", "float16")
-CANNOT_RUN = 2  # exit code
 Call = Callable[[], Any]
 
 
@@ -60,37 +58,28 @@ def gpu() -> torch.device | None:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() and has_triton() else None
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ops", nargs="+", choices=list(OPS), metavar="OP", help="default: every op")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument(
-        "--sizes", nargs="+", type=int, default=list(SIZES), help="exponents of 2 (default: 10 to 28 by 2)"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="also write the table there, as triton_thresh/tuned/ ships it"
-    )
+class CannotTuneError(RuntimeError):
+    """There is no GPU to tune for, or no search may run."""
 
 
-def run(args: argparse.Namespace) -> int:
-    """Exit code: 0, or 2 if nothing can be tuned here."""
+def run(ops: Sequence[str], dtypes: Sequence[str], sizes: Sequence[int], out: Path | None) -> None:
+    """Fill the tables of the GPU at hand, and say what was found. `out`: a file that gets what this run found."""
     device = gpu()
     if device is None:
-        print("tune: needs a GPU that Triton can drive; torch finds none", file=sys.stderr)
-        return CANNOT_RUN
+        raise CannotTuneError("needs a GPU that Triton can drive; torch finds none")
     name = tuning.device_name(device)
     if not tuning.may_search():
-        print(f"tune: {tuning.NO_SEARCH}", file=sys.stderr)
-        return CANNOT_RUN
+        raise CannotTuneError(tuning.NO_SEARCH)
     table = Table({}, {})
-    everything, sizes = table
+    everything, bounds = table
 
     def write() -> None:
-        if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(measured.document(name, table), indent=1) + "\n")
+        if out:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(measured.document(name, table), indent=1) + "\n")
 
     with use_backend("triton"):
-        for size, dtype, op in itertools.product(args.sizes, args.dtypes, args.ops or OPS):
+        for size, dtype, op in itertools.product(sizes, dtypes, ops):
             known = len(everything)
             search(OPS[op], getattr(torch, dtype), size, device, everything)
             found = dict(list(everything.items())[known:])
@@ -100,15 +89,14 @@ def run(args: argparse.Namespace) -> int:
             for key, config in found.items():
                 print(f"{key}: block {config.block}, {config.num_warps} warps", flush=True)
             write()
-    for dtype, op in itertools.product(args.dtypes, args.ops or OPS):
+    for dtype, op in itertools.product(dtypes, ops):
         with tuning.without_search():
-            for key, size in crossovers(OPS[op], getattr(torch, dtype), device, sizes):
-                sizes[key] = size
+            for key, size in crossovers(OPS[op], getattr(torch, dtype), device, bounds):
+                bounds[key] = size
                 print(f"{key}: eager below {size:,}" if size else f"{key}: Triton at every size", flush=True)
-        dispatch.remember_crossovers(name, sizes)
+        dispatch.remember_crossovers(name, bounds)
         write()
     print(
-        f"{len(everything)} block sizes and {len(sizes)} crossovers in {measured.cache_path(name)}"
-        + (f" and {args.out}" if args.out else "")
+        f"{len(everything)} block sizes and {len(bounds)} crossovers in {measured.cache_path(name)}"
+        + (f" and {out}" if out else "")
     )
-    return 0
