@@ -16,7 +16,7 @@ import triton_thresh as tt
 from benchmarks import records
 from benchmarks.records import Record
 from benchmarks.run import PACK
-from benchmarks.tables import Row, described, markdown, rows, size
+from benchmarks.tables import Row, described, markdown, rows, size, steps
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -225,9 +225,9 @@ def times() -> str:
     """Forward and backward at the largest size, every provider."""
     parts = []
     for found in _newest():
-        both = [row for row in rows(found) if row.mode == "both"]
-        largest = max(row.numel for row in both)
-        shown = [row for row in both if row.numel == largest]
+        trained = steps(rows(found))
+        largest = max(row.numel for row in trained)
+        shown = [row for row in trained if row.numel == largest]
         others = _others(shown)
         heads = ["op", "dtype", *others, PACK, *(f"{name} / {PACK}" for name in others)]
         lines = [
@@ -244,15 +244,17 @@ def times() -> str:
 
 
 def pays() -> str:
-    """Which provider is fastest, for each op and size, forward and backward, in float32."""
+    """Which provider is fastest, for each op and size, in float32, and how many times as fast as this package it is."""
     parts = []
     for found in _newest():
-        both = [row for row in rows(found) if row.mode == "both" and row.dtype == "float32"]
-        sizes = sorted({row.numel for row in both})
+        trained = [row for row in steps(rows(found)) if row.dtype == "float32"]
+        sizes = sorted({row.numel for row in trained})
         cells: dict[str, dict[int, str]] = {}
-        for row in both:
-            fastest = min((ms, name) for name in row.by if (ms := row.ms(name)) is not None)[1]
-            cells.setdefault(row.op, {})[row.numel] = f"**{fastest}**" if fastest == PACK else fastest
+        for row in trained:
+            ms, fastest = min((ms, name) for name in row.by if (ms := row.ms(name)) is not None)
+            this = row.ms(PACK)
+            times = f" {two_digits(this / ms)}×" if this and fastest != PACK else ""
+            cells.setdefault(row.op, {})[row.numel] = f"**{fastest}**" if fastest == PACK else fastest + times
         lines = [[f"`{op}`", *(fastest.get(numel, "–") for numel in sizes)] for op, fastest in cells.items()]
         parts += [f"{_head(found)}", markdown(["op", *map(size, sizes)], lines, left=1 + len(sizes))]
     return "\n\n".join(parts)
