@@ -22,10 +22,10 @@ help:
 	@echo "make versions  the tests with the oldest and the newest Python, torch and Triton; downloads a torch for each"
 	@echo "make lint      ruff and mypy"
 	@echo "make gpu-test  the tests that need a GPU, alone"
-	@echo "make table     write the README's op table anew from the registry"
+	@echo "make table     write the README's tables anew from the registry and the results, and its picture"
 	@echo "make docs      the documentation site, in site/ (python -m http.server -d site)"
 	@echo "make bench     measure every op against eager torch and torch.compile (ARGS='--full'); on a CPU without torch.compile"
-	@echo "make report    tables and pictures of the newest results, and the README's figures"
+	@echo "make report    tables and pictures of the newest results"
 	@echo "make gpu       everything a GPU settles, in one go: tests, benchmark, sanitizer, profiler, tuning (LIMIT=1800 seconds)"
 
 # Where $(PYTHON) already has a torch that sees a GPU, that one is used, with whatever else is installed beside it. An ipykernel
@@ -74,7 +74,8 @@ lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 table: $(READY)
-	$(BIN)/python -m triton_thresh ops --write README.md
+	$(BIN)/python -m docs.readme
+	$(BIN)/python -m docs.pictures
 
 $(VENV)/docs: $(READY)
 	$(BIN)/pip install --quiet --group docs
@@ -88,7 +89,6 @@ bench: $(READY)
 
 report: $(READY)
 	$(BIN)/python -m benchmarks report $(ARGS)
-	$(BIN)/python -m benchmarks figures --write README.md
 
 gpu: $(READY)
 	$(BIN)/python -m benchmarks gpu --limit $(LIMIT) --out $(OUT) $(ARGS)

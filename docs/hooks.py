@@ -1,6 +1,7 @@
 """What is made when the pages are built: sections of the README, tables, source; and the files from outside of docs/.
 
 A line ``<!-- section: FILE, HEADING -->``, ``<!-- source: FILE, NAME -->`` or ``<!-- made: NAME -->`` of a page is replaced.
+``<!-- check: ... -->`` is code that the tests run after the block above it; readers do not see it.
 """
 
 from __future__ import annotations
@@ -18,11 +19,18 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 DIRECTIVE = re.compile(r"^<!-- (section|source|made): (.+) -->$", re.MULTILINE)
-OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/results/**/*.md", "benchmarks/results/**/*.png")
+CHECK = re.compile(r"^<!-- check:.*?-->\n", re.MULTILINE | re.DOTALL)
+OUTSIDE = (
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "benchmarks/results/**/*.md",
+    "benchmarks/results/**/*.png",
+    "notebooks/*.ipynb",
+)
 
 
 def section(file: str, heading: str) -> str:
-    """What stands under a heading, up to the next of its level or above."""
+    """What stands under a heading, up to the next of its level or above. Links into docs/ are those of a page of docs/."""
     found: list[str] = []
     level, fenced = 0, False
     for line in (ROOT / file).read_text(encoding="utf-8").splitlines():
@@ -32,11 +40,11 @@ def section(file: str, heading: str) -> str:
             break
         if match and match[2] == heading:
             level = len(match[1])
-        elif level:
+        elif level and not line.startswith("<!-- "):
             found.append(line)
     if not level:
         raise ValueError(f"{file} has no heading {heading!r}")
-    return "\n".join(found).strip()
+    return "\n".join(found).strip().replace("](docs/", "](").replace("](notebooks)", "](tutorials.md)")
 
 
 def source(file: str, name: str) -> str:
@@ -60,7 +68,7 @@ def source(file: str, name: str) -> str:
 
 
 def filled(page: str) -> str:
-    """A page with its directives replaced."""
+    """A page with its directives replaced, and without what only the tests run."""
 
     def made(match: re.Match[str]) -> str:
         kind, argument = match[1], match[2]
@@ -69,18 +77,36 @@ def filled(page: str) -> str:
         file, name = argument.split(", ", 1)
         return section(file, name) if kind == "section" else source(file, name)
 
-    return DIRECTIVE.sub(made, page)
+    return DIRECTIVE.sub(made, CHECK.sub("", page))
+
+
+def address() -> str | None:
+    """Where the repository is, by pyproject.toml."""
+    found = re.search(r'^Repository = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else None
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """The notebooks join the tutorials, and the address of the repository is the package's."""
+    for entry in config.nav or []:
+        if "Tutorials" in entry:
+            entry["Tutorials"] += sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("notebooks/*.ipynb"))
+    config.repo_url = address()
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Results, with the links that the README has, and the pages of the repository's root."""
+    """Results, with the links that the README has, the notebooks, and the pages of the repository's root."""
     from mkdocs.structure.files import File
 
     for pattern in OUTSIDE:
         for path in sorted(ROOT.glob(pattern)):
             uri = path.relative_to(ROOT).as_posix()
-            files.append(File.generated(config, uri, abs_src_path=str(path)))
+            files.append(File(uri, str(ROOT), config.site_dir, config.use_directory_urls))
     return files
+
+
+on_files.mkdocs_priority = 100  # type: ignore[attr-defined] # before the plugin that renders notebooks
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -1,10 +1,11 @@
-"""Tables of the pages, made from the registry by running its ops, and from committed result files."""
+"""Tables of the pages and of the README: made from the registry by running its ops, and from committed result files."""
 
 from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,56 @@ from torch import Tensor
 
 import triton_thresh as tt
 from benchmarks import records
-from benchmarks.tables import markdown
-from triton_thresh.checks import FLOATING
-from triton_thresh.families import ForeachGate, Gate, LearnedGate, Loss
-from triton_thresh.registry import OPS
-from triton_thresh.table import op_table
+from benchmarks.records import Record
+from benchmarks.run import PACK
+from benchmarks.tables import Row, described, markdown, rows, size, steps
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 INF, NAN = float("inf"), float("nan")
 T, BANDWIDTH = 0.5, 0.25
-SHAPE = (1024, 1024)
+
+# --------------------------------------------------------------------------------------------------- from the registry
 
 
-def ops() -> str:
-    """The table of the README."""
-    return op_table()
+def _family(*names: str) -> list[Any]:
+    return [op for op in tt.ops().values() if op.family in names]
 
 
-GATES = [op for op in OPS.values() if isinstance(op, Gate)]
-LEARNED = [op for op in OPS.values() if isinstance(op, LearnedGate)]
-LOSSES = [op for op in OPS.values() if isinstance(op, Loss)]
+def _named(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+FAMILIES = {
+    "Activations": (("gate",), "`tt.nn.Threshold`, `Hardshrink`, `Softshrink`, `BinaryThreshold`"),
+    "Thresholds that learn": (("learned",), "`tt.nn.JumpReLU`"),
+    "Losses": (("loss",), "`tt.nn.ThresholdBCEWithLogitsLoss` and four more"),
+    "Gradients": (("gradient", "foreach"), "`tt.GradientThreshold(optimizer, t)`"),
+}
+
+
+def glance() -> str:
+    """The ops of each family, for the README."""
+    lines = [[head, _named(op.name for op in _family(*kinds)), also] for head, (kinds, also) in FAMILIES.items()]
+    return markdown(["family", "functions, in `tt`", "modules and hooks"], lines, left=3)
+
+
+def _reference(name: str) -> str:
+    return f"[`{name}`][triton_thresh.{name}]"
+
+
+def formulas() -> str:
+    """Every op with its formula and its gradient."""
+    gates = [[_reference(op.name), op.formula, op.gradient] for op in _family("gate", "learned")]
+    losses = [[_reference(op.name), op.formula, op.weighing] for op in _family("loss")]
+    gradients = [[_reference(op.name), op.subject, op.passes] for op in _family("gradient", "foreach")]
+    return "\n\n".join(
+        [
+            markdown(["activation", "value y", "gradient dy/dx"], gates, left=3),
+            markdown(["loss", "loss of an element", "its weight"], losses, left=3),
+            markdown(["gradient op", "gradient of", "what passes"], gradients, left=3),
+        ]
+    )
 
 
 def _number(value: Tensor) -> str:
@@ -40,17 +71,11 @@ def _number(value: Tensor) -> str:
     return {INF: "∞", -INF: "-∞"}.get(number, "NaN" if number != number else f"{number:.4g}")
 
 
-def _names(dtypes: tuple[torch.dtype, ...]) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-
-
 def _leaf(*values: float) -> Tensor:
     return torch.tensor(values).unsqueeze(-1).requires_grad_()
 
 
 def _gradients(output: Tensor, *leaves: Tensor) -> list[Tensor]:
-    if not output.requires_grad:
-        return [torch.full_like(leaf, NAN) for leaf in leaves]
     found = torch.autograd.grad(output.sum(), leaves, allow_unused=True)
     return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves)]
 
@@ -59,13 +84,11 @@ def gate_points() -> str:
     """y and dy/dx of every gate where it matters, for a threshold of 0.5."""
     points = {"x = t": T, "x = -t": -T, "x = NaN": NAN, "x = ∞": INF, "x = -∞": -INF}
     lines = []
-    for op in GATES:
+    for op in _family("gate"):
         x = _leaf(*points.values())
-        y = op(x, T, *op.example[1:])
-        (dx,) = _gradients(y, x)
-        shown = [f"{_number(a)}, {_number(b)}" if op.differentiable else _number(a) for a, b in zip(y, dx)]
-        call = ", ".join(["x", str(T), *(f"{number:g}" for number in op.example[1:])])
-        lines.append([f"`{op.name}({call})`", *shown])
+        y = op(x, T)
+        pairs = zip(y, _gradients(y, x)[0]) if y.requires_grad else zip(y)
+        lines.append([f"`{op.name}(x, {T})`", *(", ".join(map(_number, pair)) for pair in pairs)])
     return markdown(["y, dy/dx", *points], lines, left=len(points) + 1)
 
 
@@ -79,145 +102,202 @@ def learned_points() -> str:
     }
     points |= {"x = NaN": NAN, "x = ∞": INF, "x = -∞": -INF}
     lines = []
-    for op in LEARNED:
+    for name in ("jumprelu", "step"):
         x, t = _leaf(*points.values()), torch.full((len(points), 1), T, requires_grad=True)
-        outputs = op(x, t, BANDWIDTH)
-        y = outputs[0] if op.counts else outputs
-        dx, dt = _gradients(sum(output.sum() for output in outputs) if op.counts else y, x, t)
-        shown = [", ".join(map(_number, values)) for values in zip(y, dx, dt)]
-        if op.counts:
-            shown = [
-                f"({_number(a)}, {_number(count)}){of[len(_number(a)) :]}" for a, count, of in zip(y, outputs[1], shown)
-            ]
-        lines.append([f"`{op.name}(x, 0.5, 0.25)`", *shown])
+        y = getattr(tt, name)(x, t, BANDWIDTH)
+        shown = [", ".join(map(_number, values)) for values in zip(y, *_gradients(y, x, t))]
+        lines.append([f"`{name}(x, {T}, {BANDWIDTH})`", *shown])
     return markdown(["y, dy/dx, dy/dθ", *points], lines, left=len(points) + 1)
 
 
-def _settings(op: Loss) -> dict[str, Any]:
-    return {} if op.name in ("exceedance_mse_loss", "threshold_bce_loss") else {"threshold": T}
-
-
 def loss_points() -> str:
-    """Element loss and gradient of the named losses for a target of 1, where it matters, and the weight at the threshold."""
+    """Element loss and gradient of the named losses for a target of 1, where it matters."""
     points = {"x = 1.5": 1.5, "x = NaN": NAN, "x = ∞": INF, "x = -∞": -INF}
     lines = []
-    for op in LOSSES:
-        if op.rule is None:
+    for op in _family("loss"):
+        if op.name == "threshold_loss":
             continue
-        call = getattr(tt, op.name)
-        settings = _settings(op)
-        at = 0.0 if op.base == "bce_with_logits" or op.rule is tt.ByLoss else float(settings.get("threshold", 0.7))
-        bare = tt.threshold_loss(torch.tensor([at]), torch.ones(1), tt.ByLoss(INF), base=op.base, reduction="none")
-        weighed = call(torch.tensor([at]), torch.ones(1), reduction="none", **settings)
         x = _leaf(*points.values())
-        loss = call(x, torch.ones_like(x), reduction="none", **settings)
-        (dx,) = _gradients(loss, x)
-        shown = [f"{_number(a)}, {_number(b)}" for a, b in zip(loss, dx)]
-        arguments = ", ".join(["x, 1", *(f"{value:g}" for value in settings.values())])
-        lines.append([f"`{op.name}({arguments})`", _number(weighed / bare), *shown])
-    return markdown(["loss, dloss/dx", "weight at the threshold", *points], lines, left=len(points) + 2)
+        settings = {} if op.name == "exceedance_mse_loss" else {"threshold": T}
+        loss = getattr(tt, op.name)(x, torch.ones_like(x), reduction="none", **settings)
+        shown = [f"{_number(a)}, {_number(b)}" for a, b in zip(loss, _gradients(loss, x)[0])]
+        lines.append([f"`{op.name}({', '.join(['x, 1', *map(str, settings.values())])})`", *shown])
+    return markdown(["loss, dloss/dx", *points], lines, left=len(points) + 1)
 
 
-def dtypes() -> str:
-    """What each op takes and gives, and the precision of its comparison."""
+CELLS = {  # a probability and a target
+    "true positive": (0.88, 1.0),
+    "false alarm": (0.88, 0.0),
+    "missed positive": (0.12, 1.0),
+    "true negative": (0.12, 0.0),
+}
+
+
+def _costs(rule: Any = None, **settings: Any) -> list[str]:
+    """What an element of each cell of the confusion matrix costs; without a rule, the plain loss."""
+    p, y = (torch.tensor(column, dtype=torch.float64) for column in zip(*CELLS.values()))
+    rule = tt.ByPrediction(T, 1.0, 1.0) if rule is None else rule
+    found = tt.threshold_loss(p.logit(), y, rule, reduction="none", **settings)
+    return [f"{cost:.2g}" for cost in found.tolist()]
+
+
+def _cost_table(kinds: dict[str, list[str]]) -> str:
+    return markdown(["cost of one row", *CELLS], [[kind, *costs] for kind, costs in kinds.items()])
+
+
+def costs() -> str:
+    """The four costs of the README's loss."""
+    return _cost_table({"plain BCE": _costs(), "weights 1.0 and 0.1, as above": _costs(tt.ByPrediction(T, 1.0, 0.1))})
+
+
+def rule_costs() -> str:
+    """The same for every way to weigh."""
+    y = torch.tensor([y for _, y in CELLS.values()], dtype=torch.float64)
+    by_outcome = tt.ByPrediction(T, torch.where(y > 0, 1.0, 2.0), torch.where(y > 0, 10.0, 1.0))
+    return _cost_table(
+        {
+            "plain BCE": _costs(),
+            "`pos_weight=9`": _costs(pos_weight=9.0),
+            "`ByPrediction(0.5, 1.0, 0.1)`": _costs(tt.ByPrediction(T, 1.0, 0.1)),
+            "`ByLoss(1.0, 2.0)`": _costs(tt.ByLoss(1.0, 2.0)),
+            "by outcome: 1, 2, 10, 1": _costs(by_outcome),
+        }
+    )
+
+
+def explained() -> str:
+    """What `explain` says of two calls."""
+    calls = ('tt.explain("hardshrink", torch.randn(1024), 0.5)', 'tt.explain("step", torch.randn(8, 512), 0.5)')
+    lines = [f">>> print({call})\n{eval(call, {'tt': tt, 'torch': torch})}" for call in calls]
+    return "```pycon\n" + "\n".join(lines) + "\n```"
+
+
+# ----------------------------------------------------------------------------------------------------- from result files
+
+
+def loaded(name: str) -> Any:
+    path = RESULTS / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def counted() -> list[dict[str, Any]]:
+    """Bytes an element of a training step, by op and dtype: eager, compiled, this; None where there is no such form."""
+    return list(loaded("bytes.json"))
+
+
+COUNTED = {"eager": "eager", "compiled": "compiled", "compiled_grad": "compiled as one", "this": PACK}
+
+
+def bytes_of_a_step() -> str:
+    """Bytes of a training step in float32, and how many times fewer than eager that is in float32 and bfloat16."""
+    found = {(line["op"], line["dtype"]): line for line in counted()}
     lines = []
-    for op in OPS.values():
-        if isinstance(op, Gate):
-            output = "the input's, or `dtype`" if not op.casts else "the input's"
-            compared = "input's dtype; tensors with dimensions: promoted"
-            lines.append([f"`{op.name}`", _names(op.dtypes), output, compared])
-        elif isinstance(op, LearnedGate):
-            output = "the input's; the count float32 (float64 of float64)" if op.counts else "the input's"
-            lines.append([f"`{op.name}`", _names(op.dtypes), output, "float32 or wider"])
-        elif isinstance(op, Loss):
-            lines.append([f"`{op.name}`", _names(FLOATING), LOSS_OUTPUT, "float32 (float64 of float64)"])
-        else:
-            lines.append([f"`{op.name}`", _names(op.gate.dtypes), "the input's", "gradient's dtype; tensors: promoted"])
-    return markdown(["op", "input", "output", "compared in"], lines, left=4)
+    for (op, dtype), line in found.items():
+        if dtype == "float32":
+            figures = [two_digits(line[kind], 3) for kind in COUNTED]
+            both = (found[op, name] for name in ("float32", "bfloat16"))
+            ratios = [two_digits(each["eager"] / each["this"]) for each in both]
+            lines.append([f"`{op}`", *figures, *ratios])
+    return markdown(["op", *COUNTED.values(), "eager / this", "in bfloat16"], lines)
 
 
-LOSS_OUTPUT = "the input's; float32 under autocast"
+def _newest() -> list[list[Record]]:
+    """The newest results of each device, GPUs first."""
+    return sorted((records.read(path) for path in records.newest()), key=lambda found: found[0].on_cpu)
 
 
-def _operand(kind: str, dtype: torch.dtype) -> Any:
-    shapes: Mapping[str, tuple[int, ...]] = {"per column": SHAPE[1:], "per element": SHAPE}
-    return torch.empty(shapes[kind], dtype=dtype, device="meta") if kind in shapes else T
+def _others(found: list[Row]) -> list[str]:
+    """Everything that was measured beside this package."""
+    return list(dict.fromkeys(name for row in found for name in row.by if name != PACK))
 
 
-def _byte_rows() -> Iterator[tuple[str, str, torch.dtype, Any, tuple[Any, ...], dict[str, Any]]]:
-    for op in OPS.values():
-        for dtype in (torch.bfloat16, torch.float32):
-            x = torch.empty(SHAPE, dtype=dtype, device="meta", requires_grad=True)
-            if isinstance(op, Loss):
-                if op.rule is None:
-                    continue
-                rule = op.rule(T) if op.rule is not tt.ByLoss else op.rule()
-                for reduction in ("mean", "none"):
-                    yield op.name, reduction, dtype, x, (x.detach(), *vars(rule).values()), {"reduction": reduction}
-                if dtype is torch.bfloat16:
-                    half = x.detach().half().requires_grad_()
-                    arguments = (half.detach(), *vars(rule).values())
-                    yield op.name, "mean", torch.float16, half, arguments, {"reduction": "mean"}
-            elif isinstance(op, LearnedGate):
-                theta = torch.empty(SHAPE[1:], device="meta", requires_grad=True)
-                yield op.name, "per column, learns", dtype, x, (theta,), {}
-            elif isinstance(op, ForeachGate):
-                parameter = x.detach()
-                parameter.grad = torch.empty_like(parameter)
-                yield op.name, "number", dtype, [parameter], (T,), {}
-            else:
-                for kind in ("number", "per column", "per element"):
-                    yield op.name, kind, dtype, x, (_operand(kind, dtype),), {}
+def _head(found: list[Record]) -> str:
+    note = " This is a CPU: it says nothing about a GPU." if found[0].on_cpu else ""
+    return f"{described(found[0].stamp, [record.timestamp for record in found])}.{note}"
 
 
-def bytes_moved() -> str:
-    """Bytes an element, forward, backward and saved, of a [1024, 1024] input that requires grad."""
-    alike: dict[tuple[str, ...], list[str]] = {}
-    for name, kind, dtype, x, arguments, keywords in _byte_rows():
-        with tt.use_backend("eager"):
-            found = tt.explain(name, x, *arguments, **keywords)
-        size = SHAPE[0] * SHAPE[1]
-        counts = (found.forward_bytes, found.backward_bytes, found.saved_bytes)
-        row = (kind, _names((dtype,)), *(f"{count / size:.4g}" for count in counts))
-        alike.setdefault(row, []).append(f"`{name}`")
-    lines = [[", ".join(names), *row] for row, names in alike.items()]
-    return markdown(["op", "threshold, or reduction", "dtype", "forward", "backward", "saved"], lines, left=3)
+def two_digits(value: float | None, digits: int = 2) -> str:
+    """What another machine of the kind would show too, without an exponent."""
+    return "–" if value is None else f"{float(f'{value:.{digits}g}'):g}"
+
+
+def times() -> str:
+    """Forward and backward at the largest size, every provider."""
+    parts = []
+    for found in _newest():
+        trained = steps(rows(found))
+        largest = max(row.numel for row in trained)
+        shown = [row for row in trained if row.numel == largest]
+        others = _others(shown)
+        heads = ["op", "dtype", *others, PACK, *(f"{name} / {PACK}" for name in others)]
+        lines = [
+            [
+                f"`{row.op}`",
+                row.dtype,
+                *(two_digits(row.ms(name)) for name in (*others, PACK)),
+                *(two_digits(row.speedup(name)) for name in others),
+            ]
+            for row in shown
+        ]
+        parts += [f"{_head(found)} Medians in ms, at {size(largest)} elements.", markdown(heads, lines, left=2)]
+    return "\n\n".join(parts)
+
+
+def pays() -> str:
+    """Which provider is fastest, for each op and size, in float32, and how many times as fast as this package it is."""
+    parts = []
+    for found in _newest():
+        trained = [row for row in steps(rows(found)) if row.dtype == "float32"]
+        sizes = sorted({row.numel for row in trained})
+        cells: dict[str, dict[int, str]] = {}
+        for row in trained:
+            ms, fastest = min((ms, name) for name in row.by if (ms := row.ms(name)) is not None)
+            this = row.ms(PACK)
+            times = f" {two_digits(this / ms)}×" if this and fastest != PACK else ""
+            cells.setdefault(row.op, {})[row.numel] = f"**{fastest}**" if fastest == PACK else fastest + times
+        lines = [[f"`{op}`", *(fastest.get(numel, "–") for numel in sizes)] for op, fastest in cells.items()]
+        parts += [f"{_head(found)}", markdown(["op", *map(size, sizes)], lines, left=1 + len(sizes))]
+    return "\n\n".join(parts)
 
 
 def gpu_note() -> str:
     """Said as long as no committed result file is a GPU's."""
-    if all(records.read(path)[0].on_cpu for path in records.newest()):
+    if all(found[0].on_cpu for found in _newest()):
         said = "No speed on a GPU has been measured, so no such figure is given here."
         return f'!!! warning "Not measured on a GPU yet"\n\n    {said}'
     return "GPU figures come first below, each with its device, driver, versions and commit."
 
 
+def _reports() -> list[tuple[Path, list[dict[str, Any]]]]:
+    files = sorted((RESULTS / "compile").glob("*/report.jsonl"))
+    return [(file.parent, [json.loads(line) for line in file.read_text().splitlines()]) for file in files]
+
+
 def compiled() -> str:
-    """Instructions an element and registers of each op's forward and backward, bfloat16; and where all of it is."""
+    """Instructions an element of every op, bfloat16; and where all of it is."""
     parts = []
-    for file in sorted((records.RESULTS / "compile").glob("*/report.jsonl")):
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for folder, lines in _reports():
         targets = list(dict.fromkeys(line["target"] for line in lines))
-        table: dict[tuple[str, str], dict[str, str]] = {}
+        most: dict[str, dict[tuple[str, str], float]] = {}
         for line in lines:
-            plain = line["operands"] in ("number", "-", "scalar", "numbers", "per-feature")
-            if line["dtype"] == "bf16" and plain:
-                shown = f"{line['instructions_per_element']:.1f}, {line['registers']}"
-                table.setdefault((line["op"], f"{line['kernel']} {line['operands']}".removesuffix(" -")), {})[
-                    line["target"]
-                ] = shown
+            if line["dtype"] != "bf16" or (line["operands"] == "-" and "backward" not in line["kernel"]):
+                continue
+            way = "backward" if "backward" in line["kernel"] else "forward"
+            found = most.setdefault(line["op"], {})
+            found[line["target"], way] = max(found.get((line["target"], way), 0), line["instructions_per_element"])
         spills = sum(bool(line["spills"]) for line in lines)
-        links = ", ".join(f"[{target}]({(file.parent / target).relative_to(ROOT).as_posix()}.md)" for target in targets)
+        links = ", ".join(f"[{target}]({(folder / target).relative_to(ROOT).as_posix()}.md)" for target in targets)
         parts.append(
             f"Triton {lines[0]['triton']}, commit {lines[0]['commit']}: {len(lines)} kernels, {spills or 'none'} of them "
-            f"with spills. Each cell: instructions an element, registers a thread, for bfloat16 and thresholds that are "
-            f"numbers. Every kernel, dtype and kind of operand: {links}."
+            f"with spills. A cell has the most instructions that an element takes forward and backward, in bfloat16, over "
+            f"all kinds of thresholds. Registers, vector widths and every single kernel: {links}."
         )
-        rows = [
-            [f"`{op}`", kernel, *(found.get(target, "–") for target in targets)]
-            for (op, kernel), found in table.items()
-        ]
-        parts.append(markdown(["op", "kernel", *targets], rows, left=2))
+        table = []
+        for op, found in most.items():
+            both = ([found.get((target, way)) for way in ("forward", "backward")] for target in targets)
+            cells = (" / ".join("–" if count is None else f"{count:.1f}" for count in pair) for pair in both)
+            table.append([f"`{op}`", *cells])
+        parts.append(markdown(["op, forward / backward", *targets], table))
     return "\n\n".join(parts)
 
 
@@ -230,6 +310,100 @@ def pictures() -> str:
         for picture in sorted(path.with_suffix("").glob("*.png")):
             shown.append(f"![{picture.stem}]({picture.relative_to(ROOT).as_posix()})")
     return "\n\n".join(shown)
+
+
+# -------------------------------------------------------------------------------------------------- hardware and versions
+
+HARDWARE = {
+    "H100, H200": "sm_90",
+    "A100, A30": "sm_80",
+    "B200": "sm_100",
+    "MI300X, MI300A": "gfx942",
+    "A10, RTX 30": "sm_86",
+    "L4, L40S, RTX 40": "sm_89",
+    "RTX 50": "sm_120",
+    "T4, RTX 20": "sm_75",
+}
+
+
+def compiled_for() -> dict[str, str]:
+    """How the kernels compiled for each target, by the report and by targets.json."""
+    made: dict[str, str] = {}
+    for _, lines in _reports():
+        for target in dict.fromkeys(line["target"] for line in lines):
+            spills = sum(bool(line["spills"]) for line in lines if line["target"] == target)
+            made[target] = _yes(spills, lines[0]["triton"])
+    others = loaded("targets.json")
+    for target, counts in others["targets"].items() if others else ():
+        made[target] = _yes(counts["spills"], others["triton"])
+    return made
+
+
+def _yes(spills: int, triton: str) -> str:
+    return f"yes, by Triton {triton}" + (f"; {spills} spill{'s' * (spills == 1)}" if spills else "")
+
+
+def hardware() -> str:
+    """What was done on or for which hardware."""
+    made, devices = compiled_for(), [found[0].stamp.device for found in _newest() if not found[0].on_cpu]
+    lines = []
+    for name, target in HARDWARE.items():
+        measured = [device for device in devices if any(part.split()[-1] in device for part in name.split(", "))]
+        lines.append([name, f"`{target}`", made.get(target, "no"), "no", "no", ", ".join(measured) or "no"])
+    cpus = ", ".join(found[0].stamp.device for found in _newest() if found[0].on_cpu)
+    lines.append(["x86-64 CPU, Linux", "–", "–", "–", "eager path; kernels in Triton's interpreter", cpus])
+    return markdown(["hardware", "target", "compiled", "executed", "tests run", "time measured"], lines, left=6)
+
+
+def versions() -> str:
+    """The combinations of Python, torch and Triton that `make versions` tested."""
+    path = ROOT / "tests" / "versions.json"
+    if not path.exists():
+        return "`make versions` has not been run yet."
+    lines = [
+        [
+            *(row[name] for name in ("python", "torch", "triton", "platform")),
+            str(row["passed"]),
+            str(len(row["failed"])),
+        ]
+        for row in json.loads(path.read_text(encoding="utf-8"))
+    ]
+    return markdown(["Python", "torch", "Triton", "platform", "tests passed", "failed"], lines, left=4)
+
+
+def status() -> str:
+    """The README's box."""
+    reports = _reports()
+    count, spills = (
+        sum(len(lines) for _, lines in reports),
+        sum(bool(k["spills"]) for _, lines in reports for k in lines),
+    )
+    names = {target: name for name, target in HARDWARE.items()}
+    reported = dict.fromkeys(line["target"] for _, lines in reports for line in lines)
+    targets = ", ".join(f"{names[target]} ({target})" for target in reported)
+    measured = ", ".join(found[0].stamp.device for found in _newest())
+    on_gpu = any(not found[0].on_cpu for found in _newest())
+    lines = [
+        ["State", f"alpha, version {tt.__version__}: before 1.0 a minor version may change names"],
+        ["Correct", "every op against plain torch, on every change, with the kernels in Triton's interpreter"],
+        ["Compiled for", f"{targets}: {count} kernels, {spills or 'no'} spills; no GPU has run them yet"],
+        ["Measured", f"bytes: counted. Time: {measured}" + ("" if on_gpu else "; **no GPU yet**")],
+    ]
+    return markdown(["status", ""], lines, left=2)
+
+
+# --------------------------------------------------------------------------------------------------------- from the tree
+
+
+def tutorials() -> str:
+    """The notebooks with the first paragraph of each."""
+    parts = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        title, _, text = first.partition("\n")
+        paragraph = re.sub(":$", ".", text.strip().partition("\n\n")[0])
+        parts.append(f"## [{title.lstrip('# ')}](notebooks/{path.name})\n\n{paragraph}")
+    return "\n\n".join(parts)
 
 
 def _file(folder: Path, module: str | None, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What the documents say is so: the op table is the registry's, the README's example runs, CONTRIBUTING's diff adds an op."""
+"""What the documents say is so: the README's tables, figures and examples, the docstrings, and CONTRIBUTING's diff."""
 
 from __future__ import annotations
 
@@ -13,27 +13,77 @@ from pathlib import Path
 import pytest
 
 import triton_thresh as tt
+from docs import hooks, tables
+from docs.readme import updated
 from triton_thresh import functional
 from triton_thresh.registry import OPS
-from triton_thresh.table import updated
 
 from .conftest import INTERPRETED
+from .test_docs import assert_same, ran
 
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def _blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
-def test_readme_table_is_the_registrys() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert updated(readme) == readme, "run make table"
+def test_readme_is_short_and_its_tables_are_new() -> None:
+    assert len(README.splitlines()) <= 120
+    assert updated(README) == README, "run python -m docs.readme"
+
+
+# What stands around the README's examples in a program.
+SETUP = """
+logits, y = torch.randn(64, 1, requires_grad=True), (torch.rand(64, 1) < 0.1).float()
+x, noise = torch.randn(8, 3, 4, 4, requires_grad=True), torch.tensor([0.1, 0.5, 1.0]).view(3, 1, 1)
+"""
+AUTOENCODER = """
+x = torch.randn(64, 16)
+encoder, decoder = torch.nn.Linear(16, 512), torch.nn.Linear(512, 16)
+activation = tt.nn.JumpReLU(512, threshold=0.1, bandwidth=0.1)
+parameter = encoder.weight
+"""
 
 
 @pytest.mark.parametrize("example", _blocks("README.md", "python"))
-def test_readme_example_runs(example: str) -> None:
-    exec(example, {})
+def test_readme_examples_run_and_are_short(example: str) -> None:
+    """Before and after are the same function; the autoencoder is another one, and only runs."""
+    before, after = re.fullmatch(r"# before\n(.*?)\n# after[^\n]*\n(.*)", example, re.DOTALL).groups()  # type: ignore[union-attr]
+    assert max(len(part.strip().splitlines()) for part in (before, after)) <= 10
+    if "encoder(" in example:
+        for code in (before, after):
+            ran(AUTOENCODER, code)
+        return
+    needs = [line for line in SETUP.splitlines() if ("logits" in line) == ("logits" in example)]
+    loss = "" if "loss" in example else "loss = y.square().sum()"
+    assert_same("\n".join(needs), f"{before}\n{loss}", f"{after}\n{loss}")
+
+
+def test_readme_says_what_is_so() -> None:
+    """Its counted figure, the versions it needs, and the address of the repository."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    losses = [line for line in tables.counted() if line["dtype"] == "float32" and line["compiled_grad"]]
+    eager, compiled = ([line[kind] / line["this"] for line in losses] for kind in ("eager", "compiled"))
+    text = README.replace("\n", " ").replace("**", "")
+    assert f"{int(min(eager))} to {int(max(eager))} times fewer bytes than the same formula in eager PyTorch" in text
+    assert f"{min(compiled):.1f} times fewer than under `torch.compile`" in text
+    assert all(line["compiled_grad"] <= line["this"] for line in losses), (
+        "a loss compiled with its gradient moves as few"
+    )
+    (python,) = re.findall(r'requires-python = ">=([\d.]+)"', project)
+    (torch,) = re.findall(r'"torch>=([\d.]+)"', project)
+    assert f"Python {python} or newer and torch {torch} or newer" in README
+    for found in re.findall(r"https://github.com/[\w-]+/triton_thresh", README):
+        assert found == hooks.address()
+
+
+def test_readme_links_lead_somewhere() -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert len(targets) > 8
+    for target in targets:
+        assert (ROOT / target).exists(), target
 
 
 @pytest.mark.parametrize("name", OPS)

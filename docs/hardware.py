@@ -1,0 +1,32 @@
+"""Compiles every kernel for GPUs that the compile report leaves out, by ``python -m docs.hardware``.
+
+For each target it counts the kernels, and those of them that spill. A kernel that does not compile stops it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+
+from benchmarks import aot, cases, compiled, records
+
+RESULT = Path(__file__).parents[1] / "benchmarks" / "results" / "targets.json"
+OTHERS = {f"sm_{capability}": GPUTarget("cuda", capability, 32) for capability in (75, 86, 89, 120)}
+
+
+def main() -> None:
+    aot.TARGETS.update(OTHERS)
+    found, commit = {}, records.commit()
+    for target in OTHERS:
+        reports = [compiled.compile_case(case, target) for case in cases.cases(("fp32", "bf16"), 32)]
+        found[target] = {"kernels": len(reports), "spills": sum(bool(report.spills) for report in reports)}
+        print(target, found[target], flush=True)
+    made = {"triton": triton.__version__, "commit": commit, "targets": found}
+    RESULT.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
