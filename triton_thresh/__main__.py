@@ -1,4 +1,4 @@
-"""Command line: ``python -m triton_thresh ops | explain | info | tune | demo``."""
+"""Command line: ``python -m triton_thresh ops | explain | info | tune``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 import triton_thresh as tt
 
-from . import backend, demo, measured, tune, tuning
+from . import backend, measured, tune, tuning
 from .families import ForeachGate, Gate, GradientGate, LearnedGate
 from .table import op_table, updated
 
@@ -95,9 +95,6 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser("tune", help=tune.__doc__, description=tune.__doc__)
     tune.add_arguments(command)
     command.set_defaults(run=tune.run)
-    command = commands.add_parser("demo", help="six short trainings: the pack against the same formulas in torch")
-    demo.add_arguments(command)
-    command.set_defaults(run=demo.run)
     args = parser.parse_args(argv)
     return int(args.run(args))
 
