@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -112,12 +111,21 @@ def test_every_row_is_held_out_once_and_never_learned_from() -> None:
 
 
 def test_folds_train_apart() -> None:
-    """A fold's curve and prediction do not depend on the folds beside it: each gets the gradient it would get alone."""
-    task = tasks.ALL_DIGITS  # its op thresholds the gradients themselves
-    alone, beside = (train(task, task.pack, steps=5, folds=folds) for folds in (1, 3))
-    np.testing.assert_allclose(alone.losses[0], beside.losses[0], rtol=0.05)  # a mean over others, too
-    kept = (run.watched[tasks.ALL_LAYERS][0, 0] for run in (alone, beside))
-    assert next(kept) == pytest.approx(next(kept), rel=0.3)
+    """What a fold predicts does not depend on the rows that other folds learn from."""
+    task, loaded = tasks.DETECTOR, data.benign_cells(0)
+    other = loaded.train_input.clone()
+    other[1] *= 3
+    changed = replace(task, load=lambda seed: replace(loaded, train_input=other, train_target=other))
+    before, after = (train(t, t.pack, steps=5, folds=3) for t in (task, changed))
+    same = [np.array_equal(*pair) for pair in zip(before.prediction, after.prediction)]
+    assert same == [True, False, True]
+
+
+def test_a_fold_gets_the_gradient_that_it_would_get_alone() -> None:
+    """Else a threshold on gradients would drop more, the more folds train side by side."""
+    task = tasks.ALL_DIGITS
+    shares = [train(task, task.pack, steps=1, folds=folds).watched[tasks.ALL_LAYERS][0, 0] for folds in (1, 10)]
+    assert shares[0] == pytest.approx(shares[1], rel=0.15)
 
 
 def test_the_interval_of_a_difference() -> None:
@@ -157,7 +165,9 @@ def test_it_uses_the_public_names_alone() -> None:
             if isinstance(node, ast.ImportFrom):
                 assert not (node.module or "").startswith("triton_thresh"), path
             elif isinstance(node, ast.Import):
-                assert all(name.name.partition(".")[2] == "" for name in node.names if "triton_thresh" in name.name), path
+                assert all(name.name.partition(".")[2] == "" for name in node.names if "triton_thresh" in name.name), (
+                    path
+                )
 
 
 def run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
