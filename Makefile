@@ -38,8 +38,8 @@ $(READY): pyproject.toml
 		$(BIN)/pip install --quiet "$(TORCH)" numpy && \
 		{ $(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install --quiet "$(TRITON)"; } \
 	fi
-	$(BIN)/pip install --quiet "setuptools>=64" wheel
-	$(BIN)/pip install --quiet --no-build-isolation --editable '.[dev]' \
+	$(BIN)/pip install --quiet "pip>=25.1" "setuptools>=77" wheel
+	$(BIN)/pip install --quiet --no-build-isolation --editable . --group dev \
 		|| $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
 	@if $(HAS_NBMAKE); then $(BIN)/python -m ipykernel install --sys-prefix >/dev/null; fi
 	@touch $@
@@ -73,7 +73,7 @@ table: $(READY)
 	$(BIN)/python -m triton_thresh ops --write README.md
 
 $(VENV)/docs: $(READY)
-	$(BIN)/pip install --quiet --no-build-isolation --editable '.[docs]'
+	$(BIN)/pip install --quiet --group docs
 	@touch $@
 
 docs: $(VENV)/docs

@@ -351,7 +351,7 @@ def main(argv: list[str] | None = None) -> int:
     command.set_defaults(run=gpu)
     args = parser.parse_args(argv)
     if missing := [name for name in ("rich", "matplotlib") if find_spec(name) is None]:
-        return refuse(f'{" and ".join(missing)} missing: pip install "triton-thresh[bench]"')
+        return refuse(f"{' and '.join(missing)} missing: pip install {' '.join(missing)}")
     return int(args.run(args))
 
 

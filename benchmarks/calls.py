@@ -148,7 +148,7 @@ def _triton_on(device: torch.device) -> Iterator[Callable[[], None]]:
     """Calls go to Triton; where there is no GPU to a stub, which records launches until they are cleared."""
     with contextlib.ExitStack() as stack:
         clear: Callable[[], None] = torch.cuda.synchronize
-        name = "triton"
+        name: backend.Backend = "triton"
         if device.type == "cpu":
             stub = stack.enter_context(StubDriver())
             clear = stub.clear

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import triton.language as tl
-from triton_thresh.kernels import foreach, gate, learned, loss, pointwise
 
 from benchmarks.aot import Unaligned
 from triton_thresh import tuning
 from triton_thresh.families import ForeachGate, Gate, GradientGate, LearnedGate, Loss
 from triton_thresh.kernel_cache import NUMBER
+from triton_thresh.kernels import foreach, gate, learned, loss, pointwise
 from triton_thresh.launch import CHANNEL, ELEMENT, FINISH_BLOCK, SCALAR
 from triton_thresh.learned import COUNT_BLOCK, ROWS
 from triton_thresh.reference import RULES

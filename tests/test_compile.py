@@ -10,8 +10,6 @@ import torch
 
 pytest.importorskip("triton", reason="the kernels need Triton to be compiled")
 
-from triton_thresh.kernels import foreach, gate, learned
-
 from benchmarks.aot import TARGETS, Report
 from benchmarks.cases import ITEMSIZE, Case, cases
 from benchmarks.compiled import compile_case
@@ -20,6 +18,7 @@ from benchmarks.stub_driver import StubDriver
 from triton_thresh import launch, reference, rules, tuning
 from triton_thresh import learned as learned_launch
 from triton_thresh.families import Gate, LearnedGate
+from triton_thresh.kernels import foreach, gate, learned
 from triton_thresh.registry import LEARNED_GATES, OPS
 
 from .conftest import INTERPRETED

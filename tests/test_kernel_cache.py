@@ -12,11 +12,11 @@ pytest.importorskip("triton", reason="launches need Triton")
 import torch
 import triton
 from torch import Tensor
-from triton_thresh.kernels import gate, pointwise
 
 from benchmarks.stub_driver import SM_90, StubDriver
 from triton_thresh import kernel_cache
 from triton_thresh.kernel_cache import Kernel
+from triton_thresh.kernels import gate, pointwise
 from triton_thresh.launch import COMPUTE, NUMBER, SCALAR
 
 from .conftest import INTERPRETED

@@ -24,7 +24,7 @@ from .functional import (
 )
 from .gradients import GradientThreshold
 from .registry import ops
-from .rules import ByLoss, ByPrediction, ByProximity
+from .rules import ByLoss, ByPrediction, ByProximity, Operand
 
 __all__ = [
     "ByLoss",
@@ -32,6 +32,7 @@ __all__ = [
     "ByProximity",
     "Explanation",
     "GradientThreshold",
+    "Operand",
     "__version__",
     "binary_threshold",
     "exceedance_mse_loss",
@@ -56,3 +57,8 @@ __all__ = [
     "threshold_mse_loss",
     "use_backend",
 ]
+
+
+def __dir__() -> list[str]:
+    """What completion shows."""
+    return __all__

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.nn import Parameter
 
 ASKED = "asked for"
-BACKENDS = ("auto", "triton", "eager")
+Backend = Literal["auto", "triton", "eager"]
+BACKENDS = get_args(Backend)
 TRITON_DEVICES = frozenset({"cuda", "xpu"})
 
 
@@ -38,17 +39,17 @@ OP_DEVICES = TRITON_DEVICES | _INTERPRETED if has_triton() else frozenset()
 _TRACED = (Tensor, Parameter, FakeTensor, FunctionalTensor)
 
 
-def _checked(name: str, origin: str) -> str:
+def _checked(name: str, origin: str) -> Backend:
     if name not in BACKENDS:
         raise ValueError(f"{origin} must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
-    return name
+    return cast(Backend, name)
 
 
 _setting = [_checked(os.environ.get("TRITON_THRESH_BACKEND") or "auto", "TRITON_THRESH_BACKEND")]
-_override: ContextVar[str | None] = ContextVar("triton_thresh_backend", default=None)
+_override: ContextVar[Backend | None] = ContextVar("triton_thresh_backend", default=None)
 
 
-def set_backend(name: str) -> None:
+def set_backend(name: Backend) -> None:
     """Choose the backend of every following call, in every thread.
 
     Args:
@@ -68,7 +69,7 @@ def set_backend(name: str) -> None:
     _setting[0] = _checked(name, "set_backend: name")
 
 
-def get_backend() -> str:
+def get_backend() -> Backend:
     """The backend asked for: that of the innermost `use_backend`, else of `set_backend`, else of TRITON_THRESH_BACKEND.
 
     Examples:
@@ -80,7 +81,7 @@ def get_backend() -> str:
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: Backend) -> Iterator[None]:
     """Choose the backend inside a ``with`` block, in this thread. A backward runs on the backend of its forward.
 
     Args:

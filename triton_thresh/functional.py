@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from .registry import GATES, LEARNED_GATES, LOSSES, THRESHOLD_GRAD, THRESHOLD_GRADIENTS
-from .rules import Operand, Rule
+from .rules import BaseName, Operand, Reduction, Rule
 
 __all__ = [
     "binary_threshold",
@@ -314,7 +315,7 @@ def threshold_bce_loss(
     weight_below: Operand = 0.1,
     *,
     weight: Operand | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Binary cross entropy on probabilities, weighed by ``weight_above where p >= threshold else weight_below``.
 
@@ -361,7 +362,7 @@ def threshold_bce_with_logits_loss(
     *,
     weight: Operand | None = None,
     pos_weight: Operand | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Binary cross entropy on logits, weighed by ``weight_above where sigmoid(x) >= threshold else weight_below``.
 
@@ -411,7 +412,7 @@ def threshold_mse_loss(
     weight_below: Operand = 0.1,
     *,
     weight: Operand | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Squared error, weighed by ``weight_above where x >= threshold else weight_below``.
 
@@ -455,7 +456,7 @@ def proximity_mse_loss(
     penalty_factor: Operand = 1.5,
     *,
     weight: Operand | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Squared error that weighs more near a threshold: ``(x - y)**2 * (1 + p)``.
 
@@ -499,7 +500,7 @@ def exceedance_mse_loss(
     penalty_factor: Operand = 2.0,
     *,
     weight: Operand | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Squared error that weighs large errors more: ``l * penalty_factor where l > loss_threshold else l``, l = (x - y)**2.
 
@@ -540,10 +541,10 @@ def threshold_loss(
     target: Tensor,
     rule: Rule,
     *,
-    base: str = "bce_with_logits",
+    base: BaseName = "bce_with_logits",
     weight: Operand | None = None,
     pos_weight: Operand | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Any cell of the grid base x rule: the base's element loss times the rule's weight.
 
@@ -613,6 +614,27 @@ def threshold_grad(input: Tensor, threshold: Operand) -> Tensor:
     return THRESHOLD_GRAD(input, threshold)
 
 
+@overload
+def threshold_gradients_(
+    parameters: Tensor | Iterable[Tensor],
+    threshold: float | Sequence[float] | Tensor,
+    *,
+    return_kept: Literal[False] = False,
+) -> None: ...
+
+
+@overload
+def threshold_gradients_(
+    parameters: Tensor | Iterable[Tensor], threshold: float | Sequence[float] | Tensor, *, return_kept: Literal[True]
+) -> Tensor: ...
+
+
+@overload
+def threshold_gradients_(
+    parameters: Tensor | Iterable[Tensor], threshold: float | Sequence[float] | Tensor, *, return_kept: bool
+) -> Tensor | None: ...
+
+
 def threshold_gradients_(
     parameters: Tensor | Iterable[Tensor], threshold: float | Sequence[float] | Tensor, *, return_kept: bool = False
 ) -> Tensor | None:
@@ -653,3 +675,7 @@ def threshold_gradients_(
         tensor([ 0.0000, -0.5000,  0.5000, -2.0000])
     """
     return THRESHOLD_GRADIENTS(parameters, threshold, return_kept=return_kept)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -31,7 +31,8 @@ _TYPES = {
     "Rule": "str rule, {}[]",
     "float": "Scalar",
     "bool": "bool",
-    "str": "str",
+    "BaseName": "str",
+    "Reduction": "str",
     "torch.dtype | None": "ScalarType?",
 }
 _RULES: dict[str, Callable[..., Rule]] = {rule.__name__: rule for rule in reference.RULES}

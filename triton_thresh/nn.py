@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import functional
 from .checks import check_number, check_positive
-from .rules import Operand
+from .rules import Operand, Reduction
 
 __all__ = [
     "BinaryThreshold",
@@ -266,7 +266,7 @@ class _ByPredictionLoss(_Settings):
     weight_above: Operand
     weight_below: Operand
     weight: Operand | None
-    reduction: str
+    reduction: Reduction
 
 
 class ThresholdBCELoss(_ByPredictionLoss):
@@ -296,7 +296,7 @@ class ThresholdBCELoss(_ByPredictionLoss):
         weight_below: Operand = 0.1,
         *,
         weight: Operand | None = None,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
             threshold=threshold,
@@ -351,7 +351,7 @@ class ThresholdBCEWithLogitsLoss(_ByPredictionLoss):
         *,
         weight: Operand | None = None,
         pos_weight: Operand | None = None,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
             threshold=threshold,
@@ -404,7 +404,7 @@ class ThresholdMSELoss(_ByPredictionLoss):
         weight_below: Operand = 0.1,
         *,
         weight: Operand | None = None,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
             threshold=threshold,
@@ -452,7 +452,7 @@ class ProximityMSELoss(_Settings):
     penalty_range: Operand
     penalty_factor: Operand
     weight: Operand | None
-    reduction: str
+    reduction: Reduction
 
     def __init__(
         self,
@@ -461,7 +461,7 @@ class ProximityMSELoss(_Settings):
         penalty_factor: Operand = 1.5,
         *,
         weight: Operand | None = None,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
             threshold=threshold,
@@ -507,7 +507,7 @@ class ExceedanceMSELoss(_Settings):
     loss_threshold: Operand
     penalty_factor: Operand
     weight: Operand | None
-    reduction: str
+    reduction: Reduction
 
     def __init__(
         self,
@@ -515,7 +515,7 @@ class ExceedanceMSELoss(_Settings):
         penalty_factor: Operand = 2.0,
         *,
         weight: Operand | None = None,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
             loss_threshold=loss_threshold, penalty_factor=penalty_factor, weight=weight, reduction=reduction
@@ -525,3 +525,7 @@ class ExceedanceMSELoss(_Settings):
         return functional.exceedance_mse_loss(
             input, target, self.loss_threshold, self.penalty_factor, weight=self.weight, reduction=self.reduction
         )
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Union
+from typing import Literal, Union
 
 import torch
 from torch import Tensor
 
 from .rounding import HALF
 
-Operand = Union[float, int, Tensor]
-"""A number, a 0-dim tensor, or a tensor that broadcasts to the input's shape."""
+Operand = float | int | Tensor
+"""What a threshold, a weight or a factor may be: a number, a 0-dim tensor, or a tensor that broadcasts to the input's shape."""
+
+BaseName = Literal["bce", "bce_with_logits", "mse"]
+Reduction = Literal["mean", "sum", "none"]
 
 
 class Numbers(tuple[float, ...]):

@@ -70,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     from .report import publish
 
     started = time.perf_counter()
-    results = run_tasks(asked, seed=args.seed, steps=args.steps, device=device)
+    with tt.use_backend(asked):
+        results = run_tasks(seed=args.seed, steps=args.steps, device=device)
     setting = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "backend": plan.backend,

@@ -8,8 +8,6 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from scipy.stats import t as student
 
-import triton_thresh as tt
-
 from .data import FOLDS, Array
 from .tasks import TASKS, Measure, Run, Task
 from .train import train
@@ -78,7 +76,7 @@ class Result:
         return Difference.between(measure.of(self.pack), measure.of(self.baseline))
 
 
-def run_tasks(backend: str, *, seed: int, steps: int, device: torch.device) -> dict[str, Result]:
+def run_tasks(*, seed: int, steps: int, device: torch.device) -> dict[str, Result]:
     columns = (TextColumn("{task.description:<48}"), BarColumn(bar_width=18), TimeElapsedColumn())
     with Progress(*columns) as progress:
         bars = {
@@ -89,13 +87,11 @@ def run_tasks(backend: str, *, seed: int, steps: int, device: torch.device) -> d
         for name, task in TASKS.items():
             progress.start_task(bars[name])
             results[name] = run_task(
-                task, backend, seed=seed, steps=steps, device=device, each_step=partial(progress.advance, bars[name])
+                task, seed=seed, steps=steps, device=device, each_step=partial(progress.advance, bars[name])
             )
     return results
 
 
-def run_task(task: Task, backend: str, **settings: Any) -> Result:
+def run_task(task: Task, **settings: Any) -> Result:
     """`settings` are those of `train`."""
-    with tt.use_backend(backend):
-        pack = train(task, task.pack, **settings)
-    return Result(task, pack, train(task, task.formula, **settings), train(task, task.baseline, **settings))
+    return Result(task, *(train(task, getattr(task, variant), **settings) for variant in VARIANTS))

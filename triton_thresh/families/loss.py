@@ -21,7 +21,7 @@ from ..dispatch import chosen, launcher
 from ..layout import total_bytes
 from ..reference import LossSpec
 from ..rounding import round_to
-from ..rules import Numbers, Operand, Rule
+from ..rules import BaseName, Numbers, Operand, Rule
 
 _NUMBERS = frozenset({float, int})
 _PACK = {count: struct.Struct(f"{count}d").pack for count in range(1, 9)}
@@ -67,7 +67,7 @@ class Loss:
     formula: str
     weighing: str
     equivalent: str
-    base: str = "bce_with_logits"
+    base: BaseName = "bce_with_logits"
     rule: type[Rule] | None = None
 
     family = "loss"
