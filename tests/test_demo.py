@@ -197,11 +197,12 @@ def test_what_is_missing_is_named_with_a_way_to_get_it(
 
 
 def test_what_is_named_as_missing_is_what_make_demo_installs() -> None:
-    """The Makefile's list is the one that the message knows; the package of torch stands apart, with its version."""
-    makefile = (ROOT / "Makefile").read_text()
-    listed = re.search(r"^DEMO := (.*)$", makefile, re.MULTILINE)
-    assert listed is not None
-    assert {*listed[1].split(), "torch"} == set(demo.DISTRIBUTIONS.values())
+    makefile, project = ((ROOT / name).read_text() for name in ("Makefile", "pyproject.toml"))
+    assert '"$(TORCH)" numpy;' in makefile
+    assert "--group demo\n" in makefile
+    group = re.search(r"^demo = (\[.*\])$", project, re.MULTILINE)
+    assert group is not None
+    assert {"torch", "numpy", *json.loads(group[1])} == set(demo.DISTRIBUTIONS.values())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch finds a GPU")

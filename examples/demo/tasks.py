@@ -197,6 +197,7 @@ DENOISER = Task(
     baseline=Variant(functional.mse_loss, plain(nn.ReLU)),
     measures=(Measure("PSNR, dB", by_fold(psnr), "more", "{:.2f}"),),
     noise=data.NOISE,
+    batch=64,
 )
 
 # ----------------------------------------------------------------------------------------------------------- autoencoder
