@@ -9,6 +9,7 @@ OUT ?= gpu-results
 
 VENV := .venv
 BIN := $(VENV)/bin
+LIGHT := $(VENV)/light
 READY := $(VENV)/ready
 HAS_NBMAKE := $(BIN)/python -c 'import ipykernel, nbmake' 2>/dev/null
 HAS_GPU := $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null
@@ -16,7 +17,7 @@ HAS_GPU := $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available
 .PHONY: help demo test check versions lint gpu-test table docs bench report gpu clean
 
 help:
-	@echo "make demo      six short trainings, the pack against the same formulas in torch (ARGS='--steps 100')"
+	@echo "make demo      six short trainings: what each op does, and that it is the formula in torch (ARGS='--steps 100')"
 	@echo "make test      every test this machine can run, and the notebooks"
 	@echo "make check     a quick subset of the tests"
 	@echo "make versions  the tests with the oldest and the newest Python, torch and Triton; downloads a torch for each"
@@ -28,25 +29,37 @@ help:
 	@echo "make report    tables and pictures of the newest results"
 	@echo "make gpu       everything a GPU settles, in one go: tests, benchmark, sanitizer, profiler, tuning (LIMIT=1800 seconds)"
 
-# Where $(PYTHON) already has a torch that sees a GPU, that one is used, with whatever else is installed beside it. An ipykernel
-# found there would start that Python; the kernel installed here starts this one.
-$(READY): pyproject.toml
-	$(PYTHON) -m venv --clear $(VENV)
+# make demo needs no more than this. Where $(PYTHON) already has a torch that sees a GPU, that one is used, with whatever else is
+# installed beside it. pip would compile 9,000 modules, one after the other; the demo compiles those that it imports.
+$(LIGHT): pyproject.toml
+	@echo "$(VENV), once: an empty environment (1 of 3)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/pip install --quiet "pip>=25.1"
 	@if $(HAS_GPU); then \
+		echo "$(VENV), once: torch is the one of $(PYTHON), which sees a GPU (2 of 3)"; \
 		$(PYTHON) -c 'import site; print("\n".join(site.getsitepackages()))' \
 			> "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/outer.pth"; \
 	else \
-		$(BIN)/pip install --quiet "$(TORCH)" numpy && \
-		{ $(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install --quiet "$(TRITON)"; } \
+		echo "$(VENV), once: $(TORCH), by far the largest part (2 of 3)"; \
+		$(BIN)/pip install --quiet --no-compile "$(TORCH)" numpy; \
 	fi
-	$(BIN)/pip install --quiet "pip>=25.1" "setuptools>=77" wheel
-	$(BIN)/pip install --quiet --no-build-isolation --editable . --group dev \
+	@echo "$(VENV), once: scikit-learn, matplotlib and rich (3 of 3)"
+	@$(BIN)/pip install --quiet --no-compile --group demo
+	@touch $@
+
+# What all else needs. An ipykernel found beside a GPU's torch would start that Python; the kernel installed here starts this one.
+$(READY): $(LIGHT)
+	@echo "$(VENV), once: Triton, and the tools to test and to measure with"
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install --quiet --no-compile "$(TRITON)"
+	@$(BIN)/pip install --quiet "setuptools>=77" wheel
+	$(BIN)/pip install --quiet --no-compile --no-build-isolation --editable . --group dev \
 		|| $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	@$(BIN)/python -m compileall -q -j 0 $(VENV) >/dev/null || true  # some packages ship files for other Pythons
 	@if $(HAS_NBMAKE); then $(BIN)/python -m ipykernel install --sys-prefix >/dev/null; fi
 	@touch $@
 
-demo: $(READY)
-	$(BIN)/python -m triton_thresh demo $(ARGS)
+demo: $(LIGHT)
+	@$(BIN)/python -m examples.demo $(ARGS)
 
 # Two processes, since Triton reads TRITON_INTERPRET when it is imported: the kernels in the interpreter; everything else,
 # on a GPU the kernels too.

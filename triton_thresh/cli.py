@@ -242,14 +242,6 @@ def tune_(
         raise refuse(f"tune: {error}") from None
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
-def demo(context: typer.Context) -> None:
-    """Train six small models, with these ops and without."""
-    from . import demo
-
-    raise typer.Exit(demo.main(context.args))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run a command, and return its exit code."""
     return run(app, "triton-thresh", arguments)

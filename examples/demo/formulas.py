@@ -1,7 +1,7 @@
 """The pack's formulas as one writes them by hand.
 
-Losses by masks, reduction "none" and the mean, with autograd for the rest; JumpReLU by two straight-through Functions;
-gradients by a loop over the parameters.
+Losses are written with masks, reduction "none" and the mean, and differentiated by autograd. JumpReLU takes two
+straight-through Functions. Gradients take a loop over the parameters.
 """
 
 from typing import Any
@@ -12,9 +12,9 @@ from torch.nn import functional
 
 
 def threshold_bce_with_logits_loss(
-    input: Tensor, target: Tensor, threshold: float, weight_above: float, weight_below: float, pos_weight: Tensor
+    input: Tensor, target: Tensor, threshold: float, weight_above: float, weight_below: float
 ) -> Tensor:
-    loss = functional.binary_cross_entropy_with_logits(input, target, pos_weight=pos_weight, reduction="none")
+    loss = functional.binary_cross_entropy_with_logits(input, target, reduction="none")
     return (loss * torch.where(torch.sigmoid(input) >= threshold, weight_above, weight_below)).mean()
 
 
@@ -31,13 +31,8 @@ def exceedance_mse_loss(input: Tensor, target: Tensor, loss_threshold: float, pe
     return torch.where(loss > loss_threshold, penalty_factor * loss, loss).mean()
 
 
-class Hardshrink(nn.Module):
-    def __init__(self, lambd: float) -> None:
-        super().__init__()
-        self.lambd = lambd
-
-    def forward(self, input: Tensor) -> Tensor:
-        return torch.where(input.abs() <= self.lambd, 0.0, input)
+def softshrink(input: Tensor, lambd: Tensor) -> Tensor:
+    return torch.where(input > lambd, input - lambd, torch.where(input < -lambd, input + lambd, 0.0))
 
 
 def rectangle(x: Tensor) -> Tensor:
@@ -56,7 +51,7 @@ class JumpReLUFunction(torch.autograd.Function):
         x, threshold = ctx.saved_tensors
         x_gradient = (x > threshold).to(x.dtype) * gradient
         window = rectangle((x - threshold) / ctx.bandwidth)
-        return x_gradient, (-(threshold / ctx.bandwidth) * window * gradient).sum(0), None
+        return x_gradient, (-(threshold / ctx.bandwidth) * window * gradient).sum_to_size(threshold.shape), None
 
 
 class StepFunction(torch.autograd.Function):
@@ -70,15 +65,15 @@ class StepFunction(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, threshold = ctx.saved_tensors
         window = rectangle((x - threshold) / ctx.bandwidth)
-        return torch.zeros_like(x), (-(1.0 / ctx.bandwidth) * window * gradient).sum(0), None
+        return torch.zeros_like(x), (-(1.0 / ctx.bandwidth) * window * gradient).sum_to_size(threshold.shape), None
 
 
 class JumpReLU(nn.Module):
     """After the pseudo-code of Rajamanoharan et al. 2024 (arXiv:2407.14435)."""
 
-    def __init__(self, num_features: int, threshold: float, bandwidth: float) -> None:
+    def __init__(self, num_features: tuple[int, ...], threshold: float, bandwidth: float) -> None:
         super().__init__()
-        self.threshold = nn.Parameter(torch.full((num_features,), threshold))
+        self.threshold = nn.Parameter(torch.full(num_features, threshold))
         self.bandwidth = bandwidth
 
     def l0(self, input: Tensor) -> tuple[Tensor, Tensor]:
