@@ -22,7 +22,7 @@ from .functional import (
     threshold_loss,
     threshold_mse_loss,
 )
-from .gradients import GradientThreshold
+from .optim import GradientThreshold
 from .registry import ops
 from .rules import ByLoss, ByPrediction, ByProximity
 
