@@ -1,5 +1,7 @@
 """Triton kernels for PyTorch for everything that compares a value with a threshold."""
 
+import torch.fx as _fx
+
 from . import functional, nn
 from . import named as _named  # noqa: F401 - torch.ops.triton_thresh
 from ._version import __version__
@@ -56,3 +58,6 @@ __all__ = [
     "threshold_mse_loss",
     "use_backend",
 ]
+
+for _name in functional.__all__:  # functional.py says why; a name is wrapped where it is looked up
+    _fx.wrap(_name)
