@@ -167,14 +167,15 @@ def _logs(x):
 
 @triton.jit
 def bce(x, y, p):
-    """l = -(y log x + (1 - y) log(1 - x)), logs clamped at -100; dl/dx = (x - y) / max(x (1 - x), 1e-12); NaN outside [0, 1].
+    """l = -(y log x + (1 - y) log(1 - x)), logs clamped at -100; dl/dx = (x - y) / max(x (1 - x), 1e-12); NaN where x or y lies
+    outside [0, 1].
 
     x (1 - x) >= 0 just where 0 <= x <= 1, so NaN is put in last and the clamps need not keep it.
     """
     log_x, log_rest = _logs(x)
     loss = -(y * log_x + (1.0 - y) * log_rest)
     variance = x * (1.0 - x)
-    inside = variance >= 0.0
+    inside = (variance >= 0.0) & (y * (1.0 - y) >= 0.0)
     variance = tl.maximum(variance, tl.full([], 1e-12, x.dtype))  # a bare 1e-12 would be a float32
     if x.dtype == tl.float64:
         slope = (x - y) / variance

@@ -233,7 +233,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         mistake(lambda: tt.nn.JumpReLU("512"), ValueError, "num_features must be a size or a tuple of sizes", "'512'"),  # type: ignore[arg-type]
         mistake(lambda: tt.nn.JumpReLU(-1), ValueError, "num_features must be a size or a tuple of sizes", "-1"),
         mistake(lambda: tt.nn.JumpReLU(3, threshold="a"), TypeError, "threshold must be a number, got str 'a'"),  # type: ignore[arg-type]
-        mistake(lambda: tt.nn.JumpReLU(3, torch.ones(3)), TypeError, "threshold must be a number", "(3,)"),  # type: ignore[arg-type]
+        mistake(lambda: tt.nn.JumpReLU(3, torch.ones(2)), ValueError, "threshold has shape (2,)", "a number", "(3,)"),
         mistake(lambda: tt.nn.JumpReLU(4)(X), ValueError, "threshold has shape (4,)", "(2, 3)"),
         mistake(lambda: tt.nn.JumpReLU(3).l0([1.0]), TypeError, "input must be a tensor, got list"),  # type: ignore[arg-type]
     ],

@@ -1,5 +1,7 @@
 """Triton kernels for PyTorch for everything that compares a value with a threshold."""
 
+import torch.fx as _fx
+
 from . import functional, nn
 from . import named as _named  # noqa: F401 - torch.ops.triton_thresh
 from ._version import __version__
@@ -22,7 +24,7 @@ from .functional import (
     threshold_loss,
     threshold_mse_loss,
 )
-from .gradients import GradientThreshold
+from .optim import GradientThreshold
 from .registry import ops
 from .rules import ByLoss, ByPrediction, ByProximity, Operand
 
@@ -57,6 +59,9 @@ __all__ = [
     "threshold_mse_loss",
     "use_backend",
 ]
+
+for _name in functional.__all__:  # functional.py says why; a name is wrapped where it is looked up
+    _fx.wrap(_name)
 
 
 def __dir__() -> list[str]:

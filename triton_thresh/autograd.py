@@ -209,35 +209,6 @@ class TracedLoss(torch.autograd.Function):
         return (_slope(ctx) * gradient).to(ctx.saved_tensors[0].dtype), None, None, None
 
 
-class TransformedLoss(torch.autograd.Function):
-    """What torch.func transforms and forward-mode AD see: they follow no operands inside a tuple, and Dynamo no others.
-
-    torch.compile traces neither a vmap rule nor a jvp.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(input: Tensor, target: Tensor, spec: LossSpec, *operands: Operand) -> Tensor:
-        return reference.element_loss(spec, input, target, operands)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, target, ctx.spec, *operands = inputs
-        tensors, ctx.numbers = _parted(operands)
-        ctx.save_for_backward(input, target, *tensors)
-        ctx.save_for_forward(input, target, *tensors)  # not ctx.to_save, which vmap has unwrapped
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return ((_slope(ctx) * gradient).to(ctx.saved_tensors[0].dtype), *[None] * (2 + len(ctx.numbers)))
-
-    @staticmethod
-    def jvp(ctx: Any, input: Tensor, *rest: Any) -> Tensor:
-        slope = _slope(ctx)
-        return slope * input.to(slope.dtype)
-
-
 def _slope(ctx: Any) -> Tensor:
     input, target, *tensors = ctx.saved_tensors
     return reference.element_slope(ctx.spec, input, target, _joined(tensors, ctx.numbers))

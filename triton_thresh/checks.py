@@ -18,6 +18,7 @@ REAL = (*FLOATING, *INTEGER, torch.bool)
 _REAL = frozenset(REAL)
 REDUCTIONS = ("mean", "sum", "none")
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in FLOATING}
+NO_GRADIENT = "this op has no gradient to give it; pass {name}.detach()"
 LEAST_POSITIVE = torch.finfo(torch.float32).tiny
 
 
@@ -25,14 +26,15 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
-def check_input(op: str, input: object, dtypes: tuple[torch.dtype, ...], name: str = "input") -> None:
-    """`input` is a strided tensor of one of `dtypes`."""
+def check_input(op: str, input: object, dtypes: tuple[torch.dtype, ...], *, jagged: bool = True) -> None:
+    """`input` is a strided tensor of one of `dtypes`, or a jagged one, which takes the formulas in plain torch."""
     if not isinstance(input, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(input).__name__}")
+        raise TypeError(f"{op}: input must be a tensor, got {type(input).__name__}")
     if input.dtype not in dtypes:
-        raise TypeError(f"{op}: {name} has dtype {input.dtype}, expected one of {_names(dtypes)}")
-    if input.layout is not torch.strided:
-        raise TypeError(f"{op}: {name} has layout {input.layout}, expected a dense (strided) tensor")
+        raise TypeError(f"{op}: input has dtype {input.dtype}, expected one of {_names(dtypes)}")
+    if input.layout is not torch.strided and not (jagged and input.layout is torch.jagged):
+        hint = "; pass the values() of input and target" if input.layout is torch.jagged else ""
+        raise TypeError(f"{op}: input has layout {input.layout}, expected a dense (strided) tensor{hint}")
 
 
 def check_dtype(op: str, dtype: object) -> torch.dtype:
@@ -102,17 +104,24 @@ def within(dtype: torch.dtype, values: Iterable[Any], nonnegative: bool) -> bool
 
 
 def check_integer(op: str, name: str, value: float, dtype: torch.dtype) -> int:
-    """A number truncated to an integer dtype that can hold it, as ATen does; 0 or 1 for bool."""
+    """A number truncated to an integer dtype that can hold it, as ATen does; 0 or 1 for bool.
+
+    ATen wraps a negative integer around in an unsigned dtype, and no fraction.
+    """
     if dtype is torch.bool:
         return int(bool(value))
     info = torch.iinfo(dtype)
+    if info.min == 0 and not isinstance(value, (float, torch.SymFloat)) and -info.max <= value < 0:
+        value += info.max + 1
     if not info.min <= value <= info.max:
         raise RuntimeError(f"{op}: {name} is {value}, which {dtype} cannot hold; expected {info.min} to {info.max}")
     return int(value)
 
 
-def check_operand(op: str, name: str, value: object, input: Tensor, *, learns: bool = False, hint: str = "") -> Operand:
-    """`value` as a number or a tensor that broadcasts to the input's shape."""
+def check_operand(
+    op: str, name: str, value: object, input: Tensor, *, learns: bool = False, why: str = NO_GRADIENT
+) -> Operand:
+    """`value` as a number or a tensor that broadcasts to the input's shape; `why` it may not require grad unless it `learns`."""
     if type(value) is float:
         return value
     if type(value) is int:
@@ -123,9 +132,7 @@ def check_operand(op: str, name: str, value: object, input: Tensor, *, learns: b
         raise TypeError(f"{op}: {name} must be a number or a tensor, got {_describe(value)}")
     check_real(op, name, value)
     if value.requires_grad and not learns and torch.is_grad_enabled():
-        raise ValueError(
-            f"{op}: {name} requires grad, but this op has no gradient to give it{hint}; pass {name}.detach()"
-        )
+        raise ValueError(f"{op}: {name} requires grad, but {why.format(name=name)}")
     shape = value.shape
     if not shape:
         if value.device != input.device and value.device.type != "cpu":
@@ -146,16 +153,16 @@ def check_operand(op: str, name: str, value: object, input: Tensor, *, learns: b
 
 
 def check_real(op: str, name: str, value: Tensor) -> None:
-    """`value` is a strided tensor of a real dtype that torch computes with."""
+    """`value` is a strided or jagged tensor of a real dtype that torch computes with."""
     if value.dtype not in _REAL:
         accepted = "a real tensor: " + _names(REAL)
         raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected {accepted}")
-    if value.layout is not torch.strided:
+    if value.layout not in (torch.strided, torch.jagged):
         raise TypeError(f"{op}: {name} has layout {value.layout}, expected a dense (strided) tensor")
 
 
 def check_target(op: str, input: Tensor, target: object) -> None:
-    """`target` is a real tensor of the input's shape and device that needs no gradient."""
+    """`target` is a real tensor of the input's shape and device."""
     if not isinstance(target, Tensor):
         raise TypeError(f"{op}: target must be a tensor, got {_describe(target)}")
     check_real(op, "target", target)
@@ -165,8 +172,6 @@ def check_target(op: str, input: Tensor, target: object) -> None:
         )
     if target.device != input.device:
         raise RuntimeError(f"{op}: target is on {target.device}, expected {input.device}, where the input is")
-    if target.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"{op}: target requires grad, but only input gets a gradient; pass target.detach()")
 
 
 def check_reduction(op: str, reduction: object) -> str:

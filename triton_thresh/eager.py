@@ -86,6 +86,15 @@ def _pick(compare: Callable[..., Tensor], left: Tensor, right: Operand, a: Opera
 # ---------------------------------------------------------------------------------------------------------------- losses
 
 
+def _in_unit(y: Tensor) -> Tensor:
+    """reference.in_unit; on a CPU the least and the greatest tell in a tenth of the time that all lie inside."""
+    if y.is_cpu:
+        least, greatest = y.aminmax()
+        if least.item() >= 0 and greatest.item() <= 1:
+            return y
+    return reference.in_unit(y)
+
+
 def loss_forward(
     spec: LossSpec, input: Tensor, target: Tensor, operands: Sequence[Operand], *, want_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -93,12 +102,14 @@ def loss_forward(
     if spec.reduction == "none":
         out = torch.empty_like(input, dtype=spec.result)
         for x, y, part, *values in _parts([input, target, out, *operands], input):
-            value, _ = reference.loss_and_slope(spec, x, y, values, want_slope=False, pick=_pick)
+            value, _ = reference.loss_and_slope(spec, x, y, values, want_slope=False, pick=_pick, in_unit=_in_unit)
             part.copy_(value)
         return out, None
     scale = 1 / input.numel() if spec.reduction == "mean" else 1.0
     if input.numel() <= SLICE:
-        value, slope = reference.loss_and_slope(spec, input, target, operands, want_slope=want_gradient, pick=_pick)
+        value, slope = reference.loss_and_slope(
+            spec, input, target, operands, want_slope=want_gradient, pick=_pick, in_unit=_in_unit
+        )
         total = value.mean() if spec.reduction == "mean" else value.sum()
         if slope is not None:
             slope = torch.mul(slope, scale, out=torch.empty_like(input))
@@ -106,7 +117,9 @@ def loss_forward(
     gradient = torch.empty_like(input) if want_gradient else input
     total = torch.zeros((), dtype=reference.compute_dtype(input.dtype), device=input.device)
     for x, y, part, *values in _parts([input, target, gradient, *operands], input):
-        value, slope = reference.loss_and_slope(spec, x, y, values, want_slope=want_gradient, pick=_pick)
+        value, slope = reference.loss_and_slope(
+            spec, x, y, values, want_slope=want_gradient, pick=_pick, in_unit=_in_unit
+        )
         total += value.sum()
         if slope is not None:
             torch.mul(slope, scale, out=part)
@@ -122,7 +135,7 @@ def loss_backward(
     dx = torch.empty_like(input)
     scale = 1 / input.numel() if spec.reduction == "mean" else 1.0
     for x, y, g, part, *values in _parts([input, target, gradient, dx, *operands], input):
-        _, slope = reference.loss_and_slope(spec, x, y, values, want_loss=False, pick=_pick)
+        _, slope = reference.loss_and_slope(spec, x, y, values, want_loss=False, pick=_pick, in_unit=_in_unit)
         torch.mul(slope, g.to(slope.dtype) * scale, out=part)
     return dx
 

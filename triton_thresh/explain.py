@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
@@ -13,14 +14,16 @@ from torch import Tensor
 from . import functional, tuning
 from .backend import is_plain, is_traced, use_backend
 from .dispatch import chosen, chosen_for_many
-from .families import ForeachGate, Gate, GradientGate, Op
+from .families import ForeachGate, Gate, GradientGate, Loss, Op
 from .foreach import check_parameters, check_thresholds
 from .registry import OPS
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The answer of `explain`; ``print`` it. Bytes are those a kernel must move; the eager backend may move more.
+    """The answer of `explain`; ``print`` it.
+
+    Bytes are those of the backend that runs. Those that torch moves on the eager backend nobody counts: they are None.
 
     Attributes:
         op: the op's name.
@@ -29,9 +32,10 @@ class Explanation:
         block: the elements a thread block covers (a gate's tile is 8 times that); None on the eager backend.
         num_warps: the warps of a thread block; None on the eager backend.
         block_source: "shipped table", "user cache", "search", "default" or "interpreter"; None on the eager backend.
-        forward_bytes: bytes moved by the call.
-        backward_bytes: bytes moved by its backward, for an upstream gradient of 1; 0 if there is none.
-        saved_bytes: bytes kept for backward.
+        forward_bytes: bytes that the call's kernels move; None on the eager backend.
+        backward_bytes: bytes that its backward's move, for an upstream gradient of 1; 0 if there is none; None likewise.
+        saved_bytes: bytes of all tensors kept for backward, the caller's own among them, without what rounds the bits of a gate
+            up to whole tiles; None under a compiler or a transform, which decides by itself.
     """
 
     op: str
@@ -40,16 +44,20 @@ class Explanation:
     block: int | None
     num_warps: int | None
     block_source: str | None
-    forward_bytes: int
-    backward_bytes: int
-    saved_bytes: int
+    forward_bytes: int | None
+    backward_bytes: int | None
+    saved_bytes: int | None
 
     def __str__(self) -> str:
         lines = [f"{self.op}: {self.backend} ({self.reason})"]
         if self.block is not None:
             lines.append(f"  block {self.block}, {self.num_warps} warps ({self.block_source})")
-        moved = f"  moves {self.forward_bytes:,} bytes forward, {self.backward_bytes:,} backward"
-        return "\n".join([*lines, f"{moved}; saves {self.saved_bytes:,} for backward"])
+        parts = []
+        if self.forward_bytes is not None:
+            parts.append(f"moves {self.forward_bytes:,} bytes forward, {self.backward_bytes:,} backward")
+        if self.saved_bytes is not None:
+            parts.append(f"saves {self.saved_bytes:,} bytes for backward")
+        return "\n".join([*lines, f"  {'; '.join(parts)}"] if parts else lines)
 
 
 def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
@@ -70,7 +78,7 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
         >>> import torch, triton_thresh as tt
         >>> print(tt.explain("hardshrink", torch.randn(1024), 0.5))
         hardshrink: eager (auto: tensors on cpu run in eager torch)
-          moves 8,192 bytes forward, 0 backward; saves 0 for backward
+          saves 0 bytes for backward
     """
     if name not in OPS:
         raise ValueError(f"explain: name must be one of {', '.join(OPS)}, got {name!r}")
@@ -88,18 +96,23 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
         raise TypeError(f"{name}: input must be a tensor, got {type(input).__name__}")
     settings = {k: v for a, b in arguments.items() for k, v in (vars(b) if is_dataclass(b) else {a: b}).items()}
     tensors = [v for v in settings.values() if isinstance(v, Tensor) and v is not input]
+    saved = None
     if is_plain(input, *tensors):
-        _refuse(op, input, settings, bound)
+        bound = _hollow(op, bound)
+        saved = _saved_eagerly(op, bound)
     grad = torch.is_grad_enabled() and (input.requires_grad or any(t.requires_grad for t in tensors))
-    forward, backward, saved = op.bytes_moved(input, tensors, arguments, grad=grad)
     backend, reason = chosen(op.tuning_key(arguments), input, grad and _saves(op))
     if not is_plain(input, *tensors):
         if op.shell(arguments) != "gate" and is_traced(input, *tensors):
             reason += "; traced as one op"
         else:
             backend, reason = "eager", "compiled, transformed or subclassed tensors run in plain torch"
+    elif isinstance(op, Loss) and grad and arguments["target"].requires_grad:
+        backend, reason = "eager", "a target that requires grad gets it through the formula in plain torch"
     if backend == "eager":
-        return Explanation(name, backend, reason, None, None, None, forward, backward, saved)
+        return Explanation(name, backend, reason, None, None, None, None, None, saved)
+    read = op.read(bound.arguments) if isinstance(op, Loss) else tensors
+    forward, backward, saved = op.bytes_moved(input, read, arguments, grad=grad)
     searchable = op.searches(arguments)
     choice = tuning.choose(
         op.shell(arguments), op.tuning_key(arguments), input.dtype, input.numel(), input.device, searchable
@@ -116,25 +129,37 @@ def _saves(op: Op) -> bool:
     return op.differentiable if isinstance(op, Gate) else not isinstance(op, GradientGate)
 
 
-def _refuse(op: Op, input: Tensor, settings: Mapping[str, object], bound: inspect.BoundArguments) -> None:
-    """Raises what the call would: runs it on tensors without memory."""
-    for argument, value in settings.items():
-        if isinstance(value, Tensor) and value.device != input.device and (value.dim() or value.device.type != "cpu"):
-            raise RuntimeError(
-                f"{op.name}: {argument} is on {value.device}, expected {input.device}, where the input is"
-            )
+def _hollow(op: Op, bound: inspect.BoundArguments) -> inspect.BoundArguments:
+    """The arguments, with tensors without memory for those on the input's device; raises for those on another."""
+    input = bound.arguments["input"]
 
-    def hollow(value: Any) -> Any:
+    def hollow(name: str, value: Any) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
-            return replace(value, **{k: hollow(v) for k, v in vars(value).items()})
-        number = value is not input and isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu"
-        if number or not isinstance(value, Tensor):
+            return replace(value, **{k: hollow(k, v) for k, v in vars(value).items()})
+        if not isinstance(value, Tensor):
             return value
+        if value is not input and not value.dim() and value.device.type == "cpu":  # a number
+            return value
+        if value.device != input.device:
+            raise RuntimeError(f"{op.name}: {name} is on {value.device}, expected {input.device}, where the input is")
         empty = value.detach().to("meta").requires_grad_(value.requires_grad)
         return empty if value.is_leaf else empty.clone()
 
-    with use_backend("eager"):
-        getattr(functional, op.name, op)(*map(hollow, bound.args), **{k: hollow(v) for k, v in bound.kwargs.items()})
+    made = {name: hollow(name, value) for name, value in bound.arguments.items()}
+    return inspect.BoundArguments(bound.signature, OrderedDict(made))
+
+
+def _saved_eagerly(op: Op, bound: inspect.BoundArguments) -> int:
+    """The bytes that the eager backend saves for backward: makes the call, which raises what it would."""
+    saved = []
+
+    def count(tensor: Tensor) -> Tensor:
+        saved.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    with use_backend("eager"), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        getattr(functional, op.name, op)(*bound.args, **bound.kwargs)
+    return sum(saved)
 
 
 def _explain_foreach(op: ForeachGate, arguments: Mapping[str, Any]) -> Explanation:
@@ -144,16 +169,16 @@ def _explain_foreach(op: ForeachGate, arguments: Mapping[str, Any]) -> Explanati
     check_thresholds(op.name, arguments["threshold"], len(listed))
     gradients = [p.grad for p in listed if p.grad is not None]
     operands = [t for t in [arguments["threshold"]] if isinstance(t, Tensor)]
-    moved = op.bytes_moved(gradients, operands, arguments, grad=False)
     if not gradients:
-        return Explanation(op.name, "eager", "no parameter has a gradient", None, None, None, *moved)
+        return Explanation(op.name, "eager", "no parameter has a gradient", None, None, None, None, None, 0)
     first = gradients[0]
     count = sum((g.dtype, g.device) == (first.dtype, first.device) for g in gradients)
     backend, reason = chosen_for_many(op.name, first.dtype, first.device, count)
     if not is_plain(first, *operands):
         backend, reason = "eager", "compiled, transformed or subclassed tensors run in plain torch"
     if backend == "eager":
-        return Explanation(op.name, backend, reason, None, None, None, *moved)
+        return Explanation(op.name, backend, reason, None, None, None, None, None, 0)
+    moved = op.bytes_moved(gradients, operands, arguments, grad=False)
     numel = sum(g.numel() for g in gradients if (g.dtype, g.device) == (first.dtype, first.device))
     config, source = tuning.choose("gate", op.tuning_key(arguments), first.dtype, numel, first.device, False)
     return Explanation(op.name, backend, reason, config.block, config.num_warps, source, *moved)

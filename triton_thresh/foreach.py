@@ -26,11 +26,15 @@ ORDINARY = {Tensor, torch.nn.Parameter}
 
 
 class Group(NamedTuple):
-    """Gradients of one dtype and device, the places of their parameters, and whether kernels may have them."""
+    """Gradients of one dtype and device, the places of their parameters, and whether kernels may have them.
+
+    `spread` says over which ranks the rest of them lies: what `_spread` found.
+    """
 
     gradients: list[Tensor]
     places: list[int]
     ordinary: bool
+    spread: Any = None
 
 
 # ----------------------------------------------------------------------------------------------------------- arguments
@@ -87,15 +91,15 @@ def check_thresholds(op: str, threshold: object, count: int) -> Thresholds:
     return [float(as_float(op, name, check_number(op, name, value))) for name, value in zip(names, threshold)]
 
 
-def _groups(gradients: list[Tensor], places: list[int], plain: bool) -> list[Group]:
+def _groups(gradients: list[Tensor], places: list[int], plain: bool, spread: dict[int, Any]) -> list[Group]:
     ordinary = plain and set(map(type, gradients)) <= ORDINARY
     ordinary = ordinary and not any(map(Tensor.is_inference, gradients)) and not any(map(Tensor.is_neg, gradients))
-    if ordinary and len({g.dtype for g in gradients}) == 1 and len({g.device for g in gradients}) == 1:
+    if ordinary and not spread and len({g.dtype for g in gradients}) == 1 and len({g.device for g in gradients}) == 1:
         return [Group(gradients, places, True)]
     kinds: dict[object, Group] = {}
     for g, place in zip(gradients, places):
-        ordinary = plain and type(g) in ORDINARY and not g.is_inference() and not g.is_neg()
-        group = kinds.setdefault((g.dtype, g.device, ordinary), Group([], [], ordinary))
+        ordinary, over = plain and type(g) in ORDINARY and not g.is_inference() and not g.is_neg(), spread.get(place)
+        group = kinds.setdefault((g.dtype, g.device, ordinary, over), Group([], [], ordinary, over))
         group.gradients.append(g)
         group.places.append(place)
     return list(kinds.values())
@@ -152,6 +156,44 @@ def _thresholds_of(op: str, group: Group, thresholds: Any, on_triton: bool) -> l
     if isinstance(thresholds, list):
         return [float(thresholds[place]) for place in group.places]
     return [float(thresholds)] * len(group.places)
+
+
+# --------------------------------------------------------------------------------------------------------------- ranks
+
+FLATTENED = "_fsdp_flattened"  # with which FullyShardedDataParallel marks the parameters it shards
+
+
+def _local(op: str, gradients: list[Tensor], places: list[int]) -> tuple[list[Tensor], dict[int, Any]]:
+    """What this rank holds of gradients that are DTensors, as those of fully_shard; and for each its mesh and, for each
+    dimension of the mesh, whether the ranks along it hold the same instead of parts.
+    """
+    if set(map(type, gradients)) <= ORDINARY or not torch.distributed.is_available():
+        return gradients, {}
+    from torch.distributed.tensor import DTensor
+
+    spread = {}
+    for g, place in zip(gradients, places):
+        if isinstance(g, DTensor):
+            if any(p.is_partial() for p in g.placements):
+                raise TypeError(
+                    f"{op}: parameters[{place}].grad is a DTensor with placements {g.placements}, a sum that is not whole yet; "
+                    "redistribute() it first"
+                )
+            spread[place] = g.device_mesh, tuple(p.is_replicate() for p in g.placements)
+    return [g.to_local() if isinstance(g, DTensor) else g for g in gradients], spread
+
+
+def _over_ranks(pair: Tensor, spread: Any) -> Tensor:
+    """The sum over the ranks among which gradients are spread."""
+    if spread == FLATTENED:
+        torch.distributed.all_reduce(pair)
+        return pair
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    mesh, replicated = spread
+    placements = [Replicate() if same else Partial() for same in replicated]
+    whole: Tensor = DTensor.from_local(pair.to(mesh.device_type), mesh, placements, run_check=False).full_tensor()
+    return whole
 
 
 # --------------------------------------------------------------------------------------------------------------- eager
@@ -217,32 +259,47 @@ def keep_large_in_(
     """The same in gradients, of which some may be missing, of the parameters listed."""
     thresholds = check_thresholds(op, threshold, len(listed))
     places = [place for place, g in enumerate(gradients) if g is not None]
-    groups = _groups([g for g in gradients if g is not None], places, is_plain(thresholds)) if places else []
+    present, spread = _local(op, [g for g in gradients if g is not None], places)
+    flattened = return_kept and any(hasattr(p, FLATTENED) for p in listed)
+    if flattened:
+        spread |= {place: FLATTENED for place in places if hasattr(listed[place], FLATTENED)}
+    groups = _groups(present, places, is_plain(thresholds), spread) if places else []
     for group in groups:
         _check_gradients(op, group)
         if isinstance(thresholds, list) or (isinstance(thresholds, Tensor) and thresholds.dim()):
             _check_apart(op, group)
     backends = [_on_triton(op, group) for group in groups]
     each = [_thresholds_of(op, group, thresholds, on_triton) for group, on_triton in zip(groups, backends)]
-    counts: list[Tensor] = []
+    counts: list[list[Tensor]] = []
     for group, own, on_triton in zip(groups, each, backends):
         if on_triton:
             from .foreach_launch import keep_large_ as launched
 
-            counts += launched(op, group.gradients, own, group.places, count=return_kept)
+            counts.append(launched(op, group.gradients, own, group.places, count=return_kept))
         elif isinstance(own, Tensor):
             entries = own.unbind() if own.dim() else ()
             tensors = [entries[place] if entries else own for place in group.places]
-            counts += _eager_(group, tensors, return_kept)
+            counts.append(_eager_(group, tensors, return_kept))
         else:
-            counts += _eager_(group, own, return_kept)
-    return _fraction(listed, groups, counts) if return_kept else None
+            counts.append(_eager_(group, own, return_kept))
+    return _fraction(listed, groups, counts, flattened) if return_kept else None
 
 
-def _fraction(parameters: Sequence[Tensor], groups: list[Group], counts: list[Tensor]) -> Tensor:
-    """Kept elements over all, as float32 on the device of the first gradient; NaN where there are none."""
+def _fraction(parameters: Sequence[Tensor], groups: list[Group], counts: list[list[Tensor]], flattened: bool) -> Tensor:
+    """Kept elements over all, of all ranks, as float32 on the device of the first gradient; NaN where there are none.
+
+    Where FSDP flattened parameters, every rank takes part in the sum, also one that holds no part of them.
+    """
     device = groups[0].gradients[0].device if groups else parameters[0].device if parameters else None
-    numel = sum(g.numel() for group in groups for g in group.gradients)
-    if not numel:
-        return torch.full((), math.nan, device=device, dtype=torch.float32)
-    return torch.stack([count.to(device) for count in counts]).sum().to(torch.float32) / numel
+    totals: dict[Any, tuple[list[Tensor], list[int]]] = {FLATTENED: ([], [])} if flattened else {}
+    for group, found in zip(groups, counts):
+        kept, numels = totals.setdefault(group.spread, ([], []))
+        kept += [count.to(device) for count in found]
+        numels += [g.numel() for g in group.gradients]
+    zero = torch.zeros((), dtype=torch.int64, device=device)
+    pairs = []
+    for spread, (kept, numels) in totals.items():
+        pair = torch.stack([torch.stack(kept).sum() if kept else zero, torch.full_like(zero, sum(numels))])
+        pairs.append(pair if spread is None else _over_ranks(pair, spread).to(device))
+    some, all_ = torch.stack(pairs).sum(0) if pairs else (zero, zero)
+    return some.to(torch.float32) / all_

@@ -44,7 +44,7 @@ _exceedance_mse_loss = LOSSES["exceedance_mse_loss"].run
 _threshold_loss = LOSSES["threshold_loss"].__call__
 
 
-def threshold(input: Tensor, threshold: Operand, value: float = 0.0, *, inplace: bool = False) -> Tensor:
+def threshold(input: Tensor, threshold: Operand, value: float = 0.0, inplace: bool = False) -> Tensor:
     """Replace what is not above a threshold: ``y = value where x <= threshold else x``.
 
     The gradient is 0 where ``x <= threshold``, else 1. NaN inputs pass, and so does their gradient.
@@ -675,6 +675,10 @@ def threshold_gradients_(
         tensor([ 0.0000, -0.5000,  0.5000, -2.0000])
     """
     return THRESHOLD_GRADIENTS(parameters, threshold, return_kept=return_kept)
+
+
+for _name in __all__:  # under torch.fx.symbolic_trace a call is one node, as that of a function of torch is
+    torch.fx.wrap(_name)
 
 
 def __dir__() -> list[str]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from . import functional
-from .checks import check_number, check_positive
+from .checks import as_float, check_number, check_positive, check_real
 from .rules import Operand, Reduction
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "BinaryThreshold",
@@ -27,7 +31,17 @@ __all__ = [
 ]
 
 
-class _Settings(nn.Module):
+class _Module(nn.Module):
+    """What all modules share."""
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise NotImplementedError(
+            f"{type(self).__name__}: torch.jit.script cannot compile this module; use torch.compile, torch.export or "
+            "torch.jit.trace"
+        )
+
+
+class _Settings(_Module):
     """Keeps its settings as attributes (tensors as buffers, so that ``to`` moves them) and shows them all in ``repr``."""
 
     def __init__(self, **settings: object) -> None:
@@ -134,37 +148,66 @@ class Softshrink(_Settings):
         return functional.softshrink(input, self.lambd)
 
 
-class JumpReLU(nn.Module):
-    """`functional.jumprelu` with a threshold per feature that learns: ``y = x where x > threshold else 0``.
+_WIDE = (torch.float32, torch.float64)
+_PARAMETERS = {"raw": "threshold", "log": "log_threshold"}
 
-    `l0` gives the number of kept features too. The parameter is float32 and stays so when the module is cast to a 16-bit type,
-    in which steps as small as those of thresholds are rounded away.
+
+def _above_0(threshold: float | Tensor) -> bool:
+    if isinstance(threshold, Tensor):
+        return threshold.is_meta or bool((threshold > 0).all())
+    return threshold > 0
+
+
+class JumpReLU(_Module):
+    """`functional.jumprelu` with a threshold per feature that learns: ``y = x where x > θ else 0``.
+
+    With the parametrization "raw" θ is the parameter `threshold`. An optimizer's step may put it below 0; `project_`, called
+    before the forward, lifts it to 0 again. With "log" the parameter is `log_threshold` and θ its exponential, which is always
+    above 0. `load_state_dict` takes the entry of either name and converts it.
+
+    The parameter is float32 or wider, because steps as small as those of thresholds are rounded away in 16 bits. Casts of the
+    module to a 16-bit type leave it as it is, and 16-bit parameters that are loaded or assigned become float32.
+
+    **Sharded over processes.** FSDP shards parameters of one dtype together, so that a JumpReLU inside of a 16-bit model is
+    wrapped apart from it, and without mixed precision, which would cast the parameter. The thresholds' gradients are then
+    reduced over the ranks in float32. Where a model calls ``activation.l0(x)``, write ``activation(x, return_l0=True)``: FSDP
+    gathers a parameter for calls of the module itself.
+
+        fully_shard(model.activation)  # FSDP2: the JumpReLU first, then the model
+        fully_shard(model, mp_policy=...)
+
+        policy = ModuleWrapPolicy({JumpReLU})  # FSDP1: unit by unit, where the parameters have their dtype already
+        model = FullyShardedDataParallel(model, auto_wrap_policy=policy, use_orig_params=True)
+
+    Where FSDP1 casts (``mixed_precision=...``), wrap ``model.activation`` by hand, without that argument, and then the model.
 
     Args:
         num_features: the size of the inputs' last dimension, or the shape of their last dimensions.
-        threshold: the initial value.
+        threshold: the initial θ: a number, or a tensor of the features' shape, which is copied. Above 0 for "log".
         bandwidth: the width of the window in which a threshold gets a gradient.
+        parametrization: "raw" or "log".
         input_gradient: the window term also reaches the input, with the opposite sign.
         device: of the parameter.
+        dtype: of the parameter, float32 or float64.
 
     Shape:
         The output has the input's shape, dtype and memory format; dtypes are those of `functional.jumprelu`.
 
     Raises:
-        TypeError: for settings that are no numbers; when called, as `functional.jumprelu`.
-        ValueError: for sizes below 0 and a bandwidth that is not above 0; when called, for an input to
-            whose shape the thresholds do not broadcast.
+        TypeError: for settings that are no numbers, and a dtype of 16 bits; when called, as `functional.jumprelu`.
+        ValueError: for sizes below 0, a threshold of another shape or without a logarithm, an unknown parametrization, and a
+            bandwidth that is not above 0; when called, for an input to whose shape the thresholds do not broadcast.
 
     Equivalent to:
-        ``functional.jumprelu(input, threshold, bandwidth, input_gradient=input_gradient)``
+        ``functional.jumprelu(input, theta, bandwidth, input_gradient=input_gradient)``
 
     Source:
-        Rajamanoharan et al. 2024 (arXiv:2407.14435).
+        Rajamanoharan et al. 2024 (arXiv:2407.14435), whose parameter is the logarithm.
 
     Examples:
         >>> activation = JumpReLU(4, threshold=0.5, bandwidth=0.25).bfloat16()
         >>> activation
-        JumpReLU(4, bandwidth=0.25, input_gradient=False)
+        JumpReLU(4, threshold=0.5, bandwidth=0.25, parametrization='raw', input_gradient=False, dtype=torch.float32)
         >>> activation.threshold
         Parameter containing:
         tensor([0.5000, 0.5000, 0.5000, 0.5000], requires_grad=True)
@@ -174,15 +217,18 @@ class JumpReLU(nn.Module):
     """
 
     threshold: nn.Parameter
+    log_threshold: nn.Parameter
 
     def __init__(
         self,
         num_features: int | tuple[int, ...],
-        threshold: float = 1e-3,
+        threshold: float | Tensor = 1e-3,
         bandwidth: float = 1e-3,
         *,
+        parametrization: str = "raw",
         input_gradient: bool = False,
         device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         sizes = num_features if isinstance(num_features, (tuple, list)) else (num_features,)
@@ -192,33 +238,110 @@ class JumpReLU(nn.Module):
             shape = (-1,)
         if min(shape, default=0) < 0:
             raise ValueError(f"JumpReLU: num_features must be a size or a tuple of sizes, got {num_features!r}")
+        if parametrization not in _PARAMETERS:
+            raise ValueError(f"JumpReLU: parametrization must be 'raw' or 'log', got {parametrization!r}")
+        if dtype not in _WIDE:
+            raise TypeError(f"JumpReLU: dtype must be torch.float32 or torch.float64, got {dtype!r}")
         self.num_features = shape if isinstance(num_features, (tuple, list)) else shape[0]
-        self.initial_threshold = check_number("JumpReLU", "threshold", threshold)
+        self.parametrization = parametrization
+        self.initial_threshold = self._initial(threshold, shape)
         self.bandwidth = check_positive("JumpReLU", "bandwidth", bandwidth)
         self.input_gradient = input_gradient
-        self.threshold = nn.Parameter(torch.empty(shape, dtype=torch.float32, device=device))
+        self.register_parameter(
+            _PARAMETERS[parametrization], nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
+        )
         self.reset_parameters()
+
+    @property
+    def theta(self) -> Tensor:
+        """The thresholds that inputs are compared with: `threshold`, or the exponential of `log_threshold`."""
+        return self.threshold if self.parametrization == "raw" else self.log_threshold.exp()
+
+    def _initial(self, threshold: float | Tensor, shape: tuple[int, ...]) -> float | Tensor:
+        """The initial threshold, checked: a float, or a tensor of its own."""
+        if isinstance(threshold, Tensor) and (threshold.dim() or not shape):
+            check_real("JumpReLU", "threshold", threshold)
+            if threshold.shape != shape:
+                raise ValueError(
+                    f"JumpReLU: threshold has shape {tuple(threshold.shape)}, expected a number or a tensor of shape {shape}"
+                )
+            initial: float | Tensor = threshold.detach().clone()
+        else:
+            initial = as_float("JumpReLU", "threshold", check_number("JumpReLU", "threshold", threshold))
+        if self.parametrization == "log" and not _above_0(initial):
+            raise ValueError(f"JumpReLU: threshold must be above 0 for parametrization 'log', got {threshold}")
+        return initial
 
     def reset_parameters(self) -> None:
         """Set every threshold to the initial value."""
-        nn.init.constant_(self.threshold, self.initial_threshold)
+        initial, takes_log = self.initial_threshold, self.parametrization == "log"
+        parameter = getattr(self, _PARAMETERS[self.parametrization])
+        with torch.no_grad():
+            if isinstance(initial, Tensor):
+                parameter.copy_(initial.to(parameter.dtype).log() if takes_log else initial)
+            else:
+                parameter.fill_(math.log(initial) if takes_log else initial)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.jumprelu(input, self.threshold, self.bandwidth, input_gradient=self.input_gradient)
+    def forward(self, input: Tensor, *, return_l0: bool = False) -> Any:
+        """The activations; with `return_l0` what `l0` returns."""
+        function = functional.jumprelu_l0 if return_l0 else functional.jumprelu
+        return function(input, self.theta, self.bandwidth, input_gradient=self.input_gradient)
 
     def l0(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """The activations, and how many of each row are kept, whose gradient reaches the thresholds."""
-        return functional.jumprelu_l0(input, self.threshold, self.bandwidth, input_gradient=self.input_gradient)
+        return self(input, return_l0=True)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def project_(self) -> Self:
+        """Lift thresholds below 0 to 0, outside of the graph; with the parametrization "log" there are none."""
+        if self.parametrization == "raw":
+            self.threshold.clamp_(min=0)
+        return self
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter, which becomes float32 unless it is as wide: so does one that is assigned or loaded."""
+        if param is not None and param.dtype not in _WIDE:
+            param = nn.Parameter(param.detach().to(torch.float32), param.requires_grad)
+        super().register_parameter(name, param)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def keeping_width(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            return moved if moved.dtype.itemsize >= 4 else tensor.to(moved.device)
+            return moved if moved.dtype in _WIDE else tensor.to(moved.device)
 
         return super()._apply(keeping_width, recurse)  # type: ignore[no-untyped-call]
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
+        other = "raw" if self.parametrization == "log" else "log"
+        own, foreign = prefix + _PARAMETERS[self.parametrization], prefix + _PARAMETERS[other]
+        name = own if own in state_dict else foreign
+        value = state_dict.get(name)
+        if isinstance(value, Tensor) and (name == foreign or value.dtype not in _WIDE):
+            value = value.detach().to(value.dtype if value.dtype in _WIDE else torch.float32)
+            state_dict = {key: kept for key, kept in state_dict.items() if key != name}  # not the caller's
+            state_dict[own] = value if name == own else self._converted(value, name, errors=arguments[-1])
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def _converted(self, value: Tensor, name: str, errors: list[str]) -> Tensor:
+        """The other parametrization's entry as this one's."""
+        if self.parametrization == "raw":
+            return value.exp()
+        if _above_0(value):
+            return value.log()
+        errors.append(
+            f"{name} has values that are not above 0, so without a logarithm; parametrization='raw' takes them."
+        )
+        return self.log_threshold
+
     def extra_repr(self) -> str:
-        return f"{self.num_features}, bandwidth={self.bandwidth}, input_gradient={self.input_gradient}"
+        settings = {
+            "threshold": _shown(self.initial_threshold),
+            "bandwidth": self.bandwidth,
+            "parametrization": repr(self.parametrization),
+            "input_gradient": self.input_gradient,
+            "dtype": getattr(self, _PARAMETERS[self.parametrization]).dtype,
+        }
+        return ", ".join([str(self.num_features), *(f"{name}={value}" for name, value in settings.items())])
 
 
 class BinaryThreshold(_Settings):

@@ -277,8 +277,13 @@ def mse_slope(x: Tensor, y: Tensor) -> Tensor:
     return 2 * (x - y)
 
 
+def in_unit(y: Tensor) -> Tensor:
+    """A target of bce: NaN outside [0, 1]."""
+    return torch.where(y.clamp(0, 1) == y, y, torch.nan)
+
+
 def bce(x: Tensor, y: Tensor) -> Tensor:
-    """-(y log x + (1 - y) log(1 - x)), logs clamped at -100; NaN for x outside [0, 1]."""
+    """-(y log x + (1 - y) log(1 - x)), logs clamped at -100; NaN for x outside [0, 1], and for y (loss_and_slope)."""
     return -(y * x.log().clamp(min=-100) + (1 - y) * (-x).log1p().clamp(min=-100))
 
 
@@ -421,10 +426,13 @@ def loss_and_slope(
     want_loss: bool = True,
     want_slope: bool = True,
     pick: Pick = pick,
+    in_unit: Callable[[Tensor], Tensor] = in_unit,
 ) -> tuple[Any, Any]:
     """The weighted element loss and its derivative in x, in the compute type; None for what is not wanted."""
     dtype = compute_dtype(x.dtype)
     x, y = (tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in (x, y))
+    if spec.base == "bce":
+        y = in_unit(y)
     values = [in_compute_type(v, dtype) for v in operands]
     parameters, values = values[: spec.base_count], values[spec.base_count :]
     settings, weights = values[: spec.rule_count], values[spec.rule_count :]
@@ -473,6 +481,33 @@ def reduced(loss: Tensor, spec: LossSpec) -> Tensor:
 def loss(spec: LossSpec, x: Tensor, y: Tensor, operands: Sequence[Operand]) -> Tensor:
     """The loss itself."""
     return reduced(element_loss(spec, x, y, operands), spec)
+
+
+def bce_in_ops(x: Tensor, y: Tensor) -> Tensor:
+    """bce of ops that torch differentiates as bce_slope does, in both arguments: NaN, with NaN gradients, outside [0, 1]."""
+    inside = ((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)).to(x.dtype)
+    # products, which hand a NaN gradient on, put both inside for torch's function, which raises for others
+    x, y = (v.nan_to_num(0.0, 0.0, 0.0) * inside for v in (x, y))
+    return F.binary_cross_entropy(x, y, reduction="none") * torch.where(inside > 0, 1.0, torch.nan)
+
+
+def loss_in_ops(spec: LossSpec, x: Tensor, y: Tensor, operands: Sequence[Operand]) -> Tensor:
+    """The loss of ops that torch differentiates, in x and y, as often as asked and in every mode."""
+    dtype = compute_dtype(x.dtype)
+    x, y = x.to(dtype), y.to(dtype)
+    values = [in_compute_type(v, dtype) for v in operands]
+    parameters, values = values[: spec.base_count], values[spec.base_count :]
+    base = BASES[spec.base]
+    element = bce_in_ops(x, y) if spec.base == "bce" else base.value(x, y, *parameters)
+    if spec.rule is ByProximity:
+        t, reach, factor = values[:3]
+        d = (base.prediction(x) - t).abs()
+        weight = torch.where(d < reach, 1 + factor * (1 - d / reach), torch.ones_like(d))
+    else:
+        weight = RULES[spec.rule].weight(base, pick, x, element, *values[: spec.rule_count])
+    for w in (weight, *values[spec.rule_count :]):
+        element = element * w
+    return reduced(element, spec)
 
 
 def loss_gradient(spec: LossSpec, x: Tensor, y: Tensor, operands: Sequence[Operand], gradient: Tensor) -> Tensor:

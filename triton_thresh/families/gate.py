@@ -36,7 +36,10 @@ from ..reference import Codes, Push, Surrogate, compute_dtype
 from ..rounding import HALF, round_to
 from ..rules import Operand
 
-LEARN_HINT = " (its gradient is zero almost everywhere; jumprelu has a threshold that learns)"
+STEEP = (
+    "its gradient is zero almost everywhere; pass {name}.detach() (from the data: x.detach().mean()), or take jumprelu, whose "
+    "threshold learns"
+)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -146,7 +149,7 @@ class Gate:
     def _checked(self, input: Tensor, parameters: tuple[Any, ...], dtype: torch.dtype | None) -> list[Any]:
         """The threshold, then the constants, as they are computed with; an error names what cannot be."""
         name, learns = self.name, self.push is not None
-        threshold = check_operand(name, self._names[0], parameters[0], input, learns=learns, hint=LEARN_HINT)
+        threshold = check_operand(name, self._names[0], parameters[0], input, learns=learns, why=STEEP)
         result = input.dtype if dtype is None else check_dtype(name, dtype)
         check = check_held if result.is_floating_point else check_integer
         values = [check_number(name, n, v) for n, v in zip(self._names[1:], parameters[1:])]

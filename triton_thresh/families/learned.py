@@ -107,7 +107,10 @@ class LearnedGate:
     def bytes_moved(
         self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool
     ) -> tuple[int, int, int]:
-        """Bytes forward, backward and saved: s in, s out, two bits an element; a count adds a bit twice, and itself."""
+        """Bytes forward, backward and saved: s in, s out, two bits an element; a count adds a bit twice, and itself.
+
+        A threshold that backward reads is saved too.
+        """
         n, bits = input.numel(), -(-input.numel() // 8)
         count = 0
         if self.counts and n:
@@ -119,7 +122,7 @@ class LearnedGate:
         saved = 2 * bits if learning or arguments.get("input_gradient") else bits
         forward = once + saved + (bits + count if self.counts else 0)
         read = total_bytes(operands) if self.reads_threshold else 0
-        return forward, 2 * n * input.element_size() + saved + count + read + total_bytes(learning), saved
+        return forward, 2 * n * input.element_size() + saved + count + read + total_bytes(learning), saved + read
 
     def shell(self, arguments: Mapping[str, Any]) -> str:
         """Which kernels run."""

@@ -14,7 +14,7 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 
 from .. import eager, library, reference
 from ..autograd import Loss as LossFunction
-from ..autograd import TracedLoss, TransformedLoss
+from ..autograd import TracedLoss
 from ..backend import is_plain, is_traced
 from ..checks import FLOATING, check_input, check_operand, check_reduction, check_target
 from ..dispatch import chosen, launcher
@@ -23,6 +23,10 @@ from ..reference import LossSpec
 from ..rounding import round_to
 from ..rules import BaseName, Numbers, Operand, Rule
 
+ONE_GRADIENT = (
+    "only input and target get a gradient, and {name}.detach() would drop its own; take reduction='none' and multiply, in torch, "
+    "by what depends on {name}"
+)
 _NUMBERS = frozenset({float, int})
 _PACK = {count: struct.Struct(f"{count}d").pack for count in range(1, 9)}
 
@@ -110,7 +114,7 @@ class Loss:
         """The same, with the rule taken apart: its settings, and its class if it is not this op's own."""
         base = self.base if base is None else base
         rule = self.rule if rule is None else rule
-        check_input(self.name, input, FLOATING)
+        check_input(self.name, input, FLOATING, jagged=False)
         check_target(self.name, input, target)
         bits = _bits(settings) if weight is None and pos_weight is None else None
         if bits is not None and type(base) is type(reduction) is str:
@@ -124,13 +128,14 @@ class Loss:
                 dtype = reference.compute_dtype(input.dtype)
                 operands = tuple([v if isinstance(v, Tensor) else round_to(float(v), dtype) for v in operands])
             plain = is_plain(input, target, *operands)
+        if target.requires_grad and torch.is_grad_enabled():
+            return reference.loss_in_ops(spec, input, target, operands)
         if not plain and is_traced(input, target, *operands):
             return library.loss(spec, input, target, operands)
         if not plain or input.numel() == 0:
-            if is_compiling():
-                loss = TracedLoss.apply(input, target, spec, operands)  # type: ignore[no-untyped-call]
-            else:
-                loss = TransformedLoss.apply(input, target, spec, *operands)  # type: ignore[no-untyped-call]
+            if not is_compiling():
+                return reference.loss_in_ops(spec, input, target, operands)
+            loss = TracedLoss.apply(input, target, spec, operands)  # type: ignore[no-untyped-call]
             return reference.reduced(loss, spec)
         records = input.requires_grad and torch.is_grad_enabled()
         shell = launcher("launch") if chosen(spec.key, input, records)[0] == "triton" else eager
@@ -138,6 +143,16 @@ class Loss:
             return LossFunction.apply(input, target, spec, operands, shell)  # type: ignore[no-any-return, no-untyped-call]
         output, _ = shell.loss_forward(spec, input, target, operands, want_gradient=False)
         return output  # type: ignore[no-any-return]
+
+    def read(self, arguments: Mapping[str, Any]) -> list[Tensor]:
+        """The tensors that kernels read beside the input: the target, and what becomes of the settings."""
+        rule = arguments.get("rule")
+        if rule is None:
+            assert self.rule is not None
+            rule = self.rule(**{name: arguments[name] for name in self.rule.__dataclass_fields__})
+        weights = arguments["weight"], arguments.get("pos_weight")
+        _, operands = reference.specify(arguments["input"], rule, arguments.get("base", self.base), *weights)
+        return [v for v in (arguments["target"], *operands) if isinstance(v, Tensor)]
 
     def bytes_moved(
         self, input: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any], *, grad: bool
@@ -178,10 +193,10 @@ class Loss:
     ) -> None:
         _check_cell(self.name, base, rule, reduction)
         for setting, value in zip(rule.__dataclass_fields__, settings):
-            check_operand(self.name, setting, value, input)
+            check_operand(self.name, setting, value, input, why=ONE_GRADIENT)
         if weight is not None:
-            check_operand(self.name, "weight", weight, input)
+            check_operand(self.name, "weight", weight, input, why=ONE_GRADIENT)
         if pos_weight is not None:
             if base != "bce_with_logits":
                 raise ValueError(f"{self.name}: pos_weight goes with base 'bce_with_logits', got base {base!r}")
-            check_operand(self.name, "pos_weight", pos_weight, input)
+            check_operand(self.name, "pos_weight", pos_weight, input, why=ONE_GRADIENT)

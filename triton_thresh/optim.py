@@ -32,6 +32,9 @@ class GradientThreshold:
     A closure given to ``step`` (as LBFGS needs) is thresholded after each of its evaluations. Copies and pickles of an
     optimizer have no hooks, so not this one either.
 
+    An optimizer that wraps one other optimizer of the same parameters, as accelerate, Lightning, Lookahead and SAM do, is
+    unwrapped: gradients are thresholded before each step of the innermost optimizer, because that step changes the parameters.
+
     Args:
         optimizer: whose parameters; those of groups added later are included.
         threshold: a number or 0-dim tensor, or one for each of the parameters in the order of ``optimizer.param_groups``, as
@@ -39,7 +42,8 @@ class GradientThreshold:
         track_kept: keep the fraction of elements that the last step kept, as the 0-dim tensor `kept` (None before the first).
 
     Raises:
-        TypeError: as `threshold_gradients_`, and for an optimizer that is none.
+        TypeError: as `threshold_gradients_`, for an optimizer that is none, and for one whose ``step`` does not run the hooks
+            of `torch.optim.Optimizer` and that cannot be unwrapped.
         ValueError: as `threshold_gradients_`; at each step too, when parameters were added meanwhile.
         RuntimeError: in a step, if a GradScaler left unscaling to the step of a fused optimizer: call ``unscale_`` first.
 
@@ -63,16 +67,22 @@ class GradientThreshold:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, threshold: Threshold, *, track_kept: bool = False) -> None:
-        if not isinstance(optimizer, torch.optim.Optimizer):
+        if not _steps(optimizer):
             raise TypeError(
                 f"GradientThreshold: optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; for parameters "
                 "without one there is threshold_gradients_"
             )
-        check_thresholds("GradientThreshold", threshold, len(_parameters(optimizer)))
+        innermost = _innermost(optimizer)
+        if not _runs_hooks(innermost):
+            raise TypeError(
+                f"GradientThreshold: {type(innermost).__name__}.step does not run the hooks of torch.optim.Optimizer, so nothing "
+                "would be thresholded; pass the optimizer that it wraps, or call threshold_gradients_ before each step"
+            )
+        check_thresholds("GradientThreshold", threshold, len(_parameters(innermost)))
         self.threshold = threshold
         self.track_kept = track_kept
         self.kept: Tensor | None = None
-        self._handle = optimizer.register_step_pre_hook(self._before_step)
+        self._handle = innermost.register_step_pre_hook(self._before_step)
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -116,3 +126,29 @@ class GradientThreshold:
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _steps(found: object) -> bool:
+    """Whether this is an optimizer, or wraps one."""
+    return hasattr(found, "param_groups") and callable(getattr(found, "step", None))
+
+
+def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer itself, or the one of the same parameters that it wraps, through any number of wrappers.
+
+    One of other parameters is left alone: that inside of ZeroRedundancyOptimizer has a part of them.
+    """
+    parameters = list(map(id, _parameters(optimizer)))
+    seen = {id(optimizer)}
+    while True:
+        held = {id(v): v for v in vars(optimizer).values() if id(v) not in seen and _steps(v)}
+        wrapped = [v for v in held.values() if list(map(id, _parameters(v))) == parameters]
+        if len(wrapped) != 1:
+            return optimizer
+        (optimizer,) = wrapped
+        seen.add(id(optimizer))
+
+
+def _runs_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `step` is the one that the constructor of torch.optim.Optimizer prepares, and a place for hooks exists."""
+    return hasattr(optimizer, "_optimizer_step_pre_hooks") and getattr(optimizer.step, "hooked", False)
