@@ -121,7 +121,8 @@ def tested(python: Path, part: str, folder: Path) -> tuple[int, list[str]]:
     """How many tests passed, and the names of those that did not."""
     report = folder / f"{part}.xml"
     variables = {"OMP_NUM_THREADS": "1", **({"TRITON_INTERPRET": "1"} if part == "interpreter" else {})}
-    options = ["-q", "-p", "no:cacheprovider", "--show-capture=no", "-m", "not slow", f"--junitxml={report}"]
+    options = ["-q", "-p", "no:cacheprovider", "--show-capture=no", "--continue-on-collection-errors"]
+    options += ["-m", "not slow", f"--junitxml={report}"]
     with (folder / f"{part}.log").open("w") as log:
         subprocess.run(
             [python, "-m", "pytest", *options, *PARTS[part]],
