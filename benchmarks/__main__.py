@@ -26,6 +26,7 @@ from rich.table import Table
 from benchmarks import records, tables, workloads
 from benchmarks.run import DTYPES, PROVIDERS, Bench, DeviceFailedError, Plan, measure
 from benchmarks.run import plan as planned
+from benchmarks.timing import timer
 from triton_thresh.cli import Dtypes, OpNames, Sizes, exponents, names, new_app, refuse, split
 from triton_thresh.cli import run as run_app
 
@@ -105,24 +106,25 @@ def run(
     if plan.device.type == "cpu":
         torch.set_num_threads(threads)
     stamp = records.stamp(plan.device)
-    timer = _timer(plan.device)
+    clock = timer(plan.device)
     deadline = time.monotonic() + limit if limit else math.inf
     failed = 0
     for number in range(runs):
-        going_on = resume if number == 0 else None
+        if number and time.monotonic() > deadline:
+            break
         with _refusing():
-            writer = (
-                records.Writer(going_on, stamp, resume=True)
-                if going_on
-                else records.Writer.in_folder(_folder(out, commit), stamp)
-            )
+            if resume and number == 0:
+                writer = records.Writer(resume, stamp, resume=True)
+            else:
+                writer = records.Writer.in_folder(_folder(out, commit), stamp)
         console.print(f"{stamp.device}, torch {stamp.torch}, commit {stamp.commit} → {writer.path}", soft_wrap=True)
         if stamp.cuda is None:
             console.print("No GPU: this measures the CPU path. These are not GPU numbers.", style="bold yellow")
+        made: list[Record] = []
         try:
-            made = _measured(plan, Bench(plan.device, timer, stamp, writer.write), writer.held, deadline)
+            _measure(plan, Bench(plan.device, clock, stamp, writer.write), writer.held, deadline, made)
         except DeviceFailedError as error:
-            if not writer.path.exists():
+            if not made:
                 raise refuse(f"the device cannot even copy: {error}") from None
             print("The device failed; going on in a new process.", flush=True)
             options = {"--resume": writer.path, "--runs": runs - number}
@@ -147,17 +149,10 @@ def run(
         raise typer.Exit(FAILED)
 
 
-def _timer(device: torch.device):  # type: ignore[no-untyped-def]
-    from benchmarks.timing import timer
-
-    return timer(device)
-
-
-def _measured(plan: Plan, bench: Bench, held: list[Record], deadline: float) -> list[Record]:
-    """The records of a run, while a bar shows its progress."""
+def _measure(plan: Plan, bench: Bench, held: list[Record], deadline: float, made: list[Record]) -> None:
+    """Add the records of a run to `made`, while a bar shows its progress."""
     done = frozenset(record.key for record in held)
     bar = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    made = []
     with Progress(*bar, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("", total=len(plan) - len(done))
         for record in measure(plan, bench, done, deadline):
@@ -166,7 +161,6 @@ def _measured(plan: Plan, bench: Bench, held: list[Record], deadline: float) -> 
             if record.error:
                 words = f"failed: {' '.join(map(str, record.key))}: {record.error}"
                 progress.console.print(words, style="red", markup=False)
-    return made
 
 
 def _summarize(found: list[Record]) -> None:

@@ -155,7 +155,7 @@ def _by_proximity(base: str, rule: ByProximity, like: Tensor) -> Formula:
     predict = torch.sigmoid if base == "bce_with_logits" else lambda x: x
 
     def formula(x: Tensor, y: Tensor) -> Tensor:
-        penalty = torch.rsub((predict(x) - t).abs(), factor, alpha=factor / reach).clamp(min=0)
+        penalty = torch.rsub((predict(x) - t).abs(), factor, alpha=factor / reach).relu()
         value = _elementwise(x, y, base)
         return torch.addcmul(value, value, penalty).mean()
 

@@ -23,7 +23,6 @@ from benchmarks.roofline import Gpu, Point
 from benchmarks.tables import markdown
 
 FOLDER = records.RESULTS / "compile"
-DTYPES = ("fp32", "bf16", "fp16")
 PICTURED = "sm_90"
 
 

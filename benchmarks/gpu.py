@@ -1,6 +1,6 @@
 """Everything a GPU can settle in one go: steps in order of worth, each a process of its own with a share of the time left.
 
-After every step summary.json and summary.md are written anew, so that a run that is cut off keeps what it had.
+After every step summary.json is written anew, so that a run that is cut off keeps what it had.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 
 from benchmarks import records
-from benchmarks.tables import markdown
 
 NO_GPU = "no GPU: torch.cuda.is_available() is false"
 SECONDS = "{seconds}"
@@ -139,7 +138,7 @@ def run_all(limit: float, out: Path, *, rehearse: bool = False) -> int:
     if not rehearse and not torch.cuda.is_available():
         print("No GPU here: steps that need one are reported as not run. --rehearse runs what a CPU can stand in for.")
     outcomes = run_steps(steps(out, rehearse), limit, out, rehearse=rehearse)
-    print(out / "summary.md")
+    print(out / "summary.json")
     return int(any(outcome.status in ("failed", "timed out") for outcome in outcomes))
 
 
@@ -231,19 +230,6 @@ def _summarize(outcomes: Sequence[Outcome], planned: Sequence[Step], out: Path, 
         "steps": [asdict(outcome) for outcome in outcomes],
         "to_come": [step.name for step in planned[len(outcomes) :]],
     }
-    _replace(out / "summary.json", json.dumps(document, indent=1) + "\n")
-    heads = ("step", "status", "seconds", "why", "log")
-    lines = [[o.name, o.status, f"{o.seconds:g}", o.why, o.log] for o in outcomes]
-    lines += [[step.name, "to come", "", "", ""] for step in planned[len(outcomes) :]]
-    title = "# Rehearsal: no GPU took part\n\n" if rehearse else "# GPU run\n\n"
-    where = (
-        f"{stamp.device}, torch {stamp.torch}, triton {stamp.triton}, commit {stamp.commit}, {document['written']}\n\n"
-    )
-    _replace(out / "summary.md", title + where + markdown(heads, lines, left=5) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Written whole or not at all."""
-    draft = path.with_suffix(path.suffix + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    draft = out / "summary.tmp"
+    draft.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, out / "summary.json")  # whole or not at all

@@ -1,60 +1,58 @@
-"""Paths through control-flow graphs, each given as node -> the nodes it may lead to."""
+"""Paths through control-flow graphs."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, TypeVar
+
+import networkx as nx
 
 Node = TypeVar("Node", bound=Hashable)
 
 
-def reachable(start: Node, successors: Callable[[Node], Iterable[Node]]) -> dict[Node, list[Node]]:
-    graph: dict[Node, list[Node]] = {}
-    pending = [start]
+def reachable(start: Node, successors: Callable[[Node], Iterable[Node]]) -> Any:
+    """The directed graph of what start may lead to."""
+    graph, pending = nx.DiGraph(), [start]
+    graph.add_node(start)
     while pending:
         node = pending.pop()
-        if node not in graph:
-            graph[node] = list(successors(node))
-            pending += graph[node]
+        for to in successors(node):
+            if to not in graph:
+                pending.append(to)
+            graph.add_edge(node, to)
     return graph
 
 
-def loops(graph: Mapping[Node, list[Node]], start: Node) -> dict[tuple[Node, Node], set[Node]]:
+def loops(graph: Any, start: Node) -> dict[tuple[Node, Node], set[Node]]:
     """Each natural loop, by the edge (latch, header) that closes it: what reaches the latch without the header."""
-    sources = defaultdict(list)
-    for node, successors in graph.items():
-        for successor in successors:
-            sources[successor].append(node)
-    found = {}
-    for latch, header in _depth_first(graph, start)[1]:
-        members, pending = {header}, [latch]
-        while pending:
-            node = pending.pop()
-            if node not in members:
-                members.add(node)
-                pending += sources[node]
-        found[latch, header] = members
+    found, open_nodes = {}, set()
+    for node, to, kind in nx.dfs_labeled_edges(graph, start):
+        if kind == "forward":
+            open_nodes.add(to)
+        elif kind == "reverse":
+            open_nodes.discard(to)
+        elif to in open_nodes:
+            others = nx.restricted_view(graph, [to], [])
+            found[node, to] = {to, node} | (nx.ancestors(others, node) if node != to else set())
     return found
 
 
-def unrolled_once(
-    graph: Mapping[Node, list[Node]], loops: Mapping[tuple[Node, Node], set[Node]]
-) -> dict[Node, list[Node]]:
+def unrolled_once(graph: Any, loops: dict[tuple[Node, Node], set[Node]]) -> Any:
     """The graph without the edges that close loops; a latch with no other edge goes on to where its loop is left."""
-    forward = {node: [to for to in successors if (node, to) not in loops] for node, successors in graph.items()}
+    forward = graph.copy()
+    forward.remove_edges_from(loops)
     for (latch, _), members in loops.items():
         if not forward[latch]:
-            forward[latch] = [to for node in members for to in graph[node] if to not in members]
+            forward.add_edges_from((latch, to) for node in members for to in graph[node] if to not in members)
     return forward
 
 
-def shortest_heavy(graph: Mapping[Node, list[Node]], start: Node, weight: Callable[[Node], int]) -> list[Node]:
+def shortest_heavy(graph: Any, start: Node, weight: Callable[[Node], int]) -> list[Node]:
     """Of the paths from start to an end that weigh more than half of what the heaviest one does, the shortest."""
     # node -> total weight of a path from it -> (length of the path, next node, total weight from there)
     ways: dict[Node, dict[int, tuple[int, Node | None, int]]] = {}
-    for node in _depth_first(graph, start)[0]:
+    for node in nx.dfs_postorder_nodes(graph, start):
         here = weight(node)
         onward: list[tuple[int, int, Node | None, int]] = [
             (here + rest, length + 1, to, rest)
@@ -75,24 +73,3 @@ def shortest_heavy(graph: Mapping[Node, list[Node]], start: Node, weight: Callab
         path.append(place)
         _, place, total = ways[place][total]
     return path
-
-
-def _depth_first(graph: Mapping[Node, list[Node]], start: Node) -> tuple[list[Node], list[tuple[Node, Node]]]:
-    """The nodes, each after those it leads to, and the edges that close a cycle."""
-    finished: dict[Node, None] = {}  # in order
-    closing = []
-    opened = {start}
-    stack = [(start, iter(graph[start]))]
-    while stack:
-        node, successors = stack[-1]
-        for to in successors:
-            if to not in opened:
-                opened.add(to)
-                stack.append((to, iter(graph[to])))
-                break
-            if to not in finished:
-                closing.append((node, to))
-        else:
-            stack.pop()
-            finished[node] = None
-    return list(finished), closing

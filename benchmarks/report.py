@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks import plots, tables
 from benchmarks.records import Record, Stamp
 from benchmarks.run import COPY
-from benchmarks.tables import by_stamp, described, markdown, rows
+from benchmarks.tables import described, markdown, rows
 from benchmarks.workloads import MODES
 
 NOT_A_GPU = "**Measured on a CPU. These figures say nothing about a GPU.**"
@@ -22,17 +22,13 @@ EXPLANATION = (
 
 
 def write(records: Sequence[Record], folder: Path) -> list[Path]:
-    """report.md with its pictures in `folder`; a further folder for each further stamp among the records."""
-    made: list[Path] = []
-    groups = by_stamp(records)
-    for stamp, found in groups.items():
-        place = folder if len(groups) == 1 else folder / f"{stamp.folder}-{stamp.commit}-torch{stamp.torch}"
-        place.mkdir(parents=True, exist_ok=True)
-        pictures = list(_draw(stamp, found, place))
-        path = place / "report.md"
-        path.write_text(text(stamp, found, [p.name for p in pictures if p.suffix == ".png"]), encoding="utf-8")
-        made += [path, *pictures]
-    return made
+    """report.md, with pictures, of the records of one stamp."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = records[0].stamp
+    pictures = list(_draw(stamp, records, folder))
+    path = folder / "report.md"
+    path.write_text(text(stamp, records, [p.name for p in pictures if p.suffix == ".png"]), encoding="utf-8")
+    return [path, *pictures]
 
 
 def _draw(stamp: Stamp, records: Sequence[Record], folder: Path) -> Iterator[Path]:

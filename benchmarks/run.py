@@ -57,8 +57,8 @@ class Plan:
         """The workloads of each size and dtype."""
         for size, label in itertools.product(self.sizes, self.dtypes):
             dtype = getattr(torch, label)
-            made = [w for op in OPS.values() for w in workloads.workloads(op, dtype, 1 << size, self.device)]
-            yield dtype, 1 << size, [w for w in made if w.name in self.ops or w.op.name in self.ops]
+            ops = (OPS[name] for name in self.ops)
+            yield dtype, 1 << size, [w for op in ops for w in workloads.workloads(op, dtype, 1 << size, self.device)]
 
     def cases(self, workload: Workload) -> list[tuple[str, str]]:
         """Modes and providers, the providers of a mode one after the other: they meet the same moments of a busy machine."""

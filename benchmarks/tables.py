@@ -52,13 +52,6 @@ def steps(found: Iterable[Row]) -> list[Row]:
     return [row for row in found if row.mode == ("both" if row.op in both else "forward")]
 
 
-def by_stamp(records: Iterable[Record]) -> dict[Stamp, list[Record]]:
-    found: dict[Stamp, list[Record]] = {}
-    for record in records:
-        found.setdefault(record.stamp, []).append(record)
-    return found
-
-
 def size(numel: int) -> str:
     """2²⁰ for 1048576; other numbers as they are."""
     if numel & (numel - 1) == 0:

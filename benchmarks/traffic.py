@@ -18,12 +18,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.run import DTYPES
 from benchmarks.workloads import WHOLE, Call, Inputs, Workload, run, workloads
 from triton_thresh.registry import OPS
 
 NUMEL = 1 << 22  # 64 rows of 65,536 features where thresholds learn
 FEW = 1 << 13  # 8 tensors where there are many: a thousand would take minutes to compile
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)

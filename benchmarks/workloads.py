@@ -1,14 +1,14 @@
-"""What the benchmark runs for each op: inputs, the pack's call, the eager baseline, the bytes, and what must come out.
+"""What the benchmark runs for each op: inputs, this package's call, the formula in torch, the bytes, and what must come out.
 
 One builder per family of the registry, in BUILDERS. A new op of a known family appears by itself; a new family needs a builder.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Union
 
 import torch
@@ -28,16 +28,16 @@ FEATURES = 1 << 16
 GRADIENT_THRESHOLD = 0.5
 PARAMETERS = 1000
 FLOAT16_SCALE = 256.0
-CHUNK = 1 << 24  # elements the expected results are computed of at a time
-# Every setting is exact in every dtype, so that no baseline compares with another number than the pack.
+CHUNK = 1 << 24  # elements that are drawn, and compared, at a time
+# Every setting is exact in every dtype, so that no formula compares with another number than this package.
 SETTINGS: Mapping[type[Rule], Rule] = {
     ByPrediction: ByPrediction(0.75, 1.0, 0.125),
     ByProximity: ByProximity(0.5, 0.25, 1.5),
     ByLoss: ByLoss(1.0, 2.0),
 }
-# Of the largest expected value: what may lie between a baseline, which rounds between its steps, and the expected result.
+# Of the largest expected value: what may lie between a formula, which rounds between its steps, and the expected result.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-ASTRAY = 0.02  # of a baseline's elements may lie further off: those beside a threshold, rounded to its other side
+ASTRAY = 0.02  # of a formula's elements may lie further off: those beside a threshold, rounded to its other side
 
 
 class Inputs(NamedTuple):
@@ -55,6 +55,13 @@ class Inputs(NamedTuple):
     def bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (*self.tensors, *self.upstream) if t is not None)
 
+    def to(self, dtype: torch.dtype) -> Inputs:
+        """The same in another dtype. What `.grad` holds is copied, since a call may write there."""
+        tensors = [t.detach().to(dtype).requires_grad_(t.requires_grad) for t in self.tensors]
+        for t, own in zip(tensors, self.tensors):
+            t.grad = None if own.grad is None else own.grad.to(dtype, copy=True)
+        return Inputs(tuple(tensors), tuple(None if g is None else g.to(dtype) for g in self.upstream))
+
 
 Call = Callable[..., Any]
 Result = tuple[tuple[Tensor, ...], tuple[Union[Tensor, None], ...]]  # outputs, gradients of the leaves
@@ -64,10 +71,10 @@ Result = tuple[tuple[Tensor, ...], tuple[Union[Tensor, None], ...]]  # outputs, 
 class Workload:
     """An op at one dtype and size on one device.
 
-    `pack` and `eager` take the tensors of `make(seed)` and return a tensor or a tuple of them; `expected` gives the outputs and,
-    where the mode has them, the gradients of the leaves. `arguments` is the pack's call as `tt.explain` takes it. `whole` is
-    `torch.func.grad_and_value` of a loss's formula: gradient and value of one call, in this order. `compiles`: torch.compile is
-    a baseline too (over a thousand tensors it takes minutes).
+    `pack` is this package's call, and `formula(like)` the formula in torch for inputs of a tensor's dtype and device: both take
+    the tensors of `make(seed)` and return a tensor or a tuple of them. `arguments` gives the package's call as `tt.explain` takes
+    it. `scale` is the upstream gradient of a loss. `compiles`: torch.compile is a baseline too (over a thousand tensors it takes
+    minutes).
     """
 
     name: str
@@ -78,16 +85,45 @@ class Workload:
     modes: tuple[str, ...]
     make: Callable[[int], Inputs]
     pack: Call
-    eager: Call
+    formula: Callable[[Tensor], Call]
     bytes: Mapping[str, int]
-    expected: Callable[[Inputs], Result]
-    arguments: Callable[[Inputs], tuple[tuple[Any, ...], dict[str, Any]]]
-    whole: Call | None = None
+    arguments: Callable[[tuple[Tensor, ...]], tuple[tuple[Any, ...], dict[str, Any]]]
+    scale: float | None = None
     compiles: bool = True
 
+    @cached_property
+    def eager(self) -> Call:
+        """The formula for inputs of this dtype."""
+        return self.formula(torch.empty(0, dtype=self.dtype, device=self.device))
+
+    @cached_property
+    def whole(self) -> Call | None:
+        """`torch.func.grad_and_value` of a loss's formula: gradient and value of one call, in this order; None for other ops.
+
+        The order matters: with the value first Inductor makes two passes of what it fuses into one with the gradient first.
+        """
+        formula, scale = self.eager, self.scale
+        if scale is None or scale == 1:
+            return torch.func.grad_and_value(formula) if scale else None
+
+        def scaled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            value = formula(x, y)
+            return value * scale, value
+
+        def gradient_and_value(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            gradient, (_, value) = torch.func.grad_and_value(scaled, has_aux=True)(x, y)
+            return gradient, value
+
+        return gradient_and_value
+
+    def expected(self, inputs: Inputs) -> Result:
+        """What comes out of the formula in float32 or wider: outputs, and gradients where the op has a backward pass."""
+        wide = torch.promote_types(self.dtype, torch.float32)
+        return run(self.formula(torch.empty(0, dtype=wide, device=self.device)), inputs.to(wide), self.modes[-1])
+
     def blocks(self, inputs: Inputs, mode: str) -> str:
-        """On Triton the block size of the pack's call, its warps and where they came from; elsewhere the backend."""
-        positional, keywords = self.arguments(inputs)
+        """On Triton the block size of the package's call, its warps and where they came from; elsewhere the backend."""
+        positional, keywords = self.arguments(inputs.tensors)
         with torch.set_grad_enabled(mode != "forward"):
             found = explain(self.op.name, *positional, **keywords)
         return found.backend if found.block is None else f"{found.block}/{found.num_warps} {found.block_source}"
@@ -114,7 +150,7 @@ def run(call: Call, inputs: Inputs, mode: str) -> Result:
 
 
 class WrongResultError(AssertionError):
-    """A call gave something else than the op's reference."""
+    """A call gave something else than the op's formula."""
 
 
 def check(workload: Workload, call: Call, mode: str, *, strict: bool, inputs: Inputs | None = None) -> None:
@@ -124,26 +160,29 @@ def check(workload: Workload, call: Call, mode: str, *, strict: bool, inputs: In
     actual = run(call, inputs, mode)
     for kind, found, wanted in zip(("output", "gradient"), actual, expected):
         for place, (a, b) in enumerate(zip(found, wanted, strict=True) if found else ()):
-            _compare(f"{kind} {place}", a, b, workload.dtype, strict)
+            if a is None:
+                a = None if b is None else torch.zeros_like(b)
+            if a is not None:
+                _compare(f"{kind} {place}", a.detach(), b, workload.dtype, strict)
 
 
-def _compare(what: str, actual: Tensor | None, expected: Tensor | None, dtype: torch.dtype, strict: bool) -> None:
-    assert expected is not None
-    actual = torch.zeros_like(expected) if actual is None else actual
+def _compare(what: str, actual: Tensor, expected: Tensor | None, dtype: torch.dtype, strict: bool) -> None:
+    expected = torch.zeros_like(actual) if expected is None else expected.detach()
     if actual.shape != expected.shape:
         raise WrongResultError(f"{what} has shape {tuple(actual.shape)}, expected {tuple(expected.shape)}")
     if expected.numel() == 0:
         return
     kind = torch.finfo(dtype)
-    expected = expected.detach()
     limit = TOLERANCE[dtype] * float(expected.abs().max()) + kind.tiny * kind.eps
-    pairs = zip(actual.detach().reshape(-1).split(CHUNK), expected.reshape(-1).split(CHUNK))
+    pairs = zip(actual.reshape(-1).split(CHUNK), expected.reshape(-1).split(CHUNK))
     wrong = sum(int((~((a.double() - b.double()).abs() <= limit)).sum()) for a, b in pairs)
     if wrong > (0 if strict else ASTRAY * expected.numel()):
         raise WrongResultError(f"{what}: {wrong} of {expected.numel()} elements differ by more than {limit:.3g}")
 
 
-def _random(shape: Sequence[int], dtype: torch.dtype, device: torch.device, seed: int, *, normal: bool) -> Tensor:
+def _random(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, seed: int, *, normal: bool = True
+) -> Tensor:
     generator = torch.Generator(device).manual_seed(seed)
     draw = torch.randn if normal else torch.rand
     made = torch.empty(tuple(shape), dtype=dtype, device=device)
@@ -152,13 +191,10 @@ def _random(shape: Sequence[int], dtype: torch.dtype, device: torch.device, seed
     return made
 
 
-def _bytes(op: Any, x: Tensor, operands: Sequence[Tensor], arguments: Mapping[str, Any]) -> dict[str, int]:
+def _bytes(op: Any, x: Tensor, operands: Sequence[Tensor] = (), **arguments: Any) -> dict[str, int]:
     inference, _, _ = op.bytes_moved(x, operands, arguments, grad=False)
     forward, backward, _ = op.bytes_moved(x, operands, arguments, grad=True)
     return {"forward": inference, "backward": backward, "both": forward + backward}
-
-
-# ----------------------------------------------------------------------------------------------------------------- gates
 
 
 def gate(op: Gate, dtype: torch.dtype, numel: int, device: torch.device) -> Iterator[Workload]:
@@ -166,41 +202,24 @@ def gate(op: Gate, dtype: torch.dtype, numel: int, device: torch.device) -> Iter
     if dtype not in op.dtypes:
         return
     call, numbers = getattr(tt, op.name, op), tuple(round_to(v, dtype) for v in op.example)
-    like = torch.empty(numel, dtype=dtype, device="meta")
 
     def make(seed: int) -> Inputs:
-        x = _random((numel,), dtype, device, 2 * seed, normal=True).requires_grad_(op.differentiable)
-        g = _random((numel,), dtype, device, 2 * seed + 1, normal=True) if op.differentiable else None
-        return Inputs((x,), (g,))
-
-    def expected(inputs: Inputs) -> Result:
-        (x,), (g,) = inputs
-        y, dx = torch.empty_like(x), torch.empty_like(x)
-        for part in (slice(start, start + CHUNK) for start in range(0, numel, CHUNK)):
-            leaf = x.detach()[part].requires_grad_(op.differentiable)
-            y_part = op.reference(leaf, *numbers)
-            y[part] = y_part.detach()
-            if g is not None:
-                (dx[part],) = torch.autograd.grad(y_part, leaf, g[part])
-        return (y.detach(),), (dx.detach(),) if op.differentiable else ()
+        x = _random((numel,), dtype, device, 2 * seed).requires_grad_(op.differentiable)
+        return Inputs((x,), (_random((numel,), dtype, device, 2 * seed + 1) if op.differentiable else None,))
 
     yield Workload(
-        name=op.name,
-        op=op,
-        dtype=dtype,
-        numel=numel,
-        device=device,
-        modes=MODES if op.differentiable else ("forward",),
-        make=make,
+        op.name,
+        op,
+        dtype,
+        numel,
+        device,
+        MODES if op.differentiable else ("forward",),
+        make,
         pack=lambda x: call(x, *numbers),
-        eager=baselines.gate(op, numbers, torch.empty(0, dtype=dtype, device=device)),
-        bytes=_bytes(op, like.requires_grad_(op.differentiable), (), {}),
-        expected=expected,
-        arguments=lambda inputs: ((*inputs.tensors, *numbers), {}),
+        formula=lambda like: baselines.gate(op, numbers, like),
+        bytes=_bytes(op, torch.empty(numel, dtype=dtype, device="meta", requires_grad=op.differentiable)),
+        arguments=lambda tensors: ((*tensors, *numbers), {}),
     )
-
-
-# --------------------------------------------------------------------------------------------------------- learned gates
 
 
 def learned(op: LearnedGate, dtype: torch.dtype, numel: int, device: torch.device) -> Iterator[Workload]:
@@ -210,36 +229,27 @@ def learned(op: LearnedGate, dtype: torch.dtype, numel: int, device: torch.devic
     features = math.gcd(numel, FEATURES)
     shape = (numel // features, features)
     call, (threshold, bandwidth) = getattr(tt, op.name, op), op.example
-    like = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
-    thresholds = torch.empty(features, device="meta", requires_grad=True)
 
     def make(seed: int) -> Inputs:
-        x = _random(shape, dtype, device, 3 * seed, normal=True).requires_grad_()
+        x = _random(shape, dtype, device, 3 * seed).requires_grad_()
         t = threshold * (0.75 + 0.5 * _random((features,), torch.float32, device, 3 * seed + 1, normal=False))
-        g = _random(shape, dtype, device, 3 * seed + 2, normal=True)
+        g = _random(shape, dtype, device, 3 * seed + 2)
         return Inputs((x, t.requires_grad_()), (g, g[:, 0].float()) if op.counts else (g,))
 
-    def expected(inputs: Inputs) -> Result:
-        with tt.use_backend("eager"):
-            return run(lambda x, t: op(x, t, bandwidth), inputs, "both")
-
+    like = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
     yield Workload(
-        name=op.name,
-        op=op,
-        dtype=dtype,
-        numel=numel,
-        device=device,
-        modes=MODES,
-        make=make,
+        op.name,
+        op,
+        dtype,
+        numel,
+        device,
+        MODES,
+        make,
         pack=lambda x, t: call(x, t, bandwidth),
-        eager=baselines.learned(op, bandwidth),
-        bytes=_bytes(op, like, (thresholds,), {}),
-        expected=expected,
-        arguments=lambda inputs: ((*inputs.tensors, bandwidth), {}),
+        formula=lambda like: baselines.learned(op, bandwidth),
+        bytes=_bytes(op, like, (torch.empty(features, device="meta", requires_grad=True),)),
+        arguments=lambda tensors: ((*tensors, bandwidth), {}),
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------- losses
 
 
 def loss(op: Loss, dtype: torch.dtype, numel: int, device: torch.device) -> Iterator[Workload]:
@@ -255,20 +265,10 @@ def loss(op: Loss, dtype: torch.dtype, numel: int, device: torch.device) -> Iter
 def _loss(name: str, op: Loss, base: str, rule: Rule, dtype: torch.dtype, numel: int, device: torch.device) -> Workload:
     call = getattr(tt, op.name)
     keywords = vars(rule) if op.rule is not None else {"rule": rule, "base": base}
-    like = torch.empty(numel, dtype=dtype, device="meta", requires_grad=True)
     domain = reference.BASES[base].domain
-    # 1, but in float16 scaled as a GradScaler does it: the baselines' gradients, divided by numel, would underflow
+    # 1, but in float16 scaled as a GradScaler does it: the formulas' gradients, divided by numel, would underflow
     scale = min(FLOAT16_SCALE, numel) if dtype == torch.float16 else 1.0
     upstream = torch.full((), scale, dtype=dtype, device=device) if scale != 1 else None
-    eager = baselines.loss(base, rule, torch.empty(0, dtype=dtype, device=device))
-
-    def scaled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        value = eager(x, y)
-        return value * scale, value
-
-    def scaled_gradient_and_value(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        gradient, (_, value) = torch.func.grad_and_value(scaled, has_aux=True)(x, y)
-        return gradient, value
 
     def make(seed: int) -> Inputs:
         x = _random((numel,), dtype, device, 2 * seed, normal=domain != "probability")
@@ -277,67 +277,44 @@ def _loss(name: str, op: Loss, base: str, rule: Rule, dtype: torch.dtype, numel:
         y = _random((numel,), dtype, device, 2 * seed + 1, normal=domain == "real")
         return Inputs((x.requires_grad_(), y), (upstream,))
 
-    def expected(inputs: Inputs) -> Result:
-        x, y = inputs.tensors
-        x = x.detach()
-        spec, operands = reference.specify(x, rule, base)
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        dx = torch.empty_like(x)
-        for part in (slice(start, start + CHUNK) for start in range(0, numel, CHUNK)):
-            value, slope = reference.loss_and_slope(spec, x[part], y[part], operands)
-            total += value.sum(dtype=torch.float64)
-            dx[part] = slope * scale / numel
-        return ((total / numel).to(dtype),), (dx,)
-
+    like = torch.empty(numel, dtype=dtype, device="meta", requires_grad=True)
     return Workload(
-        name=name,
-        op=op,
-        dtype=dtype,
-        numel=numel,
-        device=device,
-        modes=MODES,
-        make=make,
+        name,
+        op,
+        dtype,
+        numel,
+        device,
+        MODES,
+        make,
         pack=lambda x, y: call(x, y, **keywords),
-        eager=eager,
-        bytes=_bytes(op, like, (like.detach(),), {"reduction": "mean"}),
-        expected=expected,
-        arguments=lambda inputs: (inputs.tensors, dict(keywords)),
-        whole=torch.func.grad_and_value(eager) if scale == 1 else scaled_gradient_and_value,
+        formula=lambda like: baselines.loss(base, rule, like),
+        bytes=_bytes(op, like, (like.detach(),), reduction="mean"),
+        arguments=lambda tensors: (tensors, dict(keywords)),
+        scale=scale,
     )
-
-
-# ------------------------------------------------------------------------------------------------- gradient thresholding
 
 
 def gradient(op: GradientGate, dtype: torch.dtype, numel: int, device: torch.device) -> Iterator[Workload]:
     """A gate on the gradient. Forward is a view: only backward moves anything."""
     if dtype not in op.gate.dtypes:
         return
-    like = torch.empty(numel, dtype=dtype, device="meta", requires_grad=True)
 
     def make(seed: int) -> Inputs:
-        x = _random((numel,), dtype, device, 2 * seed, normal=True).requires_grad_()
-        return Inputs((x,), (_random((numel,), dtype, device, 2 * seed + 1, normal=True),))
-
-    def expected(inputs: Inputs) -> Result:
-        (x,), (g,) = inputs
-        assert g is not None
-        parts = [op.gate.reference(part, GRADIENT_THRESHOLD) for part in g.split(CHUNK)]
-        return (x.detach(),), (torch.cat(parts),)
+        x = _random((numel,), dtype, device, 2 * seed).requires_grad_()
+        return Inputs((x,), (_random((numel,), dtype, device, 2 * seed + 1),))
 
     yield Workload(
-        name=op.name,
-        op=op,
-        dtype=dtype,
-        numel=numel,
-        device=device,
-        modes=("backward", "both"),
-        make=make,
+        op.name,
+        op,
+        dtype,
+        numel,
+        device,
+        ("backward", "both"),
+        make,
         pack=lambda x: op(x, GRADIENT_THRESHOLD),
-        eager=lambda x: baselines.hardshrink_gradient(x, GRADIENT_THRESHOLD),
-        bytes=_bytes(op, like, (), {}),
-        expected=expected,
-        arguments=lambda inputs: ((*inputs.tensors, GRADIENT_THRESHOLD), {}),
+        formula=lambda like: lambda x: baselines.hardshrink_gradient(x, GRADIENT_THRESHOLD),
+        bytes=_bytes(op, torch.empty(numel, dtype=dtype, device="meta", requires_grad=True)),
+        arguments=lambda tensors: ((*tensors, GRADIENT_THRESHOLD), {}),
     )
 
 
@@ -348,45 +325,37 @@ def foreach(op: ForeachGate, dtype: torch.dtype, numel: int, device: torch.devic
     count = min(PARAMETERS, max(1, numel >> 10))
 
     def make(seed: int) -> Inputs:
-        gradients = _random((numel,), dtype, device, seed, normal=True).tensor_split(count)
+        gradients = _random((numel,), dtype, device, seed).tensor_split(count)
         parameters = [torch.nn.Parameter(torch.empty_like(g)) for g in gradients]
         for parameter, g in zip(parameters, gradients):
             parameter.grad = g.clone()  # at an address as aligned as any gradient's
         return Inputs(tuple(parameters))
 
-    def run(call: Call) -> Call:
+    def of(call: Call) -> Call:
         def thresholded(*parameters: Tensor) -> tuple[Tensor, ...]:
-            call(parameters)
+            call(parameters, GRADIENT_THRESHOLD)
             return tuple(p.grad for p in parameters if p.grad is not None)
 
         return thresholded
 
-    def expected(inputs: Inputs) -> Result:
-        return tuple(op.gate.reference(p.grad, GRADIENT_THRESHOLD) for p in inputs.tensors), ()
-
     size, _, _ = op.bytes_moved([torch.empty(numel, dtype=dtype, device="meta")], (), {}, grad=False)
     yield Workload(
-        name=op.name,
-        op=op,
-        dtype=dtype,
-        numel=numel,
-        device=device,
-        modes=("forward",),
-        make=make,
-        pack=run(lambda parameters: op(parameters, GRADIENT_THRESHOLD)),
-        eager=run(lambda parameters: baselines.hardshrink_gradients_(parameters, GRADIENT_THRESHOLD)),
+        op.name,
+        op,
+        dtype,
+        numel,
+        device,
+        ("forward",),
+        make,
+        pack=of(op),
+        formula=lambda like: of(baselines.hardshrink_gradients_),
         bytes={"forward": size},
-        expected=expected,
-        arguments=lambda inputs: ((inputs.tensors, GRADIENT_THRESHOLD), {}),
+        arguments=lambda tensors: ((tensors, GRADIENT_THRESHOLD), {}),
         compiles=False,
     )
 
 
-# -------------------------------------------------------------------------------------------------------------- registry
-
-Builder = Callable[[Any, torch.dtype, int, torch.device], Iterator[Workload]]
-
-BUILDERS: Mapping[str, Builder] = {
+BUILDERS: Mapping[str, Callable[[Any, torch.dtype, int, torch.device], Iterator[Workload]]] = {
     "gate": gate,
     "learned": learned,
     "loss": loss,
@@ -402,10 +371,3 @@ def workloads(op: Op, dtype: torch.dtype, numel: int, device: torch.device) -> I
             f"{op.name}: no benchmark for the family {op.family!r}; add one to {__name__}.BUILDERS"
         )
     yield from BUILDERS[op.family](op, dtype, numel, device)
-
-
-@functools.cache
-def names() -> tuple[str, ...]:
-    """The names of every workload, in the order of the registry."""
-    made = [w.name for op in OPS.values() for w in workloads(op, torch.float32, 1, torch.device("cpu"))]
-    return tuple(made)

@@ -103,7 +103,7 @@ def test_a_family_without_a_builder_is_named() -> None:
 
 
 def test_names_are_unique_and_keep_to_the_registry() -> None:
-    names = workloads.names()
+    names = [workload.name for workload in all_workloads(torch.float32, 1)]
     assert len(set(names)) == len(names)
     assert {name.partition(".")[0] for name in names} == set(OPS)
 
@@ -584,11 +584,6 @@ def test_pictures_are_1400_pixels_wide_with_text_of_30() -> None:
     assert plots.FONT * plots.DPI / 72 > 30, "8 pixels where a page shows the picture 400 pixels wide"
 
 
-def test_two_devices_get_a_report_each(tmp_path: Path) -> None:
-    found = [some_record(), some_record(device="NVIDIA H100")]
-    assert {path.parent.name[:11] for path in report.write(found, tmp_path)} == {"NVIDIA_H200", "NVIDIA_H100"}
-
-
 @pytest.mark.parametrize(("numel", "text"), [(1, "2⁰"), (1 << 26, "2²⁶"), (1000, "1,000")])
 def test_sizes(numel: int, text: str) -> None:
     assert tables.size(numel) == text
@@ -695,7 +690,6 @@ def test_steps_are_run_in_order_and_a_cut_off_run_keeps_what_it_had(tmp_path: Pa
     assert (tmp_path / outcomes[4].log).read_text().startswith("begun")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [found["status"] for found in summary["steps"]] == [outcome.status for outcome in outcomes]
-    assert "| slow | timed out |" in (tmp_path / "summary.md").read_text()
 
 
 def test_the_summary_is_written_after_every_step(tmp_path: Path) -> None:
