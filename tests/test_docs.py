@@ -245,6 +245,22 @@ def test_hardware_claims_nothing_that_was_not_done() -> None:
     assert compiled <= set(tables.HARDWARE.values())
 
 
+def test_versions_are_those_that_were_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    assert "not been run" in tables.versions()
+    row = {
+        "python": "3.10.1",
+        "torch": "2.11.0",
+        "triton": None,
+        "platform": "Linux x86_64",
+        "passed": 411,
+        "failed": ["a"],
+    }
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "versions.json").write_text(json.dumps([row]), encoding="utf-8")
+    assert "| 3.10.1 | 2.11.0 | – | Linux x86_64 | 411 | 1 |" in tables.versions()
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
