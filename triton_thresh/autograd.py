@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing
 
 from . import layout, reference
 from .backend import is_plain, use_backend
@@ -153,6 +154,19 @@ class TransformedLearnedGate(TracedLearnedGate):
         return outputs if len(outputs) > 1 else outputs[0]
 
 
+def plain_learned_gate(surrogate: Surrogate, input: Tensor, threshold: Operand) -> Any:
+    """A gate with a threshold that learns in plain torch, for whoever sees through the call."""
+    if _is_program():
+        return reference.straight_through(surrogate, input, threshold)
+    function = TracedLearnedGate if torch.compiler.is_compiling() else TransformedLearnedGate
+    return function.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
+
+
+def _is_program() -> bool:
+    """Whether what runs becomes a program that holds no autograd.Function: traced by torch.jit.trace, or exported."""
+    return is_tracing() or torch.compiler.is_exporting()
+
+
 # ---------------------------------------------------------------------------------------------------------------- losses
 
 
@@ -207,6 +221,16 @@ class TracedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return (_slope(ctx) * gradient).to(ctx.saved_tensors[0].dtype), None, None, None
+
+
+def plain_loss(spec: LossSpec, input: Tensor, target: Tensor, operands: Sequence[Operand]) -> Tensor:
+    """A loss in plain torch, for whoever sees through the call."""
+    if _is_program():
+        return reference.loss(spec, input, target, operands)
+    if torch.compiler.is_compiling():
+        loss = TracedLoss.apply(input, target, spec, operands)  # type: ignore[no-untyped-call]
+        return reference.reduced(loss, spec)
+    return reference.loss_in_ops(spec, input, target, operands)
 
 
 def _slope(ctx: Any) -> Tensor:

@@ -13,12 +13,12 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active as _are_transforms_active
-from torch._C import _len_torch_dispatch_stack
+from torch._C import _is_tracing, _len_torch_dispatch_stack
 from torch._C._functorch import is_legacy_batchedtensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 from torch.nn import Parameter
 
 ASKED = "asked for"
@@ -120,7 +120,7 @@ def is_plain(*tensors: object) -> bool:
     """
     if is_dynamo_compiling():
         return False
-    if _are_transforms_active() or forward_ad._current_level >= 0 or _len_torch_dispatch_stack() > 0:
+    if _are_transforms_active() or forward_ad._current_level >= 0 or _len_torch_dispatch_stack() > 0 or _is_tracing():
         return False
     for tensor in tensors:
         kind = type(tensor)
@@ -132,11 +132,22 @@ def is_plain(*tensors: object) -> bool:
     return True
 
 
+def _is_triton_around() -> bool:
+    """Whether `use_backend("triton")` surrounds the call."""
+    return _override.get() == "triton"
+
+
+# what torch.compiler.assume_constant_result sets, without importing Dynamo, which reads no ContextVar
+_is_triton_around._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def is_traced(input: Tensor, *tensors: object) -> bool:
     """Whether a call that is not plain is to be an op of library.py: compilers, tracers and dispatch modes see it whole where
     kernels may run; transforms, forward-mode AD and other subclasses see through it.
+
+    So does torch.export, unless `use_backend("triton")` surrounds it: a program may be loaded where this package is not.
     """
-    if input.device.type not in OP_DEVICES:
+    if input.device.type not in OP_DEVICES or (is_exporting() and not _is_triton_around()):
         return False
     # asked in the way that Dynamo answers without a node in its graph
     transform = torch._C._functorch.peek_interpreter_stack()
@@ -156,6 +167,7 @@ def runs_eagerly(input: Tensor) -> bool:
         and not _are_transforms_active()
         and forward_ad._current_level < 0
         and _len_torch_dispatch_stack() == 0
+        and not _is_tracing()
         and not (input.requires_grad and is_legacy_batchedtensor(input))
     )
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.jit._trace import TracerWarning, is_tracing
 
 from .rules import Operand
 
@@ -133,7 +135,7 @@ def check_operand(
     check_real(op, name, value)
     if value.requires_grad and not learns and torch.is_grad_enabled():
         raise ValueError(f"{op}: {name} requires grad, but {why.format(name=name)}")
-    shape = value.shape
+    shape = _sizes(value)
     if not shape:
         if value.device != input.device and value.device.type != "cpu":
             raise RuntimeError(
@@ -142,14 +144,26 @@ def check_operand(
         return value
     if value.device != input.device:
         raise RuntimeError(f"{op}: {name} is on {value.device}, expected {input.device}, where the input is")
-    target = input.shape
-    if shape == target or (target and len(shape) == 1 and shape[0] == target[-1]):  # the common ones, soon told apart
+    target = _sizes(input)
+    # The common ones are soon told apart; of (8,) == (batch, 8) a compiler would keep the guard that batch is not 8.
+    if not torch.compiler.is_compiling() and (
+        shape == target or (target and len(shape) == 1 and shape[0] == target[-1])
+    ):
         return value
-    if len(shape) > len(target) or any(s != t and s != 1 for s, t in zip(reversed(shape), reversed(target))):
+    if len(shape) > len(target) or any(s != 1 and s != t for s, t in zip(reversed(shape), reversed(target))):
         raise ValueError(
             f"{op}: {name} has shape {tuple(shape)}, which does not broadcast to the input's shape {tuple(target)}"
         )
     return value
+
+
+def _sizes(tensor: Tensor) -> Sequence[int]:
+    """The shape; while torch.jit.trace makes a tensor of every size, their numbers, without its warnings."""
+    if not is_tracing():
+        return tensor.shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TracerWarning)
+        return [int(size) for size in tensor.shape]
 
 
 def check_real(op: str, name: str, value: Tensor) -> None:
@@ -166,9 +180,10 @@ def check_target(op: str, input: Tensor, target: object) -> None:
     if not isinstance(target, Tensor):
         raise TypeError(f"{op}: target must be a tensor, got {_describe(target)}")
     check_real(op, "target", target)
-    if target.shape != input.shape:
+    shape, expected = _sizes(target), _sizes(input)
+    if len(shape) != len(expected) or shape != expected:
         raise ValueError(
-            f"{op}: target has shape {tuple(target.shape)}, expected the input's shape {tuple(input.shape)} (no broadcasting)"
+            f"{op}: target has shape {tuple(shape)}, expected the input's shape {tuple(expected)} (no broadcasting)"
         )
     if target.device != input.device:
         raise RuntimeError(f"{op}: target is on {target.device}, expected {input.device}, where the input is")

@@ -116,7 +116,7 @@ def unpack(bits: Tensor, width: int, plane: int, numel: int) -> Tensor:
 def summed(elementwise: Tensor, shape: torch.Size) -> Tensor:
     """Summed over the dimensions along which `shape` was broadcast, in float32 or wider."""
     lead = elementwise.dim() - len(shape)
-    dims = [d for d in range(elementwise.dim()) if d < lead or shape[d - lead] != elementwise.shape[d]]
+    dims = [d for d in range(elementwise.dim()) if d < lead or shape[d - lead] == 1]
     wide = torch.float64 if elementwise.dtype == torch.float64 else torch.float32
     total = elementwise.sum(dims, dtype=wide) if dims else elementwise
     return total.reshape(shape)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from . import eager, foreach, layout, reference
 from .backend import OP_DEVICES, is_plain, is_traced
@@ -41,9 +42,24 @@ def _define(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[.
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
 
 
+def _decompose(name: str, formula: Callable[..., Any]) -> None:
+    """`formula`, in plain torch, is what an exported program's `run_decompositions` puts in the place of the op.
+
+    Torch asks the op wherever it traces; to compilers, which are to keep the op, the answer is that there is none. A kernel for
+    CompositeImplicitAutograd would say the same, but Inductor refuses to call an op that has one.
+    """
+
+    def decomposed(*arguments: Any) -> Any:
+        return formula(*arguments) if is_exporting() else NotImplemented
+
+    getattr(_ops, name).default.decompose = decomposed
+
+
 def _may_call_op(*gradients: Tensor) -> bool:
-    """In backward. Else, to be differentiated again or transformed, it takes a formula in plain torch."""
-    return not torch.is_grad_enabled() and (is_plain(*gradients) or is_traced(*gradients))
+    """In backward. Else, to be differentiated again, transformed or exported, it takes a formula in plain torch."""
+    if torch.is_grad_enabled() or is_exporting():
+        return False
+    return is_plain(*gradients) or is_traced(*gradients)
 
 
 def _no_pull(ctx: Any, *_: Tensor) -> Any:
@@ -103,6 +119,14 @@ def _loss_fake(input: Tensor, target: Tensor, tensors: Any, numbers: Any, *setti
     return output, torch.empty_like(input) if fused else input.new_empty(0)
 
 
+def _loss_formula(
+    input: Tensor, target: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[float], *settings: Any
+) -> tuple[Tensor, Tensor]:
+    spec = _specified(*settings[:-1])
+    loss = reference.loss(spec, input, target, _operands(input, tensors, numbers))
+    return loss, _loss_fake(input, target, tensors, numbers, *settings)[1]
+
+
 def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     input, target, tensors, ctx.numbers, *ctx.spec, records = inputs
     *_, reduction, _ = ctx.spec
@@ -151,6 +175,7 @@ _define(
     _loss,
     _loss_fake,
 )
+_decompose("loss", _loss_formula)
 _define(
     "loss_backward",
     f"(Tensor gradient, Tensor input, Tensor target, {_SPEC}) -> Tensor",
@@ -264,6 +289,14 @@ def _learned_gate_fake(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, 
     return torch.empty_like(input), count, _codes_of(input, gate, counts)
 
 
+def _learned_gate_formula(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    gate = _Gate(*arguments)
+    surrogate = gate.surrogate()
+    outputs = reference.straight_through(surrogate, input, gate.threshold)
+    output, count = outputs if surrogate.counts else (outputs, input.new_empty(0))
+    return output, count, _codes_of(input, gate, surrogate.counts)
+
+
 def _learned_gate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     input, *ctx.gate = inputs
     gate, (values, count, codes) = _Gate(*ctx.gate), output
@@ -271,7 +304,7 @@ def _learned_gate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
     ctx.counts = gate.surrogate().counts
     ctx.mark_non_differentiable(*([codes] if ctx.counts else [count, codes]))
     ctx.set_materialize_grads(False)
-    ctx.packed = gate.bits >= (2 if ctx.needs_input_grad[1] or gate.input_gradient else 1)
+    ctx.packed = gate.bits >= (2 if ctx.needs_input_grad[1] or gate.input_gradient else 1) and not is_exporting()
     ctx.save_for_backward(codes if ctx.packed else input, gate.tensor)
     ctx.dtype, ctx.size, ctx.stride = input.dtype, input.shape, None if ctx.counts else values.stride()
 
@@ -355,6 +388,7 @@ _define(
     _learned_gate,
     _learned_gate_fake,
 )
+_decompose("learned_gate", _learned_gate_formula)
 _define(
     "learned_gate_backward",
     f"(Tensor gradient, Tensor? count_gradient, bool learns, {_CODES}, {_GATE}) -> (Tensor dx, Tensor dt)",

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.jit._trace import is_tracing
 
-from .rounding import HALF
+from .rounding import HALF, held, narrowed
 from .rules import ByLoss, ByPrediction, ByProximity, Operand, Rule
 
 
@@ -42,27 +43,34 @@ def by_value(input: Tensor, threshold: Operand) -> Operand:
     return threshold
 
 
+def _filled(number: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a 0-dim tensor."""
+    value = held(number, dtype, device) if dtype.is_floating_point else number
+    return value if isinstance(value, Tensor) else torch.full((), value, dtype=dtype, device=device)
+
+
 def compared(input: Tensor, threshold: Operand) -> Operand:
     """The threshold as it is compared: numbers, 0-dim and integer tensors in a floating input's dtype, others as they are."""
     if not input.is_floating_point():
         return by_value(input, threshold)
     if isinstance(threshold, Tensor):
         rounds = threshold.dim() == 0 or not threshold.is_floating_point()
-        return threshold.to(input.dtype) if rounds else threshold
-    if input.dtype in HALF:
-        return torch.full((), threshold, dtype=input.dtype, device=input.device)
-    return threshold
+        return narrowed(threshold, input.dtype) if rounds else threshold
+    return held(threshold, input.dtype, input.device)
 
 
 def threshold(input: Tensor, threshold: Operand, value: float = 0.0) -> Tensor:
     """value where x <= t, else x. On integer inputs numbers are truncated to the input's dtype, as ATen does."""
-    if not input.is_floating_point():
-        value = int(value)
+    filling: Operand = value
+    if input.is_floating_point():
+        filling = held(value, input.dtype, input.device)
+    else:
+        filling = int(value)
         if not isinstance(threshold, Tensor):
             threshold = int(threshold)
         elif threshold.dim() == 0:
             threshold = threshold.to(input.dtype)
-    return torch.where(input <= compared(input, threshold), value, input)
+    return torch.where(input <= compared(input, threshold), filling, input)
 
 
 def hardshrink(input: Tensor, lambd: Operand = 0.5) -> Tensor:
@@ -99,8 +107,10 @@ def binary_threshold(
     """above_value where x > t, else below_value."""
     dtype = dtype or input.dtype
     above = input.detach() > compared(input, threshold)
-    values = [torch.full((), v, dtype=dtype, device=input.device) for v in (above_value, below_value)]
-    return torch.where(above, values[0], values[1])
+    if dtype is torch.bool and above_value and not below_value:
+        return above
+    a, b = (_filled(value, dtype, input.device) for value in (above_value, below_value))
+    return torch.where(above, a, b)
 
 
 # -------------------------------------------------------------------------------------------- gates whose threshold learns
@@ -179,6 +189,30 @@ def softshrink_codes(input: Tensor, threshold: Operand) -> tuple[Tensor, Tensor]
 def softshrink_push(g: Tensor, low: Tensor, high: Tensor, t: Operand) -> tuple[Tensor, Tensor]:
     """g where kept; -g above t (high), +g below -t (both bits), 0 elsewhere."""
     return torch.where(low | high, g, 0), torch.where(high, torch.where(low, g, -g), 0)
+
+
+def straight_through(surrogate: Surrogate, input: Tensor, threshold: Operand) -> Any:
+    """A call whose own ops have its gradients: for programs that hold plain torch alone, traced or exported.
+
+    To each output of jumprelu and its kind is added 0, as a product of the slope inside the window and t - t.
+    """
+    outputs = [surrogate.value(input, threshold, *surrogate.constants)]
+    if surrogate.counts:
+        outputs.append(counted(is_above(input, threshold), input.dtype))
+    learns = surrogate.input_gradient or (isinstance(threshold, Tensor) and threshold.requires_grad)
+    recorded = torch.is_grad_enabled() or is_tracing()  # which checks a trace by another, without gradients
+    if surrogate.codes is codes and learns and recorded and not torch.onnx.is_in_onnx_export():
+        x, t = _side_by_side(input, threshold)
+        above, window = codes(input, threshold, *surrogate.constants)
+        zero = t.detach() - t if isinstance(t, Tensor) else torch.zeros_like(x)
+        if surrogate.input_gradient:
+            zero = zero - (x.detach() - x)
+        for place, push in enumerate(surrogate.pushes):
+            slope = push(torch.ones_like(x), above, window, t, *surrogate.constants)[1].detach()
+            nothing = torch.where(window, slope * zero, 0)
+            output = outputs[place]
+            outputs[place] = output - (nothing.sum(-1) if place else nothing).to(output.dtype)
+    return tuple(outputs) if surrogate.counts else outputs[0]
 
 
 Codes = Callable[..., tuple[Tensor, Tensor]]
@@ -325,7 +359,7 @@ Pick = Callable[[Compare, Tensor, Operand, Operand, Operand], Tensor]
 
 def pick(compare: Compare, left: Tensor, right: Operand, a: Operand, b: Operand) -> Tensor:
     """a where compare(left, right), else b, in the dtype of `left`."""
-    a, b = (v if isinstance(v, Tensor) else torch.full((), v, dtype=left.dtype, device=left.device) for v in (a, b))
+    a, b = (v if isinstance(v, Tensor) else _filled(v, left.dtype, left.device) for v in (a, b))
     return torch.where(compare(left, right), a, b)
 
 

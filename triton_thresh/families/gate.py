@@ -16,7 +16,7 @@ from torch.compiler import is_dynamo_compiling
 from .. import library
 from ..autograd import Gate as GateFunction
 from ..autograd import LearnedGate as LearnedGateFunction
-from ..autograd import TracedLearnedGate, TransformedLearnedGate
+from ..autograd import plain_learned_gate
 from ..backend import is_plain, is_traced, runs_eagerly
 from ..checks import (
     FLOATING,
@@ -183,8 +183,7 @@ class Gate:
         if not plain:
             if is_traced(input, threshold):
                 return library.learned_gate(self.name, surrogate, input, threshold)  # type: ignore[no-any-return]
-            function = TracedLearnedGate if torch.compiler.is_compiling() else TransformedLearnedGate
-            return function.apply(input, threshold, surrogate)  # type: ignore[no-any-return, no-untyped-call]
+            return plain_learned_gate(surrogate, input, threshold)  # type: ignore[no-any-return]
         if not on_triton:
             return EagerLearnedGate.apply(input, threshold, surrogate)  # type: ignore[no-any-return, no-untyped-call]
         lowered = self.learned_call(input, threshold, (), False)

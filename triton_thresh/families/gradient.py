@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing
 
 from .. import foreach
 from ..autograd import GradientGate as GradientGateFunction
@@ -16,6 +17,7 @@ from ..backend import is_plain
 from ..checks import check_input, check_operand
 from ..dispatch import chosen
 from ..layout import total_bytes
+from ..rounding import held
 from ..rules import Operand
 from .gate import Gate
 
@@ -39,6 +41,10 @@ class GradientGate:
         backend = chosen(self.gate.name, input, False)[0] if is_plain(input, threshold) else None
         if backend is not None and not (input.requires_grad and torch.is_grad_enabled()):
             return input.view_as(input)
+        if is_tracing() or torch.compiler.is_exporting():  # whose programs hold no gradient of one's own
+            return input.view_as(input)
+        if backend is None and not isinstance(threshold, Tensor):
+            threshold = held(threshold, input.dtype, input.device)
         compiling = torch.compiler.is_compiling()
         if compiling:  # of a Function on the very argument of torch.func.grad, not on a view, Dynamo drops the backward
             input = input.view_as(input)

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from .. import eager, library, reference
 from ..autograd import LearnedGate as LearnedGateFunction
-from ..autograd import TracedLearnedGate, TransformedLearnedGate
+from ..autograd import plain_learned_gate
 from ..backend import is_plain, is_traced
 from ..checks import FLOATING, check_input, check_operand, check_positive
 from ..dispatch import chosen, launcher
 from ..layout import total_bytes
 from ..reference import Push, Surrogate
+from ..rounding import held
 from ..rules import Operand
 
 
@@ -65,10 +66,11 @@ class LearnedGate:
         if records or not plain:
             surrogate = self.surrogate((bandwidth,), bool(input_gradient))
         if not plain:
+            if not isinstance(threshold, Tensor):
+                threshold = held(threshold, reference.compute_dtype(input.dtype), input.device)
             if is_traced(input, threshold):
                 return library.learned_gate(self.name, surrogate, input, threshold)
-            function = TracedLearnedGate if torch.compiler.is_compiling() else TransformedLearnedGate
-            return function.apply(input, threshold, surrogate)  # type: ignore[no-untyped-call]
+            return plain_learned_gate(surrogate, input, threshold)
         if chosen(self.name, input, records)[0] == "triton":
             lowered = self.learned_call(input, threshold, (bandwidth,), bool(input_gradient))
             if records:

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.compiler import is_dynamo_compiling
 
 from .. import eager, library, reference
 from ..autograd import Loss as LossFunction
-from ..autograd import TracedLoss
+from ..autograd import plain_loss
 from ..backend import is_plain, is_traced
 from ..checks import FLOATING, check_input, check_operand, check_reduction, check_target
 from ..dispatch import chosen, launcher
 from ..layout import total_bytes
 from ..reference import LossSpec
-from ..rounding import round_to
+from ..rounding import held, round_to
 from ..rules import BaseName, Numbers, Operand, Rule
 
 ONE_GRADIENT = (
@@ -51,6 +51,11 @@ def _bits(settings: tuple[Operand, ...]) -> bytes | None:
         return _PACK[len(settings)](*settings)
     except struct.error:
         return None
+
+
+def _wide(value: Operand, input: Tensor) -> Operand:
+    """A number that a compiler leaves open as a 0-dim tensor, which is as exact as the number."""
+    return value if isinstance(value, Tensor) else held(value, torch.float64, input.device)
 
 
 def _check_cell(name: str, base: object, rule: object, reduction: object) -> None:
@@ -123,20 +128,18 @@ class Loss:
             plain = is_plain(input, target)
         else:
             self._check(input, rule, settings, base, weight, pos_weight, reduction)
+            settings = tuple([_wide(value, input) for value in settings])
+            weight, pos_weight = (value if value is None else _wide(value, input) for value in (weight, pos_weight))
             spec, operands = reference.specify(input, rule(*settings), base, weight, pos_weight, reduction)
-            if not is_compiling():
-                dtype = reference.compute_dtype(input.dtype)
-                operands = tuple([v if isinstance(v, Tensor) else round_to(float(v), dtype) for v in operands])
+            dtype = reference.compute_dtype(input.dtype)
+            operands = tuple([v if isinstance(v, Tensor) else round_to(float(v), dtype) for v in operands])
             plain = is_plain(input, target, *operands)
         if target.requires_grad and torch.is_grad_enabled():
             return reference.loss_in_ops(spec, input, target, operands)
         if not plain and is_traced(input, target, *operands):
             return library.loss(spec, input, target, operands)
         if not plain or input.numel() == 0:
-            if not is_compiling():
-                return reference.loss_in_ops(spec, input, target, operands)
-            loss = TracedLoss.apply(input, target, spec, operands)  # type: ignore[no-untyped-call]
-            return reference.reduced(loss, spec)
+            return plain_loss(spec, input, target, operands)
         records = input.requires_grad and torch.is_grad_enabled()
         shell = launcher("launch") if chosen(spec.key, input, records)[0] == "triton" else eager
         if records:
