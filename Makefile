@@ -23,8 +23,8 @@ help:
 	@echo "make gpu-test  the tests that need a GPU, alone"
 	@echo "make table     write the README's op table anew from the registry"
 	@echo "make docs      the documentation site, in site/ (python -m http.server -d site)"
-	@echo "make bench     measure every op against eager torch and torch.compile (ARGS='--full'); on a CPU without torch.compile"
-	@echo "make report    tables and pictures of the newest results, and the README's figures"
+	@echo "make bench     measure every op against eager torch and torch.compile, into bench-results/ (ARGS='--full')"
+	@echo "make report    tables and pictures of the newest results"
 	@echo "make gpu       everything a GPU settles, in one go: tests, benchmark, sanitizer, profiler, tuning (LIMIT=1800 seconds)"
 
 # Where $(PYTHON) already has a torch that sees a GPU, that one is used, with whatever else is installed beside it. An ipykernel
@@ -84,7 +84,6 @@ bench: $(READY)
 
 report: $(READY)
 	$(BIN)/python -m benchmarks report $(ARGS)
-	$(BIN)/python -m benchmarks figures --write README.md
 
 gpu: $(READY)
 	$(BIN)/python -m benchmarks gpu --limit $(LIMIT) --out $(OUT) $(ARGS)
