@@ -25,7 +25,7 @@ help:
 	@echo "make gpu-test  the tests that need a GPU, alone"
 	@echo "make table     write the README's tables anew from the registry and the results, and its picture"
 	@echo "make docs      the documentation site, in site/ (python -m http.server -d site)"
-	@echo "make bench     measure every op against eager torch and torch.compile (ARGS='--full'); on a CPU without torch.compile"
+	@echo "make bench     measure every op against eager torch and torch.compile, into bench-results/ (ARGS='--full')"
 	@echo "make report    tables and pictures of the newest results"
 	@echo "make gpu       everything a GPU settles, in one go: tests, benchmark, sanitizer, profiler, tuning (LIMIT=1800 seconds)"
 

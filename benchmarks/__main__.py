@@ -217,18 +217,24 @@ def report(
     commit: Commit = False,
 ) -> None:
     """Write tables and draw pictures from result files."""
-    from benchmarks import compiled
+    from benchmarks import compiled, plots, traffic
     from benchmarks import report as reports
 
-    paths = [file for path in results or () for file in records.files(path)] or records.newest(_folder(None, commit))
+    folder = _folder(None, commit)
+    paths = [file for path in results or () for file in records.files(path)] or records.newest(folder)
     if not paths:
         raise refuse("no result files; python -m benchmarks run makes one")
+    made: list[Path] = []
     with _refusing():
         for path in paths:
-            for file in reports.write(records.read(path), path.with_suffix("")):
-                print(file)
-        for path in [] if results else sorted((_folder(None, commit) / "compile").glob("*/report.jsonl")):
-            print(compiled.draw(compiled.read(path), path.parent))
+            made += reports.write(records.read(path), path.with_suffix(""))
+        for path in [] if results else folder.glob("compile/*/report.jsonl"):
+            made += plots.save(compiled.picture(compiled.read(path)), path.with_name("roofline"))
+        for path in [] if results else folder.glob("bytes.json"):
+            found = [line for line in traffic.read(path) if line.dtype == "float32"]
+            if figure := plots.bytes_moved(found, f"torch {found[0].torch}"):
+                made += plots.save(figure, path.with_suffix(""))
+    print("\n".join(map(str, made)))
 
 
 @app.command()
@@ -333,7 +339,11 @@ def bytes_(ops: OpNames = None, dtypes: Dtypes = None, out: Out = None, commit: 
     found = list(tracked(traffic.count_all(ops or (), dtypes or DTYPES), "Counting"))
     heads = ["op", "dtype", "eager", "compiled", "compiled+grad", "this"]
     figures = ((one.eager, one.compiled, one.compiled_grad, one.this) for one in found)
-    _show(heads, [[one.op, one.dtype, *map(tables.number, line)] for one, line in zip(found, figures)], left=2)
+    _show(
+        heads,
+        [[one.op, one.dtype, *(tables.digits(value, 3) for value in line)] for one, line in zip(found, figures)],
+        left=2,
+    )
     path = _folder(out, commit) / "bytes.json"
     traffic.write(found, path)
     print(path)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.records import Record
 from benchmarks.run import COPY, EAGER, PACK
-from benchmarks.tables import milliseconds, size
+from benchmarks.tables import digits, size
 
 Key = tuple[str, str, int, str, str]
 LEAST = 2  # runs of a side, without which its noise is not known
@@ -51,7 +51,7 @@ class Change:
     def cells(self) -> list[str]:
         """A line of the table."""
         op, dtype, numel, mode, provider = self.key
-        times = (f"{milliseconds(min(side))}–{milliseconds(max(side))}" for side in (self.before, self.after))
+        times = (f"{digits(min(side), 3)}–{digits(max(side), 3)}" for side in (self.before, self.after))
         return [op, dtype, size(numel), mode, provider, self.verdict, *times, f"{self.ratio:.2f}"]
 
 

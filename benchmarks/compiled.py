@@ -14,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import triton
+from matplotlib.figure import Figure
 
 from benchmarks import records, roofline
 from benchmarks.aot import TARGETS, Report, compile_kernel
@@ -156,18 +157,17 @@ def write(lines: list[Line], folder: Path, gpu: Gpu) -> list[Path]:
         path = place / f"{target}.md"
         path.write_text(text(target, [found for found in lines if found.target == target], gpu), encoding="utf-8")
         made.append(path)
-    return [*made, *([draw(lines, place)] if PICTURED in targets else [])]
+    return made + (save(picture(lines), place / "roofline") if PICTURED in targets else [])
 
 
-def draw(lines: list[Line], folder: Path) -> Path:
-    """The roofline picture."""
+def picture(lines: list[Line]) -> Figure:
+    """The roofline of one architecture."""
     points = dict.fromkeys(
         found.point
         for found in lines
         if found.target == PICTURED and found.operands in ("number", "row", "-") and found.kernel != "finish"
     )
-    title = f"{PICTURED}, triton {lines[0].triton}, commit {lines[0].commit}"
-    return save(roofline.draw(list(points), title), folder / "roofline")[0]
+    return roofline.draw(list(points), f"{PICTURED}, triton {lines[0].triton}, commit {lines[0].commit}")
 
 
 HEADS = ("op", "kernel", "dtype", "operands", "registers", "spills", "shared bytes", "loads", "stores", "instr/elem",

@@ -153,8 +153,8 @@ def read(paths: Path | Iterable[Path]) -> list[Record]:
 
 
 def files(path: Path) -> list[Path]:
-    """A file of records, or all of a folder's."""
-    return sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
+    """A file of records, or all those of a device's folder, or of a folder of such."""
+    return sorted([*path.glob("*.jsonl"), *path.glob("*/*.jsonl")]) if path.is_dir() else [path]
 
 
 def newest(folder: Path = RESULTS) -> list[Path]:

@@ -17,7 +17,7 @@ EXPLANATION = (
     "*torch.compile+grad*: `torch.compile(torch.func.grad_and_value(formula))`, loss and gradient in one graph. A ratio above 1: "
     "this package is faster. GB/s is the op's own byte formula over the median time; *of copy* is that over a copy of the same "
     "dtype and size in the same run. Peak memory is beyond the inputs; in backward what the forward pass left counts. A dash: "
-    "does not apply, or was not measured."
+    "does not apply, or was not measured. Two digits, since the third differs from run to run."
 )
 
 
@@ -57,7 +57,7 @@ def text(stamp: Stamp, records: Sequence[Record], pictures: Sequence[str]) -> st
     parts += [EXPLANATION, *(f"![{name.removesuffix('.png')}]({name})" for name in pictures)]
     copies = [record for record in records if record.op == COPY and record.gbps]
     if copies:
-        lines = [[r.dtype, tables.size(r.numel), tables.milliseconds(r.ms), f"{r.gbps:.4g}"] for r in copies]
+        lines = [[r.dtype, tables.size(r.numel), tables.digits(r.ms), tables.digits(r.gbps)] for r in copies]
         parts += ["## Copy", markdown(("dtype", "elements", "ms", "GB/s"), lines)]
     for mode in MODES:
         here = [row for row in found if row.mode == mode]

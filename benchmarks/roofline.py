@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.plots import clean
+from benchmarks.plots import FONT, WIDTH, clean
 
 
 @dataclass(frozen=True)
@@ -72,61 +74,38 @@ class Point:
         return max(times, key=lambda name: times[name])
 
 
-# Okabe and Ito's colours; a marker of its own for each dtype.
+# Okabe and Ito's colours for kinds of kernels; a marker for each dtype.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = {"fp32": "o", "bf16": "^", "fp16": "s"}
-NAMED = 6
+NAMED = 5
 
 
 def draw(points: Sequence[Point], title: str) -> Figure:
     """Bytes against instructions of an element; left of a GPU's line the bytes take longer, above it the instructions."""
-    figure = Figure(figsize=(11, 6.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 7.6), layout="constrained")
     axes = figure.subplots()
     right = max(point.bytes for point in points) * 1.12
     top = max(point.instructions for point in points) * 1.1
     for gpu, dashes in zip(GPUS.values(), ("--", "-")):
-        label = f"{gpu.name}: {gpu.bytes_per_second / 1e12:g} TB/s,\n{gpu.instructions_per_second / 1e12:.1f}e12 instructions/s"
-        axes.plot(
-            [0, right],
-            [0, gpu.instructions_per_byte * right],
-            color="black",
-            linewidth=1.2,
-            linestyle=dashes,
-            label=label,
-        )
-    groups = list(dict.fromkeys(point.group for point in points))
-    for group, color in zip(groups, PALETTE):
-        for dtype, marker in MARKERS.items():
-            here = [
-                (point.bytes, point.instructions) for point in points if (point.group, point.dtype) == (group, dtype)
-            ]
-            if here:
-                axes.plot(
-                    *zip(*here),
-                    linestyle="none",
-                    marker=marker,
-                    markersize=7,
-                    markerfacecolor="white",
-                    markeredgewidth=1.5,
-                    color=color,
-                    label=f"{group}, {dtype}",
-                )
+        axes.plot([0, right], [0, gpu.instructions_per_byte * right], "k", linestyle=dashes, label=gpu.name)
+    colors = dict(zip(dict.fromkeys(point.group for point in points), PALETTE))
+    style: dict[str, Any] = dict(linestyle="none", markerfacecolor="white", markeredgewidth=1.5, markersize=8)
+    for point in points:
+        axes.plot(point.bytes, point.instructions, MARKERS[point.dtype], color=colors[point.group], **style)
+    for dtype in dict.fromkeys(point.dtype for point in points):
+        axes.plot([], [], MARKERS[dtype], color="black", label=dtype, **style)
+    for group, color in colors.items():
+        axes.plot([], [], color=color, linewidth=6, label=group)
     labelled: list[float] = []
     for point in sorted(points, key=lambda point: -point.instructions / point.bytes):
-        if len(labelled) < NAMED and all(abs(point.instructions - y) > top / 30 for y in labelled):
+        if len(labelled) < NAMED and all(abs(point.instructions - y) > top / 25 for y in labelled):
             labelled.append(point.instructions)
-            axes.annotate(
-                f"{point.name}, {point.dtype}",
-                (point.bytes, point.instructions),
-                xytext=(9, -3),
-                textcoords="offset points",
-                fontsize=8.5,
-                bbox=dict(facecolor="white", edgecolor="none", alpha=0.85, pad=0.6),
-            )
-    axes.set(xlim=(0, right), ylim=(0, top), xlabel="bytes an element", ylabel="instructions an element")
-    axes.set_title(
-        f"Modelled, not measured: above a GPU's line issuing takes longer, below it the bytes do\n{title}", fontsize=10
-    )
+            place = (point.bytes + right / 50, point.instructions - top / 100)
+            behind = dict(facecolor="white", edgecolor="none", alpha=0.85, pad=0.6)
+            axes.text(*place, f"{point.name}, {point.dtype}", fontsize=FONT - 2, bbox=behind)
+    axes.set(xlim=(0, right), ylim=(0, top), xlabel="bytes per element", ylabel="instructions per element")
     clean(axes)
-    figure.legend(loc="outside right upper", fontsize=8.5, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    words = "Modelled, not measured. Above a GPU's line a kernel is bound by instructions, below it by bytes"
+    figure.suptitle(f"{textwrap.fill(words, 60)}\n{title}", fontsize=FONT - 1)
     return figure

@@ -59,16 +59,9 @@ def size(numel: int) -> str:
     return f"{numel:,}"
 
 
-def number(value: float | None, form: str = ".3g") -> str:
-    """A figure, or a dash where there is none."""
-    return NONE if value is None else format(value, form)
-
-
-def milliseconds(value: float | None) -> str:
-    """Three digits, no exponent."""
-    if value is None:
-        return NONE
-    return f"{value:.4f}" if value < 0.1 else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+def digits(value: float | None, count: int = 2) -> str:
+    """A figure with so many digits: the third one differs from machine to machine, and often from run to run."""
+    return NONE if value is None else f"{float(f'{value:.{count}g}'):g}"
 
 
 def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]], left: int = 1) -> str:
@@ -100,35 +93,36 @@ def short_columns() -> Iterator[Column]:
     yield "dtype", lambda row: row.dtype
     yield "elements", lambda row: size(row.numel)
     for provider in PROVIDERS:
-        yield f"{HEADS[provider]} ms", lambda row, provider=provider: milliseconds(row.ms(provider))  # type: ignore[misc]
-    for baseline in PROVIDERS[:-1]:
-        yield f"{HEADS[baseline]} / this", lambda row, name=baseline: number(row.speedup(name), ".2f")  # type: ignore[misc]
-    yield _figure("of copy", PACK, "copy_fraction", ".0%")
+        yield _figure("{} ms", provider, "ms")
+    for name in PROVIDERS[:-1]:
+        yield f"{HEADS[name]} / this", lambda row, name=name: digits(row.speedup(name))  # type: ignore[misc]
+    yield _figure("% of copy", PACK, "copy_fraction", 0.01)
 
 
 def all_columns() -> Iterator[Column]:
     """The same, with spread, bandwidth, peak memory, host time and launches."""
     yield from short_columns()
     yield "20–80 % ms", _spread
-    yield _figure("GB/s", PACK, "gbps", ".4g")
+    yield _figure("GB/s", PACK, "gbps")
     for provider in PROVIDERS:
-        yield _figure(f"peak MiB {HEADS[provider]}", provider, "peak_bytes", ".3g", MIB)
-    for name, field, form in (("host µs", "host_us", ".1f"), ("launches", "launches", "d")):
-        for provider in (EAGER, PACK):
-            yield _figure(f"{name} {HEADS[provider]}", provider, field, form)
+        yield _figure("peak MiB {}", provider, "peak_bytes", MIB)
+    for provider in (EAGER, PACK):
+        yield _figure("host µs {}", provider, "host_us")
+    for provider in (EAGER, PACK):
+        yield _figure("launches {}", provider, "launches")
 
 
 def _spread(row: Row) -> str:
     record = row.by.get(PACK)
-    return f"{milliseconds(record.ms_p20)}–{milliseconds(record.ms_p80)}" if record and record.ms else NONE
+    return f"{digits(record.ms_p20)}–{digits(record.ms_p80)}" if record and record.ms else NONE
 
 
-def _figure(head: str, provider: str, field: str, form: str, unit: int = 1) -> Column:
+def _figure(head: str, provider: str, field: str, unit: float = 1) -> Column:
     def cell(row: Row) -> str:
         value = getattr(row.by.get(provider), field, None)
-        return number(value if value is None or unit == 1 else value / unit, form)
+        return digits(None if value is None else value / unit)
 
-    return head, cell
+    return head.format(HEADS[provider]), cell
 
 
 def table(found: Sequence[Row], columns: Iterable[Column]) -> tuple[list[str], list[list[str]]]:

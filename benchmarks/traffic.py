@@ -124,6 +124,11 @@ def count_all(ops: Sequence[str] = (), dtypes: Sequence[str] = DTYPES) -> Iterat
                 yield count(workload)
 
 
+def read(path: Path) -> list[Traffic]:
+    """What `write` wrote."""
+    return [Traffic(**line) for line in json.loads(path.read_text())]
+
+
 def write(found: Sequence[Traffic], path: Path) -> None:
     """A list of objects, one a line."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -266,6 +266,8 @@ def test_the_newest_file_of_each_device(tmp_path: Path) -> None:
         writer.write(some_record(device=device, timestamp=f"{day}T00:00:00"))
     (tmp_path / "calls" / "NVIDIA_H200").mkdir(parents=True)
     (tmp_path / "calls" / "NVIDIA_H200" / "other.jsonl").write_text("{}")
+    assert len(records.files(tmp_path)) == 3
+    assert len(records.files(tmp_path / "NVIDIA_H200")) == 2
     found = [records.read(path)[0] for path in records.newest(tmp_path)]
     assert [(record.device, record.timestamp[:4]) for record in found] == [
         ("NVIDIA H100", "2025"),
@@ -545,31 +547,9 @@ def test_report_of_a_gpus_records(tmp_path: Path) -> None:
     made = report.write(found, tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "GPU." not in text, "no warning of CPU figures"
-    heads = [
-        "op",
-        "dtype",
-        "elements",
-        "eager ms",
-        "compile ms",
-        "this ms",
-        "eager / this",
-        "compile / this",
-        "of copy",
-    ]
-    line = [
-        "hardshrink",
-        "float32",
-        "2²⁰",
-        "0.0300",
-        "0.0200",
-        "0.0100",
-        "3.00",
-        "2.00",
-        "84%",
-        "0.0090–0.0110",
-        "838.9",
-    ]
-    assert f"| {' | '.join(heads)} |" in text, "no column for what was not measured"
+    heads = "op | dtype | elements | eager ms | compile ms | this ms | eager / this | compile / this | % of copy"
+    line = ["hardshrink", "float32", "2²⁰", "0.03", "0.02", "0.01", "3", "2", "84", "0.009–0.011", "840"]
+    assert f"| {heads} |" in text, "no column for what was not measured"
     assert f"| {' | '.join(line)} |" in text
     assert "| `hardshrink` | bfloat16 | 2²⁰ | forward | torch.compile | OutOfMemoryError: made up |" in text
     pictures = {path.name for path in made if path.suffix == ".png"}
@@ -582,6 +562,11 @@ def test_report_of_a_gpus_records(tmp_path: Path) -> None:
 def test_pictures_are_1400_pixels_wide_with_text_of_30() -> None:
     assert plots.WIDTH * plots.DPI == 1400
     assert plots.FONT * plots.DPI / 72 > 30, "8 pixels where a page shows the picture 400 pixels wide"
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.01234, "0.012"), (158.94, "160"), (1.0, "1"), (None, "–")])
+def test_two_digits(value: float | None, text: str) -> None:
+    assert tables.digits(value) == text
 
 
 @pytest.mark.parametrize(("numel", "text"), [(1, "2⁰"), (1 << 26, "2²⁶"), (1000, "1,000")])

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import records
 from benchmarks.records import Record
-from benchmarks.run import COMPILE, COPY, EAGER, PACK, Bench, measure, plan
+from benchmarks.run import COMPILE, COPY, EAGER, GRAD, PACK, Bench, measure, plan
 from benchmarks.timing import CudaTimer
 
 from .cases import DEVICE
@@ -15,7 +15,7 @@ from .cases import DEVICE
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("providers", [(EAGER, PACK), (COMPILE,)], ids="+".join)
+@pytest.mark.parametrize("providers", [(EAGER, PACK), (COMPILE, GRAD)], ids="+".join)
 def test_records_of_a_gpu(providers: tuple[str, ...]) -> None:
     asked = plan("cuda", ops=["hardshrink", "threshold_mse_loss"], dtypes=["bfloat16"], sizes=[16], providers=providers)
     made: list[Record] = []
