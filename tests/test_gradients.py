@@ -383,7 +383,7 @@ def test_compiled_in_one_graph(op: ForeachGate, threshold: Any) -> None:
 def test_explain(op: ForeachGate) -> None:
     made = [parameter(example()), parameter(None, example()), parameter(example(2, 4))]
     explanation = tt.explain(op.name, made, 0.5)
-    assert (explanation.backend, explanation.forward_bytes) == ("eager", 2 * 4 * 16)
+    assert (explanation.backend, explanation.forward_bytes) == ("eager", None)
     assert "no parameter has a gradient" in str(tt.explain(op.name, made[1], 0.5))
 
 
@@ -392,7 +392,7 @@ def test_explain_one(op: GradientGate) -> None:
     x = example().requires_grad_()
     explanation = tt.explain(op.name, x, torch.ones(8))
     moved = (explanation.forward_bytes, explanation.backward_bytes, explanation.saved_bytes)
-    assert moved == (0, 3 * 32, 32)
+    assert moved == (None, None, 32)
 
 
 # --------------------------------------------------------------------------------------------------------------- errors

@@ -319,12 +319,12 @@ def threshold_bce_loss(
 ) -> Tensor:
     """Binary cross entropy on probabilities, weighed by ``weight_above where p >= threshold else weight_below``.
 
-    Logarithms are clamped at -100 and the gradient's denominator at 1e-12, as torch does. Probabilities outside [0, 1], or NaN,
-    give NaN; no assertion stops the process.
+    Logarithms are clamped at -100 and the gradient's denominator at 1e-12, as torch does. Probabilities and targets outside
+    [0, 1], or NaN, give NaN; no assertion stops the process.
 
     Args:
         input: probabilities, float16, bfloat16, float32 or float64.
-        target: of the input's shape, in any real dtype.
+        target: of the input's shape, in any real dtype. One that requires grad gets it through the formula in plain torch.
         threshold: where the weight changes. Settings may be numbers, 0-dim, per-class or per-element tensors.
         weight_above: the weight from the threshold on.
         weight_below: the weight of all others.
@@ -336,8 +336,8 @@ def threshold_bce_loss(
 
     Raises:
         TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
-        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
-            requires grad, and an unknown reduction. Only `input` gets a gradient.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or requires
+            grad, and an unknown reduction. Only `input` and `target` get a gradient.
 
     Equivalent to:
         ``(F.binary_cross_entropy(input, target, reduction="none") * torch.where(input >= threshold, above, below)).mean()``
@@ -371,7 +371,7 @@ def threshold_bce_with_logits_loss(
 
     Args:
         input: logits, float16, bfloat16, float32 or float64.
-        target: of the input's shape, in any real dtype.
+        target: of the input's shape, in any real dtype. One that requires grad gets it through the formula in plain torch.
         threshold: where the weight changes. Settings may be numbers, 0-dim, per-class or per-element tensors.
         weight_above: the weight from the threshold on.
         weight_below: the weight of all others.
@@ -384,8 +384,8 @@ def threshold_bce_with_logits_loss(
 
     Raises:
         TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
-        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
-            requires grad, and an unknown reduction. Only `input` gets a gradient.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or requires
+            grad, and an unknown reduction. Only `input` and `target` get a gradient.
 
     Equivalent to:
         ``(F.binary_cross_entropy_with_logits(input, target, reduction="none") * w).mean()`` with
@@ -420,7 +420,7 @@ def threshold_mse_loss(
 
     Args:
         input: predictions, float16, bfloat16, float32 or float64.
-        target: of the input's shape, in any real dtype.
+        target: of the input's shape, in any real dtype. One that requires grad gets it through the formula in plain torch.
         threshold: where the weight changes. Settings may be numbers, 0-dim, per-class or per-element tensors.
         weight_above: the weight from the threshold on.
         weight_below: the weight of all others.
@@ -432,8 +432,8 @@ def threshold_mse_loss(
 
     Raises:
         TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
-        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
-            requires grad, and an unknown reduction. Only `input` gets a gradient.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or requires
+            grad, and an unknown reduction. Only `input` and `target` get a gradient.
 
     Equivalent to:
         ``((input - target) ** 2 * torch.where(input >= threshold, above, below)).mean()``
@@ -465,7 +465,7 @@ def proximity_mse_loss(
 
     Args:
         input: predictions, float16, bfloat16, float32 or float64.
-        target: of the input's shape, in any real dtype.
+        target: of the input's shape, in any real dtype. One that requires grad gets it through the formula in plain torch.
         threshold: what to stay away from. Settings may be numbers, 0-dim, per-class or per-element tensors.
         penalty_range: how far its influence reaches.
         penalty_factor: the extra weight at the threshold itself.
@@ -477,8 +477,8 @@ def proximity_mse_loss(
 
     Raises:
         TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
-        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
-            requires grad, and an unknown reduction. Only `input` gets a gradient.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or requires
+            grad, and an unknown reduction. Only `input` and `target` get a gradient.
 
     Equivalent to:
         ``((input - target) ** 2 * (1 + factor * (1 - d / range).clamp(min=0))).mean()`` with ``d = (input - threshold).abs()``
@@ -508,7 +508,7 @@ def exceedance_mse_loss(
 
     Args:
         input: predictions, float16, bfloat16, float32 or float64.
-        target: of the input's shape, in any real dtype.
+        target: of the input's shape, in any real dtype. One that requires grad gets it through the formula in plain torch.
         loss_threshold: the element loss above which the factor applies. Settings may be numbers, 0-dim, per-class or
             per-element tensors.
         penalty_factor: that factor.
@@ -520,8 +520,8 @@ def exceedance_mse_loss(
 
     Raises:
         TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
-        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
-            requires grad, and an unknown reduction. Only `input` gets a gradient.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or requires
+            grad, and an unknown reduction. Only `input` and `target` get a gradient.
 
     Equivalent to:
         ``torch.where(l > loss_threshold, l * penalty_factor, l).mean()``
@@ -553,7 +553,7 @@ def threshold_loss(
     Args:
         input: float16, bfloat16, float32 or float64: probabilities for base "bce", logits for "bce_with_logits",
             predictions for "mse".
-        target: of the input's shape, in any real dtype.
+        target: of the input's shape, in any real dtype. One that requires grad gets it through the formula in plain torch.
         rule: `ByPrediction`, `ByProximity` or `ByLoss`; on logits, thresholds are probabilities.
         base: "bce", "bce_with_logits" or "mse".
         pos_weight: the factor of positive targets, for base "bce_with_logits" alone.
@@ -565,8 +565,8 @@ def threshold_loss(
 
     Raises:
         TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
-        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
-            requires grad, and an unknown reduction. Only `input` gets a gradient.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or requires
+            grad, and an unknown reduction. Only `input` and `target` get a gradient.
 
     Equivalent to:
         the base loss with reduction "none", times the rule's weight, reduced
@@ -649,13 +649,15 @@ def threshold_gradients_(
         threshold: a number or a 0-dim tensor (never read by the host if on a GPU), or a list, tuple or 1-dim tensor with one
             for each of the parameters, also for those without grad. Each is rounded to the gradient's dtype. NaN lets only
             NaN pass, a negative number everything.
-        return_kept: return the fraction of elements that were kept.
+        return_kept: return the fraction of elements that were kept. Under FSDP 1 and 2 it is that of all ranks, each of which
+            must make the call.
 
     Shape:
         None, or with `return_kept` a 0-dim float32 tensor on the device of the first gradient, NaN if there is no element.
+        Gradients may be DTensors, whose shards are thresholded where they lie.
 
     Raises:
-        TypeError: for gradients that are sparse, or not float16, bfloat16, float32 or float64.
+        TypeError: for gradients that are sparse, DTensors of partial sums, or not float16, bfloat16, float32 or float64.
         ValueError: for a number of thresholds other than that of parameters, a threshold that requires grad, and thresholds per
             parameter for gradients that share memory.
         RuntimeError: for a gradient whose elements overlap. All errors come before anything is written.

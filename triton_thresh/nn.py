@@ -284,7 +284,8 @@ class JumpReLU(_Module):
 
     def forward(self, input: Tensor, *, return_l0: bool = False) -> Any:
         """The activations; with `return_l0` what `l0` returns."""
-        function = functional.jumprelu_l0 if return_l0 else functional.jumprelu
+        # asked by identity, which torch.fx does not trace: of the module alone it traces the activations
+        function = functional.jumprelu_l0 if return_l0 is True else functional.jumprelu
         return function(input, self.theta, self.bandwidth, input_gradient=self.input_gradient)
 
     def l0(self, input: Tensor) -> tuple[Tensor, Tensor]:

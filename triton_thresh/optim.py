@@ -40,6 +40,8 @@ class GradientThreshold:
         threshold: a number or 0-dim tensor, or one for each of the parameters in the order of ``optimizer.param_groups``, as
             `threshold_gradients_` takes it.
         track_kept: keep the fraction of elements that the last step kept, as the 0-dim tensor `kept` (None before the first).
+            Under ``fully_shard`` (FSDP2) and ``FullyShardedDataParallel(..., use_orig_params=True)`` (FSDP1, over the default
+            process group) it is that of all ranks. Flat parameters hold padding, which counts.
 
     Raises:
         TypeError: as `threshold_gradients_`, for an optimizer that is none, and for one whose ``step`` does not run the hooks
