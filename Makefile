@@ -14,12 +14,13 @@ READY := $(VENV)/ready
 HAS_NBMAKE := $(BIN)/python -c 'import ipykernel, nbmake' 2>/dev/null
 HAS_GPU := $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null
 
-.PHONY: help demo test check lint gpu-test table docs bench report gpu clean
+.PHONY: help demo test check versions lint gpu-test table docs bench report gpu clean
 
 help:
 	@echo "make demo      six short trainings: what each op does, and that it is the formula in torch (ARGS='--steps 100')"
 	@echo "make test      every test this machine can run, and the notebooks"
 	@echo "make check     a quick subset of the tests"
+	@echo "make versions  the tests with the oldest and the newest Python, torch and Triton; downloads a torch for each"
 	@echo "make lint      ruff and mypy"
 	@echo "make gpu-test  the tests that need a GPU, alone"
 	@echo "make table     write the README's op table anew from the registry"
@@ -78,6 +79,9 @@ check: $(READY)
 
 gpu-test: $(READY)
 	$(BIN)/python -m pytest -q -m gpu tests $(ARGS)
+
+versions:
+	$(PYTHON) tests/versions.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
