@@ -18,8 +18,12 @@ import torch
 
 import triton_thresh as tt
 from examples.demo import __main__ as demo
-from examples.demo import compare, data, formulas, report, tasks
-from examples.demo.train import train
+
+for module in demo.DISTRIBUTIONS:
+    pytest.importorskip(module, reason=f"the demo needs {module}")
+
+from examples.demo import compare, data, formulas, report, tasks  # noqa: E402
+from examples.demo.train import train  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,23 @@ def outputs(notebook: dict[str, Any]) -> list[Cell]:
     return [output for cell in code(notebook) for output in cell["outputs"]]
 
 
-def test_there_are_notebooks_and_the_readme_lists_them() -> None:
-    assert NOTEBOOKS
-    readme = (ROOT / "README.md").read_text()
-    assert [path.name for path in NOTEBOOKS if f"(notebooks/{path.name})" not in readme] == []
+def source(cell: Cell) -> str:
+    return "".join(cell["source"])
+
+
+def test_the_first_one_is_short_and_lists_the_others() -> None:
+    first, *others = NOTEBOOKS
+    cells = json.loads(first.read_text())["cells"]
+    assert len([line for line in source(code({"cells": cells})[0]).splitlines() if line]) <= 10
+    listed = "\n".join(map(source, cells))
+    assert [path.name for path in others if f"({path.name})" not in listed] == []
+    assert "(notebooks" in (ROOT / "README.md").read_text()
+
+
+def test_cells_can_be_read_at_a_glance(notebook: dict[str, Any]) -> None:
+    """What draws is in notebooks/plots.py."""
+    assert [len(source(cell).splitlines()) for cell in code(notebook) if len(source(cell).splitlines()) > 25] == []
+    assert re.findall(r"matplotlib|\bplt\b", "\n".join(map(source, code(notebook)))) == []
 
 
 def test_starts_with_a_title(notebook: dict[str, Any]) -> None:
@@ -53,10 +67,19 @@ def test_ran_without_errors_and_warnings(notebook: dict[str, Any]) -> None:
     assert loud == []
 
 
-def test_has_a_picture(notebook: dict[str, Any]) -> None:
+def pixels_a_metre(png: bytes) -> int:
+    """From the chunk pHYs: pixels along x, along y, and the unit, 1 for metres."""
+    x, y, unit = struct.unpack_from(">IIB", png, png.index(b"pHYs") + 4)
+    assert (x, unit) == (y, 1)
+    return int(x)
+
+
+def test_has_pictures_of_150_dots_an_inch(notebook: dict[str, Any]) -> None:
     pictures = [o["data"]["image/png"] for o in outputs(notebook) if "image/png" in o.get("data", {})]
     assert pictures
-    assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
+    decoded = [base64.b64decode(picture) for picture in pictures]
+    assert all(png.startswith(b"\x89PNG") for png in decoded)
+    assert [round(0.0254 * pixels_a_metre(png)) for png in decoded] == [150] * len(decoded)
 
 
 def test_names_no_place_on_a_machine(notebook: dict[str, Any]) -> None:

@@ -70,7 +70,7 @@ def train(
         if step % WATCH_EVERY == 0 or step == steps - 1:
             with torch.no_grad():
                 for name, values in task.watch(model, held_out).items():
-                    watched.setdefault(name, []).append(values.cpu().numpy())
+                    watched.setdefault(name, []).append(values.cpu().numpy().copy())
         each_step()
     with torch.no_grad():
         prediction = task.predict(model, held_out).cpu().numpy()
