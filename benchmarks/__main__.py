@@ -43,8 +43,9 @@ if not console.is_terminal:
     console = Console(highlight=False, width=150)
 
 app = new_app(
-    "Measure, count and compile every op of triton_thresh.\n\n"
-    "Results go to bench-results/, which git ignores; with --commit to benchmarks/results/, from which the documentation is made."
+    "Measure, count and compile every op of triton_thresh.\n\nResults go to bench-results/, which git ignores; with --commit to "
+    "benchmarks/results/, from which the documentation is made.",
+    completes=False,
 )
 
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is a GPU if there is one.")]
@@ -100,7 +101,11 @@ def run(
     out: Out = None,
     commit: Commit = False,
 ) -> None:
-    """Measure every op against eager torch and torch.compile."""
+    """Measure every op against eager torch and torch.compile.
+
+    Without options: on a CPU float32 at 2^20, 2^16, 2^12 and 2^8 elements, forward alone and with backward; on a GPU float32 and
+    bfloat16 up to 2^28, and backward alone too. Each result is held to its formula before it is timed.
+    """
     with _refusing():
         plan = planned(device, full, ops, dtypes, exponents(sizes), modes, providers)
     if plan.device.type == "cpu":

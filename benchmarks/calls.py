@@ -135,7 +135,10 @@ def _steps(workload: Workload, inputs: Inputs) -> Iterator[tuple[str, Callable[[
         yield "forward", lambda call: lambda: call(*detached)
     if "both" in workload.modes:
         ones = tuple(torch.ones_like(t) for t in outputs(workload.pack(*inputs.tensors)))
-        yield "both", lambda call: lambda: torch.autograd.grad(call(*inputs.tensors), inputs.leaves, ones)
+        yield (
+            "both",
+            lambda call: lambda: torch.autograd.grad(call(*inputs.tensors), inputs.leaves, ones, allow_unused=True),
+        )
 
 
 def _shipped(shell: str, op: str, dtype: torch.dtype, *_: Any) -> tuning.Choice:

@@ -27,12 +27,13 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 ONE_OR_MORE = "Several by commas, or by giving the option again."
 
 
-def new_app(help: str) -> typer.Typer:
-    """A command line in plain text, whose errors are lines and not boxes."""
+def new_app(help: str, *, completes: bool = True) -> typer.Typer:
+    """A command line in plain text, whose errors are lines and not boxes. A shell completes a script, not ``python -m``."""
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
     return typer.Typer(
         help=help,
         no_args_is_help=True,
+        add_completion=completes,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings=settings,
