@@ -515,7 +515,8 @@ def moved(found: Sequence[Mapping], markers: Mapping[str, str]) -> Image:
         panel.annotate(factor, (line["eager"], place), xytext=(8, -3), textcoords="offset points", fontsize=8.5)
     for provider, marker in markers.items():
         points = [(line[provider], place) for place, line in enumerate(found) if line[provider] is not None]
-        panel.plot(*zip(*points), marker, color=PROVIDERS[provider], markersize=7, alpha=0.85, label=provider)
+        style = dict(markersize=11, fillstyle="none") if provider == "compiled_grad" else dict(markersize=7, alpha=0.85)
+        panel.plot(*zip(*points), marker, color=PROVIDERS[provider], label=provider, **style)
     panel.set_yticks(range(len(found)), [line["op"].removeprefix("threshold_loss.") for line in found], fontsize=9)
     panel.set(xscale="log", xlim=(6, 400), xlabel="bytes an element of a training step, float32")
     panel.set_xticks(ticks := (8, 16, 32, 64, 128, 256), ticks)
