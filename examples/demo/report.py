@@ -31,7 +31,7 @@ def publish(results: Mapping[str, Result], folder: Path, setting: Mapping[str, A
     console = Console(highlight=False)
     console.print(
         f"\n{setting['device']}, backend {setting['backend']}; {setting['steps']} steps, seed {setting['seed']}\n\n"
-        f"[bold]1. The pack is the formula written by hand: {same} of {len(results)}[/bold]\n"
+        f"[bold]1. Each op is the formula written by hand: {same} of {len(results)}[/bold]\n"
         "How far their loss curves part, from the same weights and on the same batches, as a share of the highest loss. "
         "Rounding may put an element on the other side of its threshold; from there on the curves part a little.\n",
         same_table(results),
