@@ -362,7 +362,7 @@ def versions() -> str:
         return "`make versions` has not been run yet."
     lines = [
         [
-            *(row[name] for name in ("python", "torch", "triton", "platform")),
+            *(row[name] or "–" for name in ("python", "torch", "triton", "platform")),
             str(row["passed"]),
             str(len(row["failed"])),
         ]
