@@ -152,6 +152,15 @@ def test_metadata(built: Built) -> None:
     assert "Repository" in dict(url.split(", ") for url in said.get_all("Project-URL"))
 
 
+def test_what_was_tried_is_allowed(built: Built) -> None:
+    """make versions found no failure, and the metadata names the Pythons that it tried."""
+    rows = json.loads((ROOT / "tests" / "versions.json").read_text())
+    named = metadata(built.wheel).get_all("Classifier")
+    for row in rows:
+        assert not row["failed"]
+        assert f"Programming Language :: Python :: {'.'.join(row['python'].split('.')[:2])}" in named
+
+
 def test_every_import_is_a_dependency(built: Built) -> None:
     required = {re.split(r"[^\w-]", name)[0] for name in metadata(built.wheel).get_all("Requires-Dist")}
     assert required >= {"torch", "triton"}
