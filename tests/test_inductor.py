@@ -1,0 +1,109 @@
+"""torch.compile by Inductor, forward and backward: gates give the bits of an eager call, losses are as right as one.
+
+One program holds all ops of a dtype and a kind of operand, since each that is compiled takes seconds. A number is a constant
+of the program or, "dynamic", one of its arguments: what serves one serves the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import triton_thresh as tt
+
+from .programs import (
+    CHANNELS,
+    GATES,
+    LEARNED,
+    LOSSES,
+    T,
+    V,
+    equal,
+    inputs,
+    outputs,
+    upstream,
+)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KINDS = ("constant", "dynamic", "0-dim", "per-channel")
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+
+
+def compiled(function: Callable[..., Any], kind: str = "dynamic") -> Any:
+    return torch.compile(function, fullgraph=True, dynamic=kind == "dynamic")
+
+
+def operand(kind: str, number: float) -> Any:
+    """A threshold that a program is called with."""
+    if kind == "0-dim":
+        return torch.tensor(number)
+    return number + torch.arange(CHANNELS) / 100 if kind == "per-channel" else number
+
+
+def test_every_op_is_compiled_here() -> None:
+    assert {name.split(",")[0] for name in (*GATES, *LEARNED, *LOSSES)} | {"threshold_gradients_"} == set(tt.ops())
+
+
+# ----------------------------------------------------------------------------------------------------------------- gates
+
+
+def leaves(x: Tensor, count: int) -> list[Tensor]:
+    """Zeros to add to an input that many ops share: the gradient of each is that of its op. -0 changes no bit of a sum."""
+    return [torch.full_like(x, -0.0).requires_grad_() for _ in range(count)]
+
+
+def gates(kind: str) -> Callable[..., list[Tensor]]:
+    """Each gate of an input; what copies or puts in numbers is widened, so that a rounding left out shows."""
+
+    def program(x: Tensor, zeros: list[Tensor], learned: list[Tensor], t: Any, v: Any) -> list[Tensor]:
+        if kind == "constant":
+            t, v = T, V
+        found = []
+        for call, zero in zip(GATES.values(), zeros):
+            found.append(call(x + zero, t, v))
+        for call, zero, learns in zip(LEARNED.values(), zeros[len(GATES) :], learned or [t] * len(LEARNED)):
+            found += outputs(call(x + zero, learns, v))
+        return [y if name in ROUNDED else y.float() for name, y in zip(NAMES, found)]
+
+    return program
+
+
+NAMES = (*GATES, *LEARNED, "jumprelu_l0's count")
+ROUNDED = ("softshrink", "threshold_grad")  # which compute, forward or backward
+
+
+@every_dtype
+@pytest.mark.parametrize("kind", KINDS)
+def test_gates(kind: str, dtype: torch.dtype) -> None:
+    program = gates(kind)
+    call = compiled(program, kind)
+    for number in (T, 0.37) if kind == "dynamic" else (T,):
+        t = operand(kind, number)
+        x = inputs([torch.as_tensor(t)], dtype)
+        ours, theirs = [], []
+        for run, found in ((call, ours), (program, theirs)):
+            zeros = leaves(x, len(GATES) + len(LEARNED))
+            learned = [t.clone().requires_grad_() for _ in LEARNED] if isinstance(t, Tensor) else []
+            found += run(x, zeros, learned, t, V)
+            recorded = [
+                (x if name == "threshold_grad" else upstream(y), y) for name, y in zip(NAMES, found) if y.requires_grad
+            ]
+            g, recorded = zip(*recorded)
+            found += torch.autograd.grad(recorded, zeros + learned, g, allow_unused=True, materialize_grads=True)
+        names = (*NAMES, *(f"d {name}" for name in (*GATES, *LEARNED)), *(f"dt {name}" for name in LEARNED))
+        for name, actual, expected in zip(names, ours, theirs):
+            if name.startswith("dt"):  # sums, whose order may differ
+                torch.testing.assert_close(actual, expected, msg=lambda text, name=name: f"{name}: {text}")
+            else:
+                equal(actual, expected, name)
