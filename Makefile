@@ -53,8 +53,7 @@ $(READY): $(LIGHT)
 	@$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install --quiet --no-compile "$(TRITON)"
 	@$(BIN)/pip install --quiet "setuptools>=77" wheel
 	$(BIN)/pip install --quiet --no-compile --no-build-isolation --editable . --group dev \
-		|| $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable . \
-		|| echo "Not installed, which all that make runs can do without: it runs in this folder."
+		|| $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
 	@$(BIN)/python -m compileall -q -j 0 $(VENV) >/dev/null || true  # some packages ship files for other Pythons
 	@if $(HAS_NBMAKE); then $(BIN)/python -m ipykernel install --sys-prefix >/dev/null; fi
 	@touch $@
