@@ -170,19 +170,19 @@ def bce(x, y, p):
     """l = -(y log x + (1 - y) log(1 - x)), logs clamped at -100; dl/dx = (x - y) / max(x (1 - x), 1e-12); NaN where x or y lies
     outside [0, 1].
 
-    x (1 - x) >= 0 just where 0 <= x <= 1, so NaN is put in last and the clamps need not keep it.
+    x (1 - x) >= 0 just where 0 <= x <= 1. Elsewhere y becomes NaN, which reaches loss and slope by one select: the logs are finite.
     """
+    variance = x * (1.0 - x)
+    y = tl.where((variance >= 0.0) & (y - y * y >= 0.0), y, float("nan"))
     log_x, log_rest = _logs(x)
     loss = -(y * log_x + (1.0 - y) * log_rest)
-    variance = x * (1.0 - x)
-    inside = (variance >= 0.0) & (y * (1.0 - y) >= 0.0)
     variance = tl.maximum(variance, tl.full([], 1e-12, x.dtype))  # a bare 1e-12 would be a float32
     if x.dtype == tl.float64:
         slope = (x - y) / variance
     else:
         r = tl.rsqrt(variance)
         slope = (x - y) * (r * r)
-    return tl.where(inside, loss, float("nan")), tl.where(inside, slope, float("nan")), x, 1.0
+    return loss, slope, x, 1.0
 
 
 @triton.jit

@@ -20,11 +20,13 @@ from .programs import (
     GATES,
     LEARNED,
     LOSSES,
+    ROWS,
     T,
     V,
     equal,
     inputs,
     outputs,
+    targets,
     upstream,
 )
 
@@ -44,11 +46,11 @@ def compiled(function: Callable[..., Any], kind: str = "dynamic") -> Any:
     return torch.compile(function, fullgraph=True, dynamic=kind == "dynamic")
 
 
-def operand(kind: str, number: float) -> Any:
-    """A threshold that a program is called with."""
+def operand(kind: str, number: float, step: float = 0.01) -> Any:
+    """A threshold, or another setting, that a program is called with."""
     if kind == "0-dim":
         return torch.tensor(number)
-    return number + torch.arange(CHANNELS) / 100 if kind == "per-channel" else number
+    return number + torch.arange(CHANNELS) * step if kind == "per-channel" else number
 
 
 def test_every_op_is_compiled_here() -> None:
@@ -107,3 +109,47 @@ def test_gates(kind: str, dtype: torch.dtype) -> None:
                 torch.testing.assert_close(actual, expected, msg=lambda text, name=name: f"{name}: {text}")
             else:
                 equal(actual, expected, name)
+
+
+# ---------------------------------------------------------------------------------------------------------------- losses
+
+
+SETTINGS = (0.5, 1.25, 0.25, 0.75)  # a rule's three and the weight: each is the same number in every dtype
+EPS = torch.finfo(torch.float32).eps
+
+
+def losses(kind: str) -> Callable[..., list[Tensor]]:
+    """Each loss of one input, target, rule and weight."""
+
+    def program(zeros: list[Tensor], x: Tensor, y: Tensor, a: Any, b: Any, c: Any, w: Any) -> list[Tensor]:
+        if kind == "constant":
+            a, b, c, w = SETTINGS
+        return [call(x + zero, y, a, b, c, w) for call, zero in zip(LOSSES.values(), zeros)]
+
+    return program
+
+
+@every_dtype
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses(kind: str, dtype: torch.dtype) -> None:
+    """The error against float64 is no larger than eager's, but for a few roundings of float32 and one to the dtype."""
+    program = losses(kind)
+    call = compiled(program, kind)
+    for shift in (0.0, 0.0625) if kind == "dynamic" else (0.0,):
+        settings = [operand(kind, number + shift, step=1 / 64) for number in SETTINGS]
+        x = torch.randn(ROWS, CHANNELS, generator=torch.Generator().manual_seed(0)).to(dtype)
+        x[0, :4] = torch.tensor([SETTINGS[0], 0.0, 6.0, -6.0])  # float16 holds what BCE's gradient is there
+        y = targets(dtype)
+        results = []
+        for run, held in ((program, torch.float64), (program, dtype), (call, dtype)):
+            zeros = leaves(x.to(held), len(LOSSES))
+            given = [s.to(torch.promote_types(s.dtype, held)) if isinstance(s, Tensor) else s for s in settings]
+            found = run(zeros, x.to(held), y.to(held), *given)
+            g = [upstream(loss) if loss.ndim else torch.ones_like(loss) for loss in found]
+            results.append([*found, *torch.autograd.grad(found, zeros, g)])
+        for name, truth, eager, actual in zip((*LOSSES, *(f"d {name}" for name in LOSSES)), *results):
+            assert actual.dtype == eager.dtype == dtype
+            size = truth.abs()
+            slack = 8 * EPS * torch.maximum(size, size.mean()) + torch.finfo(dtype).eps / 2 * size
+            worse = (actual.double() - truth).abs() - (eager.double() - truth).abs() - slack
+            assert (worse <= 0).all(), f"{name}: the error is larger than eager's by {worse.max():.3g}"
