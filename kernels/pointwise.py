@@ -170,7 +170,7 @@ def bce(x, y, p):
     """l = -(y log x + (1 - y) log(1 - x)), logs clamped at -100; dl/dx = (x - y) / max(x (1 - x), 1e-12); NaN where x or y lies
     outside [0, 1].
 
-    x (1 - x) >= 0 just where 0 <= x <= 1. Elsewhere y becomes NaN, which reaches loss and slope by one select: the logs are finite.
+    x (1 - x) >= 0 just where 0 <= x <= 1. Elsewhere y becomes NaN, and with it loss and slope: the logs are finite.
     """
     variance = x * (1.0 - x)
     y = tl.where((variance >= 0.0) & (y - y * y >= 0.0), y, float("nan"))

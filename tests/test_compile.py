@@ -94,8 +94,8 @@ def _all_cases() -> list[object]:
     """Every form in fp32 and bf16 on sm_90, those that differ most in bf16 on gfx942; each kernel once.
 
     Other targets and dtypes differ from these in what the backends make of a kernel: there one kind of operand of each kernel is
-    compiled, a tensor per channel where it takes one; and of the losses each base once and each rule once. What ops share, such as
-    the backward of gates, is one kernel. `python -m benchmarks compile` compiles them all.
+    compiled, a tensor per channel where it takes one; and of the losses each base once and each rule once. What ops share, such
+    as the backward of gates, is one kernel. `python -m benchmarks compile` compiles them all.
     """
     found: dict[str, object] = {}
     for target, gpu in TARGETS.items():
@@ -106,7 +106,9 @@ def _all_cases() -> list[object]:
         for case in listed:
             kept = case.operands not in ("channel-odd", "rows") and case.kernel not in ("forward0", "forward-none")
             if (target, case.dtype) not in WHOLE:
-                kept &= "." not in case.op or case.op.startswith("bce_with_logits.") or case.op.endswith(".ByPrediction")
+                kept &= (
+                    "." not in case.op or case.op.startswith("bce_with_logits.") or case.op.endswith(".ByPrediction")
+                )
                 kept &= case.operands == "channel" or "channel" not in kinds[case.op, case.kernel, case.dtype]
             if kept or (target == "sm_90" and case.dtype in ("fp32", "bf16")):
                 form = f"{target} {case.jit.fn.__module__} {case.jit.fn.__qualname__} {case.arguments} {case.num_warps}"

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = args.backend or tt.get_backend()
     try:
         with tt.use_backend(asked):
-            plan = tt.explain("hardshrink", torch.zeros(8, device=device), 0.5)
+            plan = tt.explain("threshold", torch.zeros(8, device=device), 0.5, 0.0)
         args.out.mkdir(parents=True, exist_ok=True)
     except (RuntimeError, OSError) as error:
         return refuse(str(error))
