@@ -67,7 +67,7 @@ def test_readme_says_what_is_so() -> None:
     losses = [line for line in tables.counted() if line["dtype"] == "float32" and line["compiled_grad"]]
     eager, compiled = ([line[kind] / line["this"] for line in losses] for kind in ("eager", "compiled"))
     text = README.replace("\n", " ").replace("**", "")
-    assert f"{int(min(eager))} to {int(max(eager))} times fewer bytes than the same formula in eager PyTorch" in text
+    assert f"{int(min(eager))} to {int(max(eager))} times fewer bytes than in eager PyTorch" in text
     assert f"{min(compiled):.1f} times fewer than under `torch.compile`" in text
     assert all(line["compiled_grad"] <= line["this"] for line in losses), (
         "a loss compiled with its gradient moves as few"
