@@ -30,16 +30,18 @@ def _evaluate(
     KINDS: tl.constexpr,
     BASE: tl.constexpr,
     BASE_COUNT: tl.constexpr,
+    BASE_STATIC: tl.constexpr,
     RULE: tl.constexpr,
     RULE_COUNT: tl.constexpr,
+    RULE_STATIC: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
     """Loss and slope of the elements base + lane, in the compute type."""
     x = operand.read(x_ptr + base + lane, mask).to(COMPUTE)
     y = operand.read(y_ptr + base + lane, mask).to(COMPUTE)
     values = operand.load_all(operands, KINDS, base, lane, mask)
-    loss, slope, q, dq = BASE(x, y, _part(values, 0, BASE_COUNT))
-    loss, slope = RULE(loss, slope, x, q, dq, _part(values, BASE_COUNT, RULE_COUNT))
+    loss, slope, q, dq = BASE(x, y, _part(values, 0, BASE_COUNT), BASE_STATIC)
+    loss, slope = RULE(loss, slope, x, y, q, dq, _part(values, BASE_COUNT, RULE_COUNT), RULE_STATIC)
     if len(KINDS) > BASE_COUNT + RULE_COUNT:
         weight = values[BASE_COUNT + RULE_COUNT].to(COMPUTE)
         loss *= weight
@@ -68,14 +70,29 @@ def _forward_tile(
     KINDS: tl.constexpr,
     BASE: tl.constexpr,
     BASE_COUNT: tl.constexpr,
+    BASE_STATIC: tl.constexpr,
     RULE: tl.constexpr,
     RULE_COUNT: tl.constexpr,
+    RULE_STATIC: tl.constexpr,
     COMPUTE: tl.constexpr,
     REDUCTION: tl.constexpr,
 ):
     """Store what is stored per element; return the tile's sum."""
     loss, slope = _evaluate(
-        x_ptr, y_ptr, base, lane, mask, operands, KINDS, BASE, BASE_COUNT, RULE, RULE_COUNT, COMPUTE
+        x_ptr,
+        y_ptr,
+        base,
+        lane,
+        mask,
+        operands,
+        KINDS,
+        BASE,
+        BASE_COUNT,
+        BASE_STATIC,
+        RULE,
+        RULE_COUNT,
+        RULE_STATIC,
+        COMPUTE,
     )
     total = tl.zeros([], COMPUTE)
     if REDUCTION == "none":
@@ -101,8 +118,10 @@ def forward(
     KINDS: tl.constexpr,
     BASE: tl.constexpr,
     BASE_COUNT: tl.constexpr,
+    BASE_STATIC: tl.constexpr,
     RULE: tl.constexpr,
     RULE_COUNT: tl.constexpr,
+    RULE_STATIC: tl.constexpr,
     COMPUTE: tl.constexpr,
     REDUCTION: tl.constexpr,
     SINGLE: tl.constexpr,
@@ -115,12 +134,14 @@ def forward(
     if left >= BLOCK:
         total = _forward_tile(
             x_ptr, y_ptr, dx_ptr, out_ptr, n, base, lane, None,
-            operands, KINDS, BASE, BASE_COUNT, RULE, RULE_COUNT, COMPUTE, REDUCTION,
+            operands, KINDS, BASE, BASE_COUNT, BASE_STATIC,
+            RULE, RULE_COUNT, RULE_STATIC, COMPUTE, REDUCTION,
         )  # fmt: skip
     else:
         total = _forward_tile(
             x_ptr, y_ptr, dx_ptr, out_ptr, n, base, lane, lane < left,
-            operands, KINDS, BASE, BASE_COUNT, RULE, RULE_COUNT, COMPUTE, REDUCTION,
+            operands, KINDS, BASE, BASE_COUNT, BASE_STATIC,
+            RULE, RULE_COUNT, RULE_STATIC, COMPUTE, REDUCTION,
         )  # fmt: skip
     if REDUCTION != "none":
         if SINGLE:
@@ -154,13 +175,28 @@ def _backward_tile(
     KINDS: tl.constexpr,
     BASE: tl.constexpr,
     BASE_COUNT: tl.constexpr,
+    BASE_STATIC: tl.constexpr,
     RULE: tl.constexpr,
     RULE_COUNT: tl.constexpr,
+    RULE_STATIC: tl.constexpr,
     COMPUTE: tl.constexpr,
     REDUCTION: tl.constexpr,
 ):
     loss, slope = _evaluate(
-        x_ptr, y_ptr, base, lane, mask, operands, KINDS, BASE, BASE_COUNT, RULE, RULE_COUNT, COMPUTE
+        x_ptr,
+        y_ptr,
+        base,
+        lane,
+        mask,
+        operands,
+        KINDS,
+        BASE,
+        BASE_COUNT,
+        BASE_STATIC,
+        RULE,
+        RULE_COUNT,
+        RULE_STATIC,
+        COMPUTE,
     )
     if REDUCTION == "none":
         g = operand.read(g_ptr + base + lane, mask).to(COMPUTE)
@@ -180,8 +216,10 @@ def backward(
     KINDS: tl.constexpr,
     BASE: tl.constexpr,
     BASE_COUNT: tl.constexpr,
+    BASE_STATIC: tl.constexpr,
     RULE: tl.constexpr,
     RULE_COUNT: tl.constexpr,
+    RULE_STATIC: tl.constexpr,
     COMPUTE: tl.constexpr,
     REDUCTION: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -193,12 +231,14 @@ def backward(
     if left >= BLOCK:
         _backward_tile(
             x_ptr, y_ptr, g_ptr, dx_ptr, n, base, lane, None,
-            operands, KINDS, BASE, BASE_COUNT, RULE, RULE_COUNT, COMPUTE, REDUCTION,
+            operands, KINDS, BASE, BASE_COUNT, BASE_STATIC,
+            RULE, RULE_COUNT, RULE_STATIC, COMPUTE, REDUCTION,
         )  # fmt: skip
     else:
         _backward_tile(
             x_ptr, y_ptr, g_ptr, dx_ptr, n, base, lane, lane < left,
-            operands, KINDS, BASE, BASE_COUNT, RULE, RULE_COUNT, COMPUTE, REDUCTION,
+            operands, KINDS, BASE, BASE_COUNT, BASE_STATIC,
+            RULE, RULE_COUNT, RULE_STATIC, COMPUTE, REDUCTION,
         )  # fmt: skip
 
 

@@ -1,10 +1,11 @@
 """The maths of every op, once: value and derivative side by side.
 
-Gates       f(x, c, p) -> y, dy/dx           x as stored, c = x in the compute type, p = parameters; dy/dx is 0 or 1
-Learned     f(x, c, p) -> y, code            a code of two bits per element, from which
-            f_backward(g, code, p) -> dx, dt g = upstream gradients, one per output; dt the elementwise gradient of the threshold
-Losses      f(x, y, p) -> l, dl/dx, q, dq/dx q is the prediction a rule looks at
-Rules       f(l, dl, x, q, dq, p) -> w*l and its derivative
+Gates   f(x, c, p) -> y, code             x as stored, c = x in the compute type, p = operands and numbers
+                                          code: dy/dx, which is 0 or 1; or two bits, from which
+        f_backward(g, code, p) -> dx, dt  g = upstream gradients, one per output; dt = the elementwise gradient of the threshold
+        f(x, c, p) -> y, dy/dx            for a gate that saves its input
+Bases   f(x, y, p, s) -> l, dl/dx, q, dq  q is the prediction a rule looks at, dq = dq/dx; s = the base's static settings
+Rules   f(l, dl, x, y, q, dq, p, s) -> w*l and its derivative; s = the kind of the base's input, then the rule's static settings
 
 Every selection is written over an explicit comparison, so that NaN falls where the contract says and copies stay copies.
 """
@@ -39,6 +40,48 @@ def softshrink(x, c, p):
     below = c < -t
     y = tl.where(above, c - t, tl.where(below, c + t, tl.where(c != c, c, 0.0)))
     return y, tl.where(above | below | (c != c), 1, 0)
+
+
+@triton.jit
+def garrote(x, c, p):
+    """y = x - t**2 / x where |x| > t, x where x is NaN, else 0; dy/dx = 1 + t**2 / x**2. t / x is at most 1, so nothing overflows."""
+    t = p[0].to(c.dtype)
+    above = tl.abs(c) > t
+    safe = tl.where(above, c, 1.0)
+    r = tl.where(above, t / safe, 0.0)
+    y = tl.where(above, safe - t * r, tl.where(c != c, c, 0.0))
+    return y, tl.where(above | (c != c), 1.0 + r * r, 0.0)
+
+
+@triton.jit
+def _firm_steepness(low, high):
+    """high / (high - low): 1 for an infinite high. Between equal thresholds lies nothing, and any number serves."""
+    apart = low < high
+    steep = tl.where(apart, high, 1.0) / tl.where(apart, high - low, 1.0)
+    return tl.where(high < float("inf"), steep, 1.0)
+
+
+@triton.jit
+def firm(x, c, p):
+    """y = x where |x| > high, sign(x) high (|x| - low) / (high - low) where |x| > low, x where x is NaN, else 0.
+
+    The code is 1 where x is kept, 2 where it is shrunk.
+    """
+    low, high = p[0].to(c.dtype), p[1].to(c.dtype)
+    size = tl.abs(c)
+    kept = (size > high) | (c != c)
+    shrunk = size > low
+    y = tl.where(shrunk, size - low, 0.0) * _firm_steepness(low, high)
+    y = tl.where(shrunk, tl.where(c < 0.0, -y, y), 0.0)
+    return tl.where(kept, c, y), tl.where(kept, 1, tl.where(shrunk, 2, 0))
+
+
+@triton.jit
+def firm_backward(g, code, p):
+    """dx = g where kept, high / (high - low) g where shrunk; there is no dt."""
+    steep = _firm_steepness(p[0].to(g[0].dtype), p[1].to(g[0].dtype))
+    dx = tl.where((code & 1) != 0, g[0], tl.where((code & 2) != 0, g[0] * steep, 0.0))
+    return dx, tl.zeros_like(dx)
 
 
 @triton.jit
@@ -122,10 +165,20 @@ def jumprelu_l0_backward(g, code, p):
 
 
 @triton.jit
-def mse(x, y, p):
+def mse(x, y, p, s):
     """l = (x - y)**2, dl/dx = 2 (x - y)."""
     d = x - y
     return d * d, 2.0 * d, x, 1.0
+
+
+@triton.jit
+def huber(x, y, p, s):
+    """l = d**2 / 2 where |d| <= delta else delta (|d| - delta / 2) for d = x - y; dl/dx = d held to -delta and delta."""
+    d, delta = x - y, p[0].to(x.dtype)
+    size = tl.abs(d)
+    near = size <= delta
+    slope = tl.where(near, d, tl.where(d > 0.0, delta, tl.where(d < 0.0, -delta, d)))
+    return tl.where(near, 0.5 * d * d, delta * (size - 0.5 * delta)), slope, x, 1.0
 
 
 @triton.jit
@@ -166,9 +219,8 @@ def _logs(x):
 
 
 @triton.jit
-def bce(x, y, p):
-    """l = -(y log x + (1 - y) log(1 - x)), logs clamped at -100; dl/dx = (x - y) / max(x (1 - x), 1e-12); NaN where x or y lies
-    outside [0, 1].
+def bce(x, y, p, s):
+    """l = -(y log x + (1 - y) log(1 - x)), logs clamped at -100; dl/dx = (x - y) / max(x (1 - x), 1e-12); NaN for x or y outside [0, 1].
 
     x (1 - x) >= 0 just where 0 <= x <= 1. Elsewhere y becomes NaN, and with it loss and slope: the logs are finite.
     """
@@ -208,7 +260,7 @@ def _softplus_neg_abs(e):
 
 
 @triton.jit
-def bce_with_logits(x, y, p):
+def bce_with_logits(x, y, p, s):
     """l = (1 - y) x + w (max(-x, 0) + log1p(exp -|x|)) with w = 1 + (pos_weight - 1) y; dl/dx = (1 - y) - w (1 - s).
 
     One exp2 serves softplus and sigmoid s, and rsqrt(1 + e)**2 replaces a division. The prediction near 0 is s = 1/2 + x / 4
@@ -238,14 +290,34 @@ def bce_with_logits(x, y, p):
 
 
 @triton.jit
-def by_prediction(loss, slope, x, q, dq, p):
+def unweighted(loss, slope, x, y, q, dq, p, s):
+    """w = 1."""
+    return loss, slope
+
+
+@triton.jit
+def by_prediction(loss, slope, x, y, q, dq, p, s):
     """w = above where x >= t else below."""
     w = tl.where(x >= p[0].to(x.dtype), p[1].to(x.dtype), p[2].to(x.dtype))
     return loss * w, slope * w
 
 
 @triton.jit
-def by_proximity(loss, slope, x, q, dq, p):
+def by_outcome(loss, slope, x, y, q, dq, p, s):
+    """w = the weight of the cell: x >= t or not, positive or not; positive where y > target_threshold, or on values y >= t."""
+    t = p[0].to(x.dtype)
+    if s[0] == "values":
+        positive = y >= t
+    else:
+        positive = y > p[5].to(x.dtype)
+    found = tl.where(positive, p[1].to(x.dtype), p[2].to(x.dtype))
+    missed = tl.where(positive, p[3].to(x.dtype), p[4].to(x.dtype))
+    w = tl.where(x >= t, found, missed)
+    return loss * w, slope * w
+
+
+@triton.jit
+def by_proximity(loss, slope, x, y, q, dq, p, s):
     """w = 1 + factor (1 - d / range) where d = |q - t| < range, else 1; dw/dq = -(factor / range) sign(q - t), sign(0) = 0."""
     t, reach, factor = p[0].to(x.dtype), p[1].to(x.dtype), p[2].to(x.dtype)
     u = q - t
@@ -260,7 +332,7 @@ def by_proximity(loss, slope, x, q, dq, p):
 
 
 @triton.jit
-def by_loss(loss, slope, x, q, dq, p):
+def by_loss(loss, slope, x, y, q, dq, p, s):
     """w = factor where l > bound else 1."""
     heavy = loss > p[0].to(x.dtype)
     factor = p[1].to(x.dtype)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import triton_thresh as tt
-from triton_thresh.families import ForeachGate, Gate, GradientGate, LearnedGate, Op
 
 from .gates import same
 from .losses import SETTINGS, Cell, inputs
+from .rows import ForeachGate, Gate, GradientGate, LearnedGate, Op, base_of
 
 SHAPE = (37, 1003)  # several tiles and a tail, and nothing divisible by 16
 
@@ -86,7 +86,7 @@ class Case:
         if self.cell.base == "bce_with_logits":
             keywords["pos_weight"] = self.operand(1.5, x)
         if self.op.rule is None:
-            return (x, y, rule), {**keywords, "base": self.cell.base}
+            return (x, y, rule), {**keywords, "base": base_of(self.cell.base)}
         return (x, y), {**keywords, **{name: getattr(rule, name) for name in self.cell.rule.__dataclass_fields__}}
 
     def __call__(self, *leaves: Tensor) -> Tensor:

@@ -8,11 +8,10 @@ import re
 import pytest
 import torch
 
-from triton_thresh.reference import BASES, RULES
-from triton_thresh.registry import OPS
+from .rows import BASE_NAMES, OPS, RULE_CLASSES
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-SUBJECTS = {*OPS, *BASES, *(rule.__name__ for rule in RULES)}
+SUBJECTS = {*OPS, *BASE_NAMES, *(rule.__name__ for rule in RULE_CLASSES)}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triton_thresh.families import Gate, LearnedGate
-from triton_thresh.registry import OPS
+from .rows import OPS, Gate, LearnedGate
 
 Shape = tuple[int, ...]
 
 GATES = [op for op in OPS.values() if isinstance(op, Gate)]
 DIFFERENTIABLE = [op for op in GATES if op.differentiable]
-LEARNED = [op for op in GATES if op.push]
+LEARNED = [op for op in GATES if op.learns]
 INPLACE = [op for op in GATES if op.inplace]
 
 SHAPE = (2, 3, 4, 5)
@@ -113,6 +112,8 @@ class Operand:
             return torch.tensor(0.1 if floating else 1, dtype=dtype, device="cpu" if self.cpu else device)
         own = tuple(1 if s == "1" else shape["nchw".index(s)] for s in self.spans)
         pool = [float(v) for v in REALS] if floating else [v for v in INTEGERS if holds(dtype, v)]
+        if not op.selects:
+            pool = [abs(v) for v in pool]  # below 0 its formula has no meaning
         index = torch.arange(torch.Size(own).numel()).reshape(own) % len(pool)
         return torch.tensor(pool, dtype=dtype)[index].to(device)
 
@@ -214,7 +215,7 @@ class Case:
         return f"{self.op.name}-{label(self.dtype)}-{self.operand.name}-{self.layout.name}"
 
     def make(self, device: torch.device) -> tuple[Tensor, tuple[Any, ...]]:
-        """The input, and the op's other arguments."""
+        """The input, and the op's other arguments. Of several thresholds the first is of the case's kind."""
         shape = self.layout.shape
         threshold = self.operand.make(self.op, shape, self.dtype, device)
         x = self.layout.lay(inputs(threshold, self.dtype, shape, device))
@@ -263,8 +264,27 @@ def kept(op: Gate, x: Tensor, *arguments: Any) -> Tensor:
 
 
 def gradient(op: Gate, x: Tensor, *arguments: Any, g: Tensor) -> Tensor:
-    """The contract's rule: the upstream gradient where the element is kept, else 0."""
-    return torch.where(kept(op, x, *arguments), g, 0)
+    """The contract's rule: the upstream gradient where the element is kept, else 0; else that times the reference's derivative."""
+    if op.selects:
+        return torch.where(kept(op, x, *arguments), g, 0)
+    x_ = x.detach().double().requires_grad_()
+    (slope,) = torch.autograd.grad(op.reference(x_, *(as_compared(x, t) for t in arguments)).sum(), x_)
+    return torch.where(slope == 0, 0, g.double() * slope).to(x.dtype)  # an infinite gradient does not meet a slope of 0
+
+
+def as_compared(x: Tensor, threshold: Any) -> Any:
+    """A threshold as an input compares it, in float64."""
+    if isinstance(threshold, Tensor) and threshold.dim():
+        return threshold.double() if threshold.is_floating_point() else threshold.to(x.dtype).double()
+    return torch.as_tensor(threshold, dtype=torch.float64).to(x.device, x.dtype).double()
+
+
+def agree(op: Gate, actual: Tensor, expected: Tensor) -> None:
+    """The same bits; of an op that computes more than a selection or a difference, four units in the last place."""
+    if op.selects:
+        same(actual, expected)
+    else:
+        torch.testing.assert_close(actual, expected, rtol=4 * torch.finfo(actual.dtype).eps, atol=0, equal_nan=True)
 
 
 def threshold_gradient(op: Gate, x: Tensor, threshold: Tensor, *constants: Any, g: Tensor) -> Tensor:

@@ -11,11 +11,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from triton_thresh.families import ForeachGate, GradientGate
-from triton_thresh.registry import OPS
-
 from .gates import Case, Shape, cases, inputs, same
 from .interpreted.tools import sentinel_view
+from .rows import OPS, ForeachGate, GradientGate
 
 GRADIENT_GATES = [op for op in OPS.values() if isinstance(op, GradientGate)]
 FOREACH = [op for op in OPS.values() if isinstance(op, ForeachGate)]

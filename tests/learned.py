@@ -14,11 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from triton_thresh.families import LearnedGate
-from triton_thresh.registry import LEARNED_GATES
-
 from . import gates
 from .gates import LAYOUTS, OPERANDS, Layout, Operand, Shape, beside, label, same
+from .rows import LEARNED_GATES, LearnedGate
 
 OPS = list(LEARNED_GATES.values())
 BANDWIDTH = 0.25

@@ -17,6 +17,9 @@ from torch import Tensor
 
 import triton_thresh as tt
 from triton_thresh import ByLoss, ByPrediction, ByProximity
+from triton_thresh.rules import Element
+
+from .rows import BASE_NAMES, OPS, RULE_CLASSES, base_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 TARGETS = (*DTYPES, torch.int64, torch.uint8, torch.bool)
@@ -35,9 +38,10 @@ class Cell(NamedTuple):
         return f"{self.base}-{self.rule.__name__}"
 
 
-NAMED = {name: Cell(op.base, op.rule) for name, op in tt.ops().items() if op.family == "loss" and op.rule}
-CELLS = [Cell(*cell) for cell in tt.ops()["threshold_loss"].cells]
-SETTINGS = {ByPrediction: (0.4, 1.25, 0.3), ByProximity: (0.4, 0.3, 1.5), ByLoss: (0.35, 2.5)}
+NAMED = {name: Cell(op.base, op.rule) for name, op in OPS.items() if op.family == "loss" and op.rule}
+CELLS = [Cell(*cell) for cell in OPS["threshold_loss"].cells]
+OWN = {ByPrediction: (0.4, 1.25, 0.3), ByProximity: (0.4, 0.3, 1.5), ByLoss: (0.35, 2.5)}
+SETTINGS = {rule: OWN.get(rule, rule.example) for rule in RULE_CLASSES}
 
 
 def name(value: object) -> str | None:
@@ -85,7 +89,9 @@ class Setup(NamedTuple):
     def __call__(self, reduction: str = "none", input: Tensor | None = None) -> Tensor:
         x = self.input if input is None else input
         weights = {"weight": self.weight, "pos_weight": self.pos_weight}
-        return tt.threshold_loss(x, self.target, self.rule, base=self.cell.base, reduction=reduction, **weights)
+        return tt.threshold_loss(
+            x, self.target, self.rule, base=base_of(self.cell.base), reduction=reduction, **weights
+        )
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of the caller's."""
@@ -96,9 +102,10 @@ class Setup(NamedTuple):
 def inputs(base: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
     """Predictions inside the base's domain."""
     generator = torch.Generator().manual_seed(seed)
-    if base == "bce":
+    kind = BASE_NAMES[base].kind
+    if kind == "probabilities":
         return (torch.rand(shape, generator=generator, dtype=torch.float64) * 0.98 + 0.01).to(dtype)
-    scale = 4 if base == "bce_with_logits" else 1
+    scale = 4 if kind == "logits" else 1
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
 
 
@@ -170,29 +177,52 @@ def _element(base: str, x: Tensor, y: Tensor, pos_weight: Tensor) -> tuple[Tenso
     return loss, slope, ((1 - y) * x).abs() + w * (softplus + decay), (1 - y).abs() + w
 
 
+def _own(base: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same for a base without an oracle here: its own formula in float64. A size is what a change of each input by its size makes."""
+    x, y = (x if x.requires_grad else x.requires_grad_()), y.detach().requires_grad_()
+    loss = base.loss(x, y)
+    slope, along_y = torch.autograd.grad(loss.sum(), (x, y), create_graph=True)
+    bends = torch.autograd.grad(slope.sum(), (x, y), allow_unused=True, materialize_grads=True, retain_graph=True)
+    size = loss.abs() + (x * slope).abs() + (y * along_y).abs()
+    slope_size = slope.abs() + (x * bends[0]).abs() + (y * bends[1]).abs()
+    return loss, slope, size.detach(), slope_size.detach()
+
+
 def truth(setup: Setup) -> Truth:
     """The contract in float64; differentiable once more."""
     base, x = setup.cell.base, setup.input
     dtype = compute(x.dtype)
+    kind = BASE_NAMES[base].kind
+    logits = kind == "logits"
 
     def narrow(value: Any) -> Tensor:
         return (value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)).to(x.device, dtype)
 
     x_, y_ = x.to(dtype), setup.target.to(dtype)
     one = 1.0 if setup.pos_weight is None else setup.pos_weight
-    loss, slope, loss_size, slope_size = _element(base, x_.double(), y_.double(), narrow(one).double())
-    q_, q = (x_, x_.double()) if base != "bce_with_logits" else (x_.sigmoid(), x_.double().sigmoid())
+    if base in ("bce", "bce_with_logits", "mse"):
+        loss, slope, loss_size, slope_size = _element(base, x_.double(), y_.double(), narrow(one).double())
+    else:
+        own = BASE_NAMES[base](*(narrow(v).double() for v in BASE_NAMES[base].example))
+        loss, slope, loss_size, slope_size = _own(own, x_.double(), y_.double())
+    q_, q = (x_, x_.double()) if not logits else (x_.sigmoid(), x_.double().sigmoid())
     first, *rest = (getattr(setup.rule, field.name) for field in fields(setup.rule))
     if isinstance(setup.rule, ByPrediction):
-        above = x_ >= narrow(_logit(first) if base == "bce_with_logits" else first)
+        above = x_ >= narrow(_logit(first) if logits else first)
         w = torch.where(above, narrow(rest[0]), narrow(rest[1])).double()
         weights = w, 0.0 * w, w.abs(), 0.0 * w
     elif isinstance(setup.rule, ByLoss):
-        l_ = _element(base, x_, y_, narrow(one))[0]
+        l_ = setup_loss(setup, x_, y_, narrow)
         w = torch.where(l_ > narrow(first), narrow(rest[0]), 1.0).double()
         weights = w, 0.0 * w, w.abs(), 0.0 * w
-    else:
+    elif isinstance(setup.rule, ByProximity):
         weights = _proximity(q_, q, narrow(first), narrow(rest[0]), narrow(rest[1]), base)
+    else:
+        rule = setup.rule.on(BASE_NAMES[base]())
+        rule = type(rule)(*(narrow(getattr(rule, field.name)).double() for field in fields(rule)))
+        w = rule.weight(Element(BASE_NAMES[base](), x_.double(), y_.double(), loss))
+        assert not rule.slopes
+        weights = w, 0.0 * w, w.abs(), 0.0 * w
     w, dw, w_size, dw_size = weights
     factor = narrow(1.0 if setup.weight is None else setup.weight).double()
     push = torch.where(dw == 0, 0.0, loss * dw)
@@ -202,6 +232,15 @@ def truth(setup: Setup) -> Truth:
         loss_size * w_size * factor.abs(),
         (slope_size * w_size + torch.where(dw == 0, 0.0, loss_size * dw_size)) * factor.abs(),
     )
+
+
+def setup_loss(setup: Setup, x: Tensor, y: Tensor, narrow: Callable[[Any], Tensor]) -> Tensor:
+    """The element loss in the compute type, by which a rule may choose."""
+    base = setup.cell.base
+    if base in ("bce", "bce_with_logits", "mse"):
+        return _element(base, x, y, narrow(1.0 if setup.pos_weight is None else setup.pos_weight))[0]
+    kind = BASE_NAMES[base]
+    return kind(*map(narrow, kind.example)).loss(x, y)  # type: ignore[no-any-return]
 
 
 def _proximity(q_: Tensor, q: Tensor, t: Tensor, reach: Tensor, factor: Tensor, base: str) -> tuple[Tensor, ...]:
@@ -222,15 +261,21 @@ def plain(setup: Setup, input: Tensor) -> Tensor:
         loss = (x - y) ** 2
     elif setup.cell.base == "bce":
         loss = F.binary_cross_entropy(x, y, reduction="none")
-    else:
+    elif setup.cell.base == "bce_with_logits":
         loss = F.binary_cross_entropy_with_logits(x, y, reduction="none")
+    else:
+        loss = base_of(setup.cell.base).loss(x, y)
     first, *rest = (getattr(setup.rule, field.name) for field in fields(setup.rule))
     q = x.sigmoid() if setup.cell.base == "bce_with_logits" else x
     if isinstance(setup.rule, ByPrediction):
         return loss * torch.where(q >= first, rest[0], rest[1])
     if isinstance(setup.rule, ByLoss):
         return loss * torch.where(loss > first, rest[0], 1.0)
-    return loss * (1 + rest[1] * (1 - (q - first).abs() / rest[0]).clamp(min=0))
+    if isinstance(setup.rule, ByProximity):
+        return loss * (1 + rest[1] * (1 - (q - first).abs() / rest[0]).clamp(min=0))
+    base = BASE_NAMES[setup.cell.base]()
+    weight = setup.rule.on(base).weight(Element(base, x, y, loss))
+    return loss * weight
 
 
 def allowance(dtype: torch.dtype, expected: Tensor, size: Tensor, terms: int = 1, roundings: int = 1) -> Tensor:

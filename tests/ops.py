@@ -12,11 +12,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from triton_thresh import ByLoss, ByPrediction, ByProximity
-from triton_thresh.families import ForeachGate, Gate, LearnedGate, Loss
-from triton_thresh.registry import LEARNED_GATES, OPS
 
 from .calls import Case
 from .losses import Cell
+from .rows import LEARNED_GATES, OPS, ForeachGate, Gate, LearnedGate, Loss
 
 OURS = torch.ops.triton_thresh
 SHAPE = (6, 10)
@@ -52,7 +51,7 @@ def _fused() -> Iterator[Case]:
     for op in LEARNED_GATES.values():
         yield Case(op, "learned", torch.bfloat16 if op.name == "jumprelu" else torch.float32)
     yield Case(LEARNED_GATES["jumprelu_l0"])
-    yield from (Case(op, "learned-element") for op in OPS.values() if isinstance(op, Gate) and op.push)
+    yield from (Case(op, "learned-element") for op in OPS.values() if isinstance(op, Gate) and op.learns)
 
 
 FUSED = list(_fused())
@@ -65,7 +64,7 @@ def named_cases() -> Iterator[Case]:
             continue
         cell = Cell(op.base, op.rule or ByProximity) if isinstance(op, Loss) else None
         yield Case(op, cell=cell)
-        learns = isinstance(op, LearnedGate) or (isinstance(op, Gate) and op.push)
+        learns = isinstance(op, LearnedGate) or (isinstance(op, Gate) and op.learns)
         yield Case(op, "learned" if learns else "channel", cell=cell)
 
 
@@ -115,4 +114,4 @@ def held(graph: torch.fx.GraphModule) -> list[str]:
 
 def op_of(case: Case) -> str:
     """The op of the library that a case is in a graph."""
-    return "loss" if isinstance(case.op, Loss) else "learned_gate"
+    return "loss" if isinstance(case.op, Loss) else "gate"

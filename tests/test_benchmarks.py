@@ -25,9 +25,9 @@ from benchmarks.records import MixedRecordsError, Record, Stamp, Writer
 from benchmarks.run import COMPILE, COPY, EAGER, GRAD, PACK, PROVIDERS, Bench, Plan, measure, plan
 from benchmarks.timing import CpuTimer, CudaTimer, Step, summarize
 from benchmarks.workloads import Inputs, Workload, WrongResultError
-from triton_thresh.registry import OPS
 
 from .conftest import INTERPRETED
+from .rows import OPS
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="once is enough, and the benchmark measures what users run")
 

@@ -17,11 +17,9 @@ from benchmarks.roofline import GPUS
 from benchmarks.stub_driver import StubDriver
 from triton_thresh import launch, reference, rules, tuning
 from triton_thresh import learned as learned_launch
-from triton_thresh.families import Gate, LearnedGate
-from triton_thresh.kernels import foreach, gate, learned
-from triton_thresh.registry import LEARNED_GATES, OPS
 
 from .conftest import INTERPRETED
+from .rows import LEARNED_GATES, OPS, Gate, LearnedGate
 
 pytestmark = [pytest.mark.skipif(INTERPRETED, reason="this process interprets kernels"), pytest.mark.slow]
 

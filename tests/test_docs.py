@@ -22,6 +22,7 @@ from benchmarks import records
 from docs import hooks, pictures, tables
 
 from .conftest import INTERPRETED
+from .rows import OPS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

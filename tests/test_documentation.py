@@ -16,9 +16,8 @@ import triton_thresh as tt
 from docs import hooks, tables
 from docs.readme import updated
 from triton_thresh import functional
-from triton_thresh.registry import OPS
-
 from .conftest import INTERPRETED
+from .rows import OPS
 from .test_docs import assert_same, ran
 
 ROOT = Path(__file__).parents[1]

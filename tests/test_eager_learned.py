@@ -13,10 +13,10 @@ from torch import Tensor
 
 import triton_thresh as tt
 from triton_thresh import eager
-from triton_thresh.families import LearnedGate
 
 from .gates import equal, label, same
 from .learned import BANDWIDTH, FLOATS, OPS, Case, cases, check, inputs, outputs_of, truth, upstream
+from .rows import LearnedGate
 
 CPU = torch.device("cpu")
 CASES = list(cases(full=True))

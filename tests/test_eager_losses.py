@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 import triton_thresh as tt
-from triton_thresh import ByLoss, ByPrediction, ByProximity, eager, reference
+from triton_thresh import ByLoss, ByPrediction, ByProximity, eager
+from triton_thresh.cells import element_loss, specify
+from triton_thresh.rules import select
 
 from .kernels.test_losses import *  # noqa: F403
 from .kernels.test_losses import _case, cells, reductions, some_cells
 from .losses import CELLS, NAMED, OPERANDS, SETTINGS, SHAPE, Cell, Setup, assert_loss, run, setup, truth
+from .rows import BASE_NAMES, base_of
 
 VALUES = [0.15, 0.33, 0.52, 0.81]  # smooth points of every cell
 
@@ -63,13 +66,13 @@ def test_slices_meet_their_operands(
 def test_the_slices_are_small(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than SLICE elements at a time, so that the passes stay in the cache."""
     seen: list[int] = []
-    inner = reference.loss_and_slope
+    inner = eager.loss_and_slope
 
     def spy(spec: Any, x: Tensor, *args: Any, **keywords: Any) -> Any:
         seen.append(x.numel())
         return inner(spec, x, *args, **keywords)
 
-    monkeypatch.setattr(reference, "loss_and_slope", spy)
+    monkeypatch.setattr(eager, "loss_and_slope", spy)
     for kind in ("number", "class", "row", "element"):
         run(setup(cell, torch.float32, torch.device("cpu"), shape=(20, 8), kind=kind), "mean")
     assert max(seen) == 16
@@ -80,25 +83,32 @@ def test_closed_form_slopes_match_the_tape() -> None:
     """Each base and each rule against autograd of its own value, in float64, off the kinks."""
     x = torch.tensor(VALUES, dtype=torch.float64, requires_grad=True)
     y, one = torch.full_like(x, 0.9), torch.ones(4, dtype=torch.float64)
-    for base in reference.BASES.values():
-        (tape,) = torch.autograd.grad(base.value(x, y).sum(), x)
-        torch.testing.assert_close(base.slope(x, y), tape)
+    for kind in BASE_NAMES.values():
+        base = kind(*kind.example)
+        loss = base.loss(x, y)
+        torch.testing.assert_close(base.value(x.detach(), y), loss.detach())
+        (tape,) = torch.autograd.grad(loss.sum(), x)
+        closed = base.slope(x.detach(), y)
+        if closed is not None:
+            torch.testing.assert_close(closed, tape)
         (tape,) = torch.autograd.grad((base.prediction(x) + 0 * x).sum(), x)
         torch.testing.assert_close(base.prediction_slope(x) * one, tape)
-    logits = reference.BASES["bce_with_logits"]
-    (tape,) = torch.autograd.grad(logits.value(x, y, 1.7).sum(), x)
-    torch.testing.assert_close(logits.slope(x, y, 1.7), tape)
+    logits = tt.BCEWithLogits(1.7)
+    (tape,) = torch.autograd.grad(logits.loss(x, y).sum(), x)
+    torch.testing.assert_close(logits.slope(x.detach(), y), tape)
 
 
 @cells
 def test_slopes_match_the_tape_of_the_value(cell: Cell) -> None:
     case = _smooth(cell)
     x = case.input.requires_grad_()
-    pos_weight = 1.5 if cell.base == "bce_with_logits" else None
-    spec, operands = reference.specify(x, case.rule, cell.base, 0.75, pos_weight, "sum")
-    value, slope = reference.loss_and_slope(spec, x, case.target, operands)
-    assert value is not None
-    (tape,) = torch.autograd.grad(value.sum(), x)
+    kind = BASE_NAMES[cell.base]
+    base = tt.BCEWithLogits(1.5) if cell.base == "bce_with_logits" else kind(*kind.example)
+    spec, operands = specify(base, case.rule, 0.75, "sum", x.dtype)
+    value, slope = eager.loss_and_slope(spec, x.detach(), case.target, operands)
+    loss = element_loss(spec, x, case.target, operands)
+    torch.testing.assert_close(value, loss.detach())
+    (tape,) = torch.autograd.grad(loss.sum(), x)
     torch.testing.assert_close(slope, tape)
 
 
@@ -214,7 +224,7 @@ def test_meta_tensors() -> None:
     """Shapes and dtypes without data, as fake tensors need."""
     x = torch.empty(3, 4, device="meta", requires_grad=True)
     for cell in CELLS:
-        output = tt.threshold_loss(x, x.detach(), cell.rule(*SETTINGS[cell.rule]), base=cell.base)
+        output = tt.threshold_loss(x, x.detach(), cell.rule(*SETTINGS[cell.rule]), base=base_of(cell.base))
         output.backward()
         assert output.shape == ()
         assert x.grad is not None
@@ -302,7 +312,7 @@ def test_grad_and_jvp_of_vmap(cell: Cell) -> None:
     x, y = case.input.detach().expand(3, -1).clone(), case.target.expand(3, -1)
 
     def one(x: Tensor, y: Tensor) -> Tensor:
-        return tt.threshold_loss(x, y, case.rule, base=cell.base, reduction="sum")
+        return tt.threshold_loss(x, y, case.rule, base=base_of(cell.base), reduction="sum")
 
     def batched(x: Tensor) -> Tensor:
         return (torch.func.vmap(one)(x, y) * torch.arange(1.0, 4.0)).sum()
@@ -321,10 +331,10 @@ def test_integers_are_numbers(cell: Cell) -> None:
     x, y = torch.rand(SHAPE), torch.rand(SHAPE)
     for values in ((0, 1, 2), (1, 2, 1)):
         settings = values[: len(cell.rule.__dataclass_fields__)]
-        found = tt.threshold_loss(x, y, cell.rule(*settings), base=cell.base)
-        assert found.equal(tt.threshold_loss(x, y, cell.rule(*map(float, settings)), base=cell.base))
+        found = tt.threshold_loss(x, y, cell.rule(*settings), base=base_of(cell.base))
+        assert found.equal(tt.threshold_loss(x, y, cell.rule(*map(float, settings)), base=base_of(cell.base)))
         tensors = [torch.tensor(float(value)) for value in settings]
-        torch.testing.assert_close(found, tt.threshold_loss(x, y, cell.rule(*tensors), base=cell.base))
+        torch.testing.assert_close(found, tt.threshold_loss(x, y, cell.rule(*tensors), base=base_of(cell.base)))
 
 
 def test_a_rule_may_carry_more_than_its_settings() -> None:
@@ -339,19 +349,8 @@ def test_an_integer_beyond_a_float() -> None:
         tt.threshold_mse_loss(torch.rand(3), torch.rand(3), 10**400)
 
 
-def test_zeros_of_either_sign_are_different_numbers() -> None:
-    """Though equal, and met in either order."""
-    x, y = torch.tensor([1.0]), torch.tensor([0.0])
-    for zero in (0.0, -0.0, 0.0):
-        weighed = tt.threshold_mse_loss(x, y, 0.5, zero, reduction="none")
-        assert weighed.item() == 0
-        assert torch.signbit(weighed) == torch.signbit(torch.tensor(zero))
-
-
-@pytest.mark.parametrize("size", [0, 1 << 13], ids=["many", "few"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_pick_is_the_references(size: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eager, "FEW", size)
+def test_select_is_torch_where(dtype: torch.dtype) -> None:
     left = torch.tensor([-0.5, 0.25, 0.5, torch.nan, torch.inf, -torch.inf], dtype=dtype)
     numbers = (0.25, -0.0, 0.0, 1.0, torch.inf, torch.nan, 1e39)
     for right in (0.25, torch.nan, torch.full_like(left, 0.25)):
@@ -359,7 +358,8 @@ def test_pick_is_the_references(size: int, dtype: torch.dtype, monkeypatch: pyte
             for b in numbers:
                 limit = torch.finfo(dtype).max
                 held = [torch.inf if limit < v < torch.inf else v for v in (a, b)]
-                found, expected = eager._pick(torch.gt, left, right, a, b), reference.pick(torch.gt, left, right, *held)
+                found = select(torch.gt, left, right, a, b)
+                expected = torch.where(left > right, *(torch.tensor(v, dtype=dtype) for v in held))
                 assert found.dtype == dtype
                 assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
                 assert torch.equal(found.signbit()[~found.isnan()], expected.signbit()[~found.isnan()])

@@ -13,16 +13,18 @@ from torch import Tensor
 
 import triton_thresh as tt
 from triton_thresh.backend import interpreting
+from triton_thresh.checks import OutOfRange
 
 from .gates import GATES, INPLACE, LEARNED, bits, label
+from .rows import OPS
 
 FLOATING_ONLY = [op for op in GATES if torch.int64 not in op.dtypes]
 INTEGRAL = [op for op in GATES if torch.int64 in op.dtypes]
 CASTING = [op for op in INTEGRAL if op.casts]
 WITH_CONSTANTS = [op for op in GATES if len(op.example) > 1]
-NOT_LEARNED = [op for op in GATES if not op.push]
+NOT_LEARNED = [op for op in GATES if not op.learns]
 NONNEGATIVE = [op for op in GATES if op.nonnegative]
-WITH_DTYPE = [tt.ops()["binary_threshold"]]
+WITH_DTYPE = [OPS["binary_threshold"]]
 
 gates = pytest.mark.parametrize("op", GATES, ids=label)
 
@@ -101,51 +103,51 @@ def test_shape_of_the_threshold(op: Any, shape: tuple[int, ...]) -> None:
     x, t = example(2, 3), torch.ones(shape)
     if shape == (2, 1):
         x = x.T
-    with refused(ValueError, op.name, op._names[0], shape, tuple(x.shape), of=(x, t)):
-        op(x, t)
+    with refused(ValueError, op.name, op.names[0], shape, tuple(x.shape), of=(x, t)):
+        op(x, t, *op.example[1:])
 
 
 @gates
 def test_threshold_wider_than_the_input(op: Any) -> None:
     """Broadcasting goes to the input's shape, never the other way."""
     x, t = torch.tensor(0.3), torch.ones(3)
-    with refused(ValueError, op.name, op._names[0], (3,), (), of=(x, t)):
-        op(x, t)
+    with refused(ValueError, op.name, op.names[0], (3,), (), of=(x, t)):
+        op(x, t, *op.example[1:])
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (6,)], ids=str)
 @gates
 def test_device_of_the_threshold(op: Any, shape: tuple[int, ...]) -> None:
     x, t = example(), torch.ones(shape, device="meta")
-    with refused(RuntimeError, op.name, op._names[0], "meta", "cpu", of=(x, t)):
-        op(x, t)
+    with refused(RuntimeError, op.name, op.names[0], "meta", "cpu", of=(x, t)):
+        op(x, t, *op.example[1:])
 
 
 @pytest.mark.parametrize("t", ["0.5", None, [0.5], 1j, (1,)], ids=["string", "none", "list", "complex", "tuple"])
 @gates
 def test_threshold_that_is_no_number(op: Any, t: Any) -> None:
     x = example()
-    with refused(TypeError, op.name, op._names[0], "number or a tensor", type(t).__name__, of=(x,)):
-        op(x, t)
+    with refused(TypeError, op.name, op.names[0], "number or a tensor", type(t).__name__, of=(x,)):
+        op(x, t, *op.example[1:])
 
 
 @pytest.mark.parametrize("shape", [(), (6,)], ids=str)
 @gates
 def test_complex_threshold(op: Any, shape: tuple[int, ...]) -> None:
     x, t = example(), torch.ones(shape, dtype=torch.complex64)
-    with refused(TypeError, op.name, op._names[0], torch.complex64, "real", of=(x, t)):
-        op(x, t)
+    with refused(TypeError, op.name, op.names[0], torch.complex64, "real", of=(x, t)):
+        op(x, t, *op.example[1:])
 
 
 @pytest.mark.parametrize("shape", [(), (6,)], ids=str)
 @pytest.mark.parametrize("op", NOT_LEARNED, ids=label)
 def test_threshold_that_wants_a_gradient(op: Any, shape: tuple[int, ...]) -> None:
     x, t = example(), torch.full(shape, 0.5, requires_grad=True)
-    with refused(ValueError, op.name, op._names[0], "requires grad", "jumprelu", "detach", of=(x, t)):
-        op(x, t)
-    expected = op(x, t.detach())
+    with refused(ValueError, op.name, op.names[0], "requires grad", "jumprelu", "detach", of=(x, t)):
+        op(x, t, *op.example[1:])
+    expected = op(x, t.detach(), *op.example[1:])
     with torch.no_grad():
-        assert torch.equal(op(x, t), expected)
+        assert torch.equal(op(x, t, *op.example[1:]), expected)
 
 
 @pytest.mark.parametrize("op", LEARNED, ids=label)
@@ -157,8 +159,8 @@ def test_threshold_that_learns(op: Any) -> None:
 @pytest.mark.parametrize("op", NONNEGATIVE, ids=label)
 def test_negative_threshold(op: Any, t: float) -> None:
     x = example()
-    with refused(RuntimeError, op.name, op._names[0], "at least 0", of=(x,)):
-        op(x, t)
+    with refused(OutOfRange, op.name, op.names[0], "at least 0", of=(x,)):
+        op(x, t, *op.example[1:])
 
 
 # ----------------------------------------------------------------------------------------------------------- constants
@@ -171,7 +173,7 @@ NOT_NUMBERS = {"string": "1", "none": None, "complex": 1j, "1dim": torch.ones(1)
 @pytest.mark.parametrize("op", WITH_CONSTANTS, ids=label)
 def test_constants_that_are_no_numbers(op: Any, value: Any) -> None:
     x = example()
-    with refused(TypeError, op.name, op._names[1], "must be a number", of=(x, value)):
+    with refused(TypeError, op.name, op.names[1], "must be a number", of=(x, value)):
         op(x, 0.5, value)
 
 
@@ -188,7 +190,7 @@ def test_numbers_an_integer_input_cannot_hold(op: Any, dtype: torch.dtype, value
     for i in range(2):
         arguments = [1, 1]
         arguments[i] = value
-        with refused(RuntimeError, op.name, op._names[i], value, dtype, info.max, of=(x,)):
+        with refused(RuntimeError, op.name, op.names[i], value, dtype, info.max, of=(x,)):
             op(x, *arguments)
 
 
@@ -196,7 +198,7 @@ def test_numbers_an_integer_input_cannot_hold(op: Any, dtype: torch.dtype, value
 @pytest.mark.parametrize("op", CASTING, ids=label)
 def test_numbers_that_are_no_integers(op: Any, value: float) -> None:
     x = torch.arange(4)
-    with refused(RuntimeError, op.name, op._names[0], value, torch.int64, of=(x,)):
+    with refused(RuntimeError, op.name, op.names[0], value, torch.int64, of=(x,)):
         op(x, value, 0)
 
 

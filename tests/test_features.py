@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import triton_thresh as tt
-from triton_thresh.families import GradientGate
 
 from .calls import Case
 from .gates import same, upstream
@@ -38,6 +37,7 @@ from .kernels.test_features import (
     plain,
 )
 from .losses import Cell
+from .rows import GradientGate
 
 ROOT = Path(__file__).parents[1]
 GRID = ((Cell("bce_with_logits", tt.ByProximity), "sum"), (Cell("mse", tt.ByLoss), "none"))

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import triton_thresh as tt
-from triton_thresh.registry import GATES
 
 from .conftest import INTERPRETED
+from .rows import GATES
 
 X, Y = torch.rand(2, 3), torch.rand(2, 3)
 ELSEWHERE = torch.rand(2, 3, device="meta")
@@ -273,7 +273,7 @@ MISTAKES["threshold_loss"] += [
 ]
 for op in GATES.values():  # a gate without mistakes of its own
     if op.name in tt.__all__:
-        MISTAKES.setdefault(op.name, of_a_gate(op.name, op._names[0], learns=op.push is not None))
+        MISTAKES.setdefault(op.name, of_a_gate(op.name, op.names[0], learns=op.learns is not None))
 CASES = [pytest.param(m, id=f"{name}-{i}") for name, of in MISTAKES.items() for i, m in enumerate(of)]
 
 

@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import triton_thresh as tt
-from triton_thresh import foreach as module
+from triton_thresh import gradients as module
 from triton_thresh import tuning
 from triton_thresh.backend import has_triton
-from triton_thresh.families import ForeachGate, GradientGate
 
 from .conftest import INTERPRETED
 from .gates import LAYOUTS, Case, Layout, bits, equal, inputs, kept, label, same, upstream
@@ -41,6 +40,7 @@ from .gradients import (
     parameters,
     thresholded,
 )
+from .rows import ForeachGate, GradientGate
 
 CPU = torch.device("cpu")
 
@@ -144,7 +144,7 @@ def test_backend_is_that_of_forward(op: GradientGate, monkeypatch: pytest.Monkey
     seen: list[str] = []
     stock = op.gate.reference
     x = example().requires_grad_()
-    monkeypatch.setattr(type(op.gate), "__call__", lambda self, g, t: seen.append(tt.get_backend()) or stock(g, t))
+    monkeypatch.setattr(module.gates, "run", lambda row, g, p: seen.append(tt.get_backend()) or stock(g, *p))
     with tt.use_backend("eager"):
         y = op(x, 0.5)
     with tt.use_backend("auto"):
@@ -736,7 +736,7 @@ def test_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "device_name", lambda device: "stub")
     monkeypatch.setattr(tuning, "lanes", lambda device: 32)
     monkeypatch.setattr(tuning, "_settled", {})
-    monkeypatch.setattr(module, "chosen_for_many", lambda *_: ("triton", "stub"))
+    monkeypatch.setattr(module.backend, "choose", lambda *_: ("triton", "stub"))
     shapes = [SHAPES[place % len(SHAPES)] for place in range(1000)]
     made = [parameter(torch.zeros(shape)) for shape in shapes]
     with StubDriver() as stub:

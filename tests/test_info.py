@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from triton_thresh.measured import Config, Table
 
 import triton_thresh as tt
 from triton_thresh import backend, measured
 from triton_thresh.__main__ import main
-from triton_thresh.measured import Config, Table
 
 from .conftest import INTERPRETED
 from .test_backend import WITHOUT_TRITON, python

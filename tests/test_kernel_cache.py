@@ -14,10 +14,9 @@ import triton
 from torch import Tensor
 
 from benchmarks.stub_driver import SM_90, StubDriver
-from triton_thresh import kernel_cache
-from triton_thresh.kernel_cache import Kernel
+from triton_thresh import launch as kernel_cache
 from triton_thresh.kernels import gate, pointwise
-from triton_thresh.launch import COMPUTE, NUMBER, SCALAR
+from triton_thresh.launch import NUMBER, SCALAR, Kernel, triton_dtype
 
 from .conftest import INTERPRETED
 
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter binds nothi
 
 def kernel(kinds: tuple[int, ...] = (NUMBER,)) -> Kernel:
     constants = dict(
-        KINDS=kinds, FUNCTION=pointwise.hardshrink, COMPUTE=COMPUTE[torch.float32], COLS=512, PROMOTED=None
+        KINDS=kinds, FUNCTION=pointwise.hardshrink, COMPUTE=triton_dtype[torch.float32], COLS=512, PROMOTED=None
     )
     return Kernel(gate.forward, num_warps=4, **constants)
 

@@ -168,7 +168,7 @@ def test_unknown_base(base: Any) -> None:
 
 @pytest.mark.parametrize("rule", [0.7, None, "ByLoss", ByLoss, {"threshold": 0.5}], ids=str)
 def test_rule_of_another_type(rule: Any) -> None:
-    words = ("threshold_loss", "rule", "ByPrediction", "ByProximity", "ByLoss", type(rule).__name__)
+    words = ("threshold_loss", "rule", "ByPrediction", "ByProximity", "ByLoss", getattr(rule, "__name__", str(rule)))
     raises(TypeError, lambda: tt.threshold_loss(X, Y, rule), *words)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from triton_thresh.measured import Config, Table
 
 from triton_thresh import measured, tuning
-from triton_thresh.measured import Config, Table
 from triton_thresh.tuning import Choice
 
 CPU = torch.device("cpu")

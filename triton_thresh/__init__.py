@@ -3,13 +3,17 @@
 import torch.fx as _fx
 
 from . import functional, nn
-from . import named as _named  # noqa: F401 - torch.ops.triton_thresh
+from . import torch_ops as _torch_ops  # noqa: F401 - torch.ops.triton_thresh
 from ._version import __version__
 from .backend import get_backend, set_backend, use_backend
+from .bases import BCE, MSE, BCEWithLogits, Huber
+from .checks import Operand
 from .explain import Explanation, explain
 from .functional import (
     binary_threshold,
     exceedance_mse_loss,
+    firm,
+    garrote,
     hardshrink,
     jumprelu,
     jumprelu_l0,
@@ -26,20 +30,27 @@ from .functional import (
 )
 from .optim import GradientThreshold
 from .registry import ops
-from .rules import ByLoss, ByPrediction, ByProximity, Operand
+from .rules import ByLoss, ByOutcome, ByPrediction, ByProximity
 
 __all__ = [
+    "BCE",
+    "MSE",
+    "BCEWithLogits",
     "ByLoss",
+    "ByOutcome",
     "ByPrediction",
     "ByProximity",
     "Explanation",
     "GradientThreshold",
+    "Huber",
     "Operand",
     "__version__",
     "binary_threshold",
     "exceedance_mse_loss",
     "explain",
+    "firm",
     "functional",
+    "garrote",
     "get_backend",
     "hardshrink",
     "jumprelu",

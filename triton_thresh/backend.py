@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
@@ -21,19 +21,21 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 from torch.nn import Parameter
 
-ASKED = "asked for"
 Backend = Literal["auto", "triton", "eager"]
+Way = Literal["triton", "eager", "op", "formula"]
+
+ASKED = "asked for"
 BACKENDS = get_args(Backend)
 TRITON_DEVICES = frozenset({"cuda", "xpu"})
 
 
 @functools.cache
 def has_triton() -> bool:
-    """Whether Triton can be imported."""
+    """True if Triton can be imported."""
     return importlib.util.find_spec("triton") is not None
 
 
-# Devices on which a compiler sees ops, not formulas: known at import, so that no graph depends on the backend set meanwhile.
+# Devices on which a compiler may see ops, not formulas.
 _INTERPRETED = frozenset({"cpu"} if os.environ.get("TRITON_INTERPRET") == "1" else ())
 OP_DEVICES = TRITON_DEVICES | _INTERPRETED if has_triton() else frozenset()
 _TRACED = (Tensor, Parameter, FakeTensor, FunctionalTensor)
@@ -47,6 +49,9 @@ def _checked(name: str, origin: str) -> Backend:
 
 _setting = [_checked(os.environ.get("TRITON_THRESH_BACKEND") or "auto", "TRITON_THRESH_BACKEND")]
 _override: ContextVar[Backend | None] = ContextVar("triton_thresh_backend", default=None)
+_traced_overrides: list[
+    str
+] = []  # the same for Dynamo, which cannot trace a ContextVar; it traces anew when the list changes
 
 
 def set_backend(name: Backend) -> None:
@@ -97,15 +102,17 @@ def use_backend(name: Backend) -> Iterator[None]:
         tensor([0.0000, 0.6000])
     """
     token = _override.set(_checked(name, "use_backend: name"))
+    _traced_overrides.append(name)
     try:
         yield
     finally:
+        _traced_overrides.pop()
         _override.reset(token)
 
 
 @functools.cache
 def interpreting() -> bool:
-    """Whether Triton's kernels run in its interpreter, on CPU tensors."""
+    """True if Triton's kernels run in its interpreter, on CPU tensors."""
     if not has_triton():
         return False
     import triton
@@ -113,10 +120,10 @@ def interpreting() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def is_plain(*tensors: object) -> bool:
-    """Whether these may be handed to a kernel: ordinary tensors, no compiler, tracer, transform or forward-mode AD at work.
+def is_ordinary(*tensors: object) -> bool:
+    """True if kernels may have these: ordinary tensors, and no compiler, tracer, transform or forward-mode AD at work.
 
-    A tensor that torch has yet to negate (``z.conj().imag``) is not one: its memory does not hold its values.
+    A tensor that torch has yet to negate (``z.conj().imag``) is not ordinary, because its memory does not hold its values.
     """
     if is_dynamo_compiling():
         return False
@@ -132,44 +139,37 @@ def is_plain(*tensors: object) -> bool:
     return True
 
 
-def _is_triton_around() -> bool:
-    """Whether `use_backend("triton")` surrounds the call."""
-    return _override.get() == "triton"
+def is_one_op(input: Tensor, *others: object) -> bool:
+    """True if a call that is not ordinary should appear as a single op of torch.library.
 
-
-# what torch.compiler.assume_constant_result sets, without importing Dynamo, which reads no ContextVar
-_is_triton_around._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def is_traced(input: Tensor, *tensors: object) -> bool:
-    """Whether a call that is not plain is to be an op of library.py: compilers, tracers and dispatch modes see it whole where
-    kernels may run; transforms, forward-mode AD and other subclasses see through it.
-
-    So does torch.export, unless `use_backend("triton")` surrounds it: a program may be loaded where this package is not.
+    Compilers and dispatch modes get the op on devices that Triton drives, because they would tear the fused kernel apart. Plain
+    torch goes to transforms, forward-mode AD and tensor subclasses, which differentiate or batch it; to `torch.jit.trace`; and
+    to exporters, so that a program runs where this package is not installed (unless backend "triton" is asked for).
     """
-    if input.device.type not in OP_DEVICES or (is_exporting() and not _is_triton_around()):
+    if input.device.type not in OP_DEVICES:
         return False
     # asked in the way that Dynamo answers without a node in its graph
     transform = torch._C._functorch.peek_interpreter_stack()
     if isinstance(transform, torch._C._functorch.CInterpreter) or forward_ad._current_level >= 0:
         return False
-    if not is_compiling() and _len_torch_dispatch_stack() == 0:
+    if is_compiling():
+        asked = _traced_overrides[-1] if _traced_overrides else _setting[0]
+        if is_exporting() and asked != "triton":
+            return False
+    elif _len_torch_dispatch_stack() == 0:
         return False
-    return all(type(t) in _TRACED for t in (input, *tensors) if isinstance(t, Tensor))
+    else:
+        asked = get_backend()
+    if asked == "eager" or (asked == "auto" and input.device.type not in TRITON_DEVICES):
+        return False
+    return all(type(t) in _TRACED for t in (input, *others) if isinstance(t, Tensor))
 
 
-def runs_eagerly(input: Tensor) -> bool:
-    """Whether a call on an ordinary tensor, not compiled, is one of torch's own CPU ops: the cheapest of these checks."""
-    return (
-        input.is_cpu
-        and input.layout is torch.strided
-        and (_override.get() or _setting[0]) != "triton"
-        and not _are_transforms_active()
-        and forward_ad._current_level < 0
-        and _len_torch_dispatch_stack() == 0
-        and not _is_tracing()
-        and not (input.requires_grad and is_legacy_batchedtensor(input))
-    )
+def way(input: Tensor, *others: object) -> Way:
+    """How a call goes: to kernels, to torch's own eager ops, as one op of torch.library, or as a formula in plain torch."""
+    if is_ordinary(input, *others):
+        return choose(input.device)[0]
+    return "op" if is_one_op(input, *others) else "formula"
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:
@@ -179,12 +179,12 @@ def on_device(device: torch.device) -> AbstractContextManager[Any]:
 
 @functools.cache
 def is_driven(device: torch.device) -> bool:
-    """Whether Triton may drive such a device."""
+    """True if Triton may drive such a device."""
     return device.type in TRITON_DEVICES
 
 
 @functools.cache
-def _automatic(device: torch.device, driven: bool, installed: bool) -> tuple[str, str]:
+def _automatic(device: torch.device, driven: bool, installed: bool) -> tuple[Way, str]:
     if driven and not installed:
         return "eager", "auto: Triton is not installed"
     if driven:
@@ -192,7 +192,7 @@ def _automatic(device: torch.device, driven: bool, installed: bool) -> tuple[str
     return "eager", f"auto: tensors on {device.type} run in eager torch"
 
 
-def choose(device: torch.device) -> tuple[str, str]:
+def choose(device: torch.device) -> tuple[Way, str]:
     """The backend for tensors on `device`, and why."""
     asked = _override.get() or _setting[0]
     if asked == "eager":
@@ -207,3 +207,31 @@ def choose(device: torch.device) -> tuple[str, str]:
             'in the environment before Triton is first imported (slow, for testing); "auto" runs CPU tensors in eager torch'
         )
     return "triton", ASKED
+
+
+class Plan(NamedTuple):
+    """What a call would do."""
+
+    way: Way
+    reason: str
+    block: int | None
+    num_warps: int | None
+    block_source: str | None
+    forward_bytes: int | None
+    backward_bytes: int | None
+    saved_bytes: int | None
+
+
+def planned(way: Way, device: torch.device, choice: Any, searches: bool, *moved: int) -> Plan:
+    """A plan; `choice` is the block size and where it came from (None: no kernel runs)."""
+    reason = choose(device)[1]
+    if way == "op":
+        reason += "; traced as one op"
+    elif way == "formula":
+        reason = "compiled, transformed or subclassed tensors run in plain torch"
+    if choice is None:
+        return Plan(way, reason, None, None, None, *moved)
+    (block, num_warps), source = choice
+    if source == "default" and searches:
+        source = "default; the first call searches"
+    return Plan("triton", reason, block, num_warps, source, *moved)

@@ -1,49 +1,110 @@
-"""Argument checks: every error names the argument, what it was, and what would be accepted."""
+"""What every op asks of its arguments, and how numbers are rounded. An error names the argument, what it was, and what would do."""
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, Union
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 from torch.jit._trace import TracerWarning, is_tracing
 
-from .rules import Operand
+Operand = Union[float, int, Tensor]
+"""A number, a 0-dim tensor, or a tensor that broadcasts to the input's shape."""
 
+Reduction = Literal["mean", "sum", "none"]
+
+HALF = frozenset({torch.float16, torch.bfloat16})
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 REAL = (*FLOATING, *INTEGER, torch.bool)
-_REAL = frozenset(REAL)
 REDUCTIONS = ("mean", "sum", "none")
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in FLOATING}
 NO_GRADIENT = "this op has no gradient to give it; pass {name}.detach()"
 LEAST_POSITIVE = torch.finfo(torch.float32).tiny
+_REAL = frozenset(REAL)
 
 
-def _names(dtypes: tuple[torch.dtype, ...]) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+# ------------------------------------------------------------------------------------------------------------ rounding
 
 
-def check_input(op: str, input: object, dtypes: tuple[torch.dtype, ...], *, jagged: bool = True) -> None:
-    """`input` is a strided tensor of one of `dtypes`, or a jagged one, which takes the formulas in plain torch."""
-    if not isinstance(input, Tensor):
-        raise TypeError(f"{op}: input must be a tensor, got {type(input).__name__}")
-    if input.dtype not in dtypes:
-        raise TypeError(f"{op}: input has dtype {input.dtype}, expected one of {_names(dtypes)}")
-    if input.layout is not torch.strided and not (jagged and input.layout is torch.jagged):
-        hint = "; pass the values() of input and target" if input.layout is torch.jagged else ""
-        raise TypeError(f"{op}: input has layout {input.layout}, expected a dense (strided) tensor{hint}")
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for 16-bit inputs, else the input's own."""
+    return torch.float32 if dtype in HALF else dtype
 
 
-def check_dtype(op: str, dtype: object) -> torch.dtype:
-    """`dtype` is one that an output may have."""
-    if dtype not in REAL:
-        raise TypeError(f"{op}: dtype is {dtype!r}, expected one of {_names(REAL)}")
-    return dtype
+# the digits of a dtype, and the exponent below which it has fewer, as math.frexp counts
+_FORMATS = {torch.float32: (24, -125), torch.bfloat16: (8, -125), torch.float16: (11, -13)}
+
+
+def _nearest(value: float, dtype: torch.dtype) -> float:
+    """In Python's numbers alone, so that Dynamo makes a constant of it."""
+    if value == 0 or not math.isfinite(value):
+        return value
+    digits, least = _FORMATS[dtype]
+    unit = math.ldexp(1.0, max(math.frexp(value)[1], least) - digits)
+    rounded = round(value / unit) * unit  # halves to even
+    return math.copysign(rounded if abs(rounded) <= torch.finfo(dtype).max else math.inf, value)
+
+
+@functools.lru_cache(maxsize=1024)
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    return _nearest(_nearest(value, torch.float32), dtype)
+
+
+def round_to(value: float, dtype: torch.dtype) -> float:
+    """A number rounded to a floating dtype, through float32 for the 16-bit ones; zeros keep their sign."""
+    if dtype is torch.float64 or value == 0:
+        return value
+    if is_dynamo_compiling():
+        return _nearest(_nearest(value, torch.float32), dtype)
+    return _rounded(value, dtype)
+
+
+def is_open(number: float) -> bool:
+    """Whether a compiler leaves the number open: its program is to serve other numbers too."""
+    if not is_compiling():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # which a compiler has imported
+
+    return not has_static_value(number)
+
+
+def held(number: float, dtype: torch.dtype, device: torch.device) -> float | Tensor:
+    """A number as a floating dtype holds it: rounded here, since compilers keep the constants of 16-bit tensors in float32.
+
+    One that a compiler leaves open becomes a 0-dim tensor, by a product: in torch.full it would become a constant.
+    """
+    if not is_open(number):
+        return round_to(number, dtype)
+    wide = torch.float32 if dtype in HALF else dtype
+    return narrowed(torch.ones((), dtype=wide, device=device) * number, dtype)
+
+
+def narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in a dtype, and rounded to it where Inductor compiles this too.
+
+    Inductor drops the rounding of a cast to 16 bits whose result is computed with, and a view of the bits that is undone at
+    once; it keeps one whose bits are changed, here twice.
+    """
+    tensor = tensor.to(dtype)
+    if dtype not in HALF or not is_compiling() or is_exporting():
+        return tensor
+    return (~~tensor.view(torch.int16)).view(dtype)
+
+
+def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a 0-dim tensor of a dtype, rounded as `held` rounds it."""
+    number = held(value, dtype, device) if dtype.is_floating_point else value
+    return number if isinstance(number, Tensor) else torch.full((), number, dtype=dtype, device=device)
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
 
 
 def check_number(op: str, name: str, value: object) -> float | int:
@@ -73,6 +134,17 @@ def check_positive(op: str, name: str, value: object) -> float:
     return number
 
 
+class OutOfRange(ValueError, RuntimeError):  # noqa: N818 - torch raises RuntimeError for some of these, users expect ValueError
+    """A number that an op cannot take."""
+
+
+def check_least(op: str, name: str, value: float, least: float = 0) -> float:
+    """`value` if it is at least `least`."""
+    if not value >= least:
+        raise OutOfRange(f"{op}: {name} must be at least {least}, got {value}")
+    return value
+
+
 def as_float(op: str, name: str, value: float) -> float:
     """`value` as a float: Python's integers may be too large for one."""
     try:
@@ -82,27 +154,11 @@ def as_float(op: str, name: str, value: float) -> float:
 
 
 def check_held(op: str, name: str, value: float, dtype: torch.dtype) -> float:
-    """A number within the range of a floating dtype, as ATen demands; infinities and NaN are."""
+    """A number within the range of a floating dtype, as ATen demands. Infinities and NaN are within it."""
     limit = LARGEST[dtype]
     if not torch.compiler.is_compiling() and limit < abs(value) < math.inf:
         raise RuntimeError(f"{op}: {name} is {value}, which {dtype} cannot hold; expected -{limit} to {limit}")
     return float(value) if type(value) is int else value
-
-
-def within(dtype: torch.dtype, values: Iterable[Any], nonnegative: bool) -> bool:
-    """Whether these are floats, or integers of 64 bits, that a floating dtype holds (the first of them not below 0)."""
-    limit = LARGEST.get(dtype)
-    if limit is None:
-        return False
-    least = 0.0 if nonnegative else -limit
-    for value in values:
-        kind = type(value)
-        if kind is not float and (kind is not int or value.bit_length() > 63):
-            return False
-        if not least <= value <= limit:
-            return False
-        least = -limit
-    return True
 
 
 def check_integer(op: str, name: str, value: float, dtype: torch.dtype) -> int:
@@ -118,6 +174,43 @@ def check_integer(op: str, name: str, value: float, dtype: torch.dtype) -> int:
     if not info.min <= value <= info.max:
         raise RuntimeError(f"{op}: {name} is {value}, which {dtype} cannot hold; expected {info.min} to {info.max}")
     return int(value)
+
+
+def within(dtype: torch.dtype, values: Iterable[Any], nonnegative: bool) -> bool:
+    """True if these are floats, or integers of 64 bits, that a floating dtype holds (the first of them not below 0)."""
+    limit = LARGEST.get(dtype)
+    if limit is None:
+        return False
+    least = 0.0 if nonnegative else -limit
+    for value in values:
+        kind = type(value)
+        if kind is not float and (kind is not int or value.bit_length() > 63):
+            return False
+        if not least <= value <= limit:
+            return False
+        least = -limit
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------------- tensors
+
+
+def check_input(op: str, input: object, dtypes: tuple[torch.dtype, ...], *, jagged: bool = True) -> None:
+    """`input` is a strided tensor of one of `dtypes`, or a jagged one, which takes the formulas in plain torch."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{op}: input must be a tensor, got {type(input).__name__}")
+    if input.dtype not in dtypes:
+        raise TypeError(f"{op}: input has dtype {input.dtype}, expected one of {_names(dtypes)}")
+    if input.layout is not torch.strided and not (jagged and input.layout is torch.jagged):
+        hint = "; pass the values() of input and target" if input.layout is torch.jagged else ""
+        raise TypeError(f"{op}: input has layout {input.layout}, expected a dense (strided) tensor{hint}")
+
+
+def check_dtype(op: str, dtype: object) -> torch.dtype:
+    """`dtype` is one that an output may have."""
+    if dtype not in REAL:
+        raise TypeError(f"{op}: dtype is {dtype!r}, expected one of {_names(REAL)}")
+    return dtype
 
 
 def check_operand(
@@ -189,17 +282,14 @@ def check_target(op: str, input: Tensor, target: object) -> None:
         raise RuntimeError(f"{op}: target is on {target.device}, expected {input.device}, where the input is")
 
 
-def check_reduction(op: str, reduction: object) -> str:
+def check_reduction(op: str, reduction: object) -> None:
     """`reduction` is "mean", "sum" or "none"."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"{op}: reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
-    return reduction
 
 
-def check_inplace(op: str, input: Tensor, plain: bool) -> None:
-    """`input` may be written to: raised before anything is. For a compiled or transformed call torch's checks of copy_ do."""
-    if not plain:
-        return
+def check_inplace(op: str, input: Tensor) -> None:
+    """`input` may be written to: raised before anything is."""
     if torch._debug_has_internal_overlap(input) == 1:
         raise RuntimeError(
             f"{op}: input has elements that share memory (shape {tuple(input.shape)}, strides {input.stride()}) and cannot be "
@@ -216,6 +306,10 @@ def check_inplace(op: str, input: Tensor, plain: bool) -> None:
             )
     if input.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError(f"{op}: input is an inference tensor and cannot be changed in place; clone() it first")
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
 def _describe(value: object) -> str:

@@ -19,7 +19,7 @@ import torch
 
 import triton_thresh as tt
 
-from . import backend, measured, tune, tuning
+from . import backend, tune, tuning
 from .registry import OPS
 
 CANNOT_RUN = 2  # exit code
@@ -151,15 +151,13 @@ def info() -> None:
     else:
         typer.echo("triton is not installed: every op runs in eager torch")
     typer.echo(f"backend asked for: {tt.get_backend()}")
-    typer.echo(f"block sizes shipped for: {', '.join(measured.shipped_devices()) or 'no GPU yet'}")
     search = "yes" if tuning.may_search() else "no"
-    typer.echo(f"block sizes found by searches: {measured.cache_folder()}; a search may run: {search}")
+    typer.echo(f"block sizes found by searches: {tuning.table_folder()}; a search may run: {search}")
     for device in (torch.device("cpu"), *_gpus()):
         name = ""
         if device.type != "cpu":
             own = str(torch.get_device_module(device).get_device_name(device))
-            shipped, found = (len(table(own).entries) for table in (measured.shipped, measured.cached))
-            name = f" {own}, {shipped} block sizes shipped and {found} found"
+            name = f" {own}, {len(tuning.table(own))} block sizes found"
         try:
             typer.echo(f"{device}{name}: {' ('.join(backend.choose(device))})")
         except RuntimeError as error:
@@ -233,7 +231,7 @@ def tune_(
         Path | None, typer.Option(dir_okay=False, help="Also write the table there, for instance table.json.")
     ] = None,
 ) -> None:
-    """Search block sizes and crossovers for the GPU at hand.
+    """Search block sizes for the GPU at hand.
 
     They are kept for later processes.
     """

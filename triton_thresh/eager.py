@@ -1,28 +1,31 @@
-"""The eager backend: the reference formulas with few passes over memory.
+"""The eager backend: the formulas with few passes over memory.
 
-Losses and gates whose threshold learns run in slices that stay in the cache. Other gates with a number for threshold use
-the torch kernels that compute the same bits, and are given it as the input's dtype holds it.
+Losses run in slices that stay in the cache, with closed-form slopes. Gates with a number for threshold use the torch kernels that
+compute the same bits, and are given the number as the input's dtype holds it.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import layout, reference
-from .backend import is_plain
-from .reference import LossSpec, Surrogate
-from .rounding import round_to
-from .rules import Operand
+from . import reference
+from .cells import Spec, element_loss, wide
+from .checks import Operand, compute_dtype, round_to
+from .rules import Element, Rule, select
 
 SLICE = 1 << 18
 FEW = 1 << 13  # elements of which a pass costs less than a call
+
+
+# ---------------------------------------------------------------------------------------------------------------- losses
 
 
 def _parts(tensors: Sequence[Operand], like: Tensor) -> Iterator[list[Any]]:
@@ -46,8 +49,90 @@ def _parts(tensors: Sequence[Operand], like: Tensor) -> Iterator[list[Any]]:
         yield [t if w else t.narrow(0, start, size) for w, t in zip(whole, tensors)]  # type: ignore[union-attr]
 
 
+def loss_and_slope(
+    spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand], *, want_loss: bool = True, want_slope: bool = True
+) -> tuple[Tensor | None, Tensor | None]:
+    """The weighted element loss and its derivative in x, in the compute type and off the tape; None for what is not wanted."""
+    if not want_slope:
+        return element_loss(spec, x, y, operands, fast=True), None
+    dtype = compute_dtype(x.dtype)
+    x, y = (tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in (x, y))
+    base, rule, weight = spec.parts([wide(value, dtype) for value in operands])
+    slope = base.slope(x, y)
+    if slope is None or (rule.slopes and type(rule).weight_slope is Rule.weight_slope):
+        return _differentiated(spec, x, y, operands)
+    loss = base.value(x, y) if want_loss or rule.reads_loss or rule.slopes else x
+    element = Element(base, x, y, loss, fast=True)
+    factor = rule.weight(element)
+    if factor is not None:
+        slope = slope * factor
+        if rule.slopes:
+            slope = slope + loss.nan_to_num(0.0, 0.0, 0.0) * rule.weight_slope(element)
+        loss = loss * factor
+    if weight is not None:
+        loss, slope = loss * weight, slope * weight
+    return loss if want_loss else None, slope
+
+
+def _differentiated(spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand]) -> tuple[Tensor, Tensor]:
+    """Value and slope of a loss that has no closed form for its slope."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        loss = element_loss(spec, leaf, y, operands)
+        (slope,) = torch.autograd.grad(loss.sum(), leaf)
+    return loss.detach(), slope
+
+
+def loss_forward(
+    spec: Spec, input: Tensor, target: Tensor, operands: Sequence[Operand], want_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The loss, and for a reduction the gradient for an upstream gradient of 1."""
+    if spec.reduction == "none":
+        out = torch.empty_like(input, dtype=spec.result)
+        for x, y, part, *values in _parts([input, target, out, *operands], input):
+            value, _ = loss_and_slope(spec, x, y, values, want_slope=False)
+            part.copy_(value)
+        return out, None
+    scale = 1 / input.numel() if spec.reduction == "mean" else 1.0
+    if input.numel() <= SLICE:
+        value, slope = loss_and_slope(spec, input, target, operands, want_slope=want_gradient)
+        total = value.mean() if spec.reduction == "mean" else value.sum()
+        if slope is not None:
+            slope = torch.mul(slope, scale, out=torch.empty_like(input))
+        return total.to(spec.result), slope
+    gradient = torch.empty_like(input) if want_gradient else input
+    total = torch.zeros((), dtype=compute_dtype(input.dtype), device=input.device)
+    for x, y, part, *values in _parts([input, target, gradient, *operands], input):
+        value, slope = loss_and_slope(spec, x, y, values, want_slope=want_gradient)
+        total += value.sum()
+        if slope is not None:
+            torch.mul(slope, scale, out=part)
+    if spec.reduction == "mean":
+        total /= input.numel()
+    return total.to(spec.result), gradient if want_gradient else None
+
+
+def loss_backward(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[Operand], gradient: Tensor) -> Tensor:
+    """d loss / dx times the upstream gradient, recomputed from the inputs."""
+    dx = torch.empty_like(input)
+    scale = 1 / input.numel() if spec.reduction == "mean" else 1.0
+    for x, y, g, part, *values in _parts([input, target, gradient, dx, *operands], input):
+        _, slope = loss_and_slope(spec, x, y, values, want_loss=False)
+        torch.mul(slope, g.to(slope.dtype) * scale, out=part)
+    return dx
+
+
+def loss_rescale(dx: Tensor, gradient: Tensor) -> None:
+    """dx *= gradient, in place; on a CPU, where reading it costs nothing, a gradient of 1 is passed over."""
+    if dx.device.type != "cpu" or gradient.item() != 1:
+        dx *= gradient
+
+
+# ----------------------------------------------------------------------------------------------------------------- gates
+
+
 def _are_few(input: Tensor) -> bool:
-    """Whether numbers go in as kept tensors: of a GPU they would belong to one stream, or to a graph being captured."""
+    """True if numbers may be passed as cached 0-dim tensors. CPU only: one on a GPU would be tied to a stream or a captured graph."""
     return input.is_cpu and input.numel() <= FEW
 
 
@@ -60,93 +145,6 @@ def _kept(value: float, sign: float, dtype: torch.dtype) -> Tensor:
 def _scalar(value: float, dtype: torch.dtype) -> Tensor:
     """A number as a 0-dim CPU tensor, kept and not to be written to; its sign tells -0 from 0."""
     return _kept(value, math.copysign(1.0, value), dtype)
-
-
-def _pick(compare: Callable[..., Tensor], left: Tensor, right: Operand, a: Operand, b: Operand) -> Tensor:
-    """reference.pick in less time.
-
-    For few elements numbers become kept tensors, which torch would make of them anyway. For many, if a is a finite number
-    above 0 and b a number, the comparison writes 0 and 1 in the input's dtype; times a; then b replaces what is not above 0.
-    """
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return reference.pick(compare, left, right, a, b)
-    if _are_few(left):
-        t = right if isinstance(right, Tensor) else _scalar(right, left.dtype)
-        return torch.where(compare(left, t), _scalar(a, left.dtype), _scalar(b, left.dtype))
-    a, b = round_to(a, left.dtype), round_to(b, left.dtype)
-    if not 0 < a < math.inf:
-        return reference.pick(compare, left, right, a, b)
-    indicator: Tensor = compare(left, right, out=torch.empty_like(left))
-    if a != 1:
-        indicator *= a
-    plain = b == 0 and math.copysign(1.0, b) > 0
-    return indicator if plain else F.threshold(indicator, 0.0, b, inplace=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------- losses
-
-
-def _in_unit(y: Tensor) -> Tensor:
-    """reference.in_unit; on a CPU the least and the greatest tell in a tenth of the time that all lie inside."""
-    if y.is_cpu:
-        least, greatest = y.aminmax()
-        if least.item() >= 0 and greatest.item() <= 1:
-            return y
-    return reference.in_unit(y)
-
-
-def loss_forward(
-    spec: LossSpec, input: Tensor, target: Tensor, operands: Sequence[Operand], *, want_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The loss, and for a reduction the gradient for an upstream gradient of 1."""
-    if spec.reduction == "none":
-        out = torch.empty_like(input, dtype=spec.result)
-        for x, y, part, *values in _parts([input, target, out, *operands], input):
-            value, _ = reference.loss_and_slope(spec, x, y, values, want_slope=False, pick=_pick, in_unit=_in_unit)
-            part.copy_(value)
-        return out, None
-    scale = 1 / input.numel() if spec.reduction == "mean" else 1.0
-    if input.numel() <= SLICE:
-        value, slope = reference.loss_and_slope(
-            spec, input, target, operands, want_slope=want_gradient, pick=_pick, in_unit=_in_unit
-        )
-        total = value.mean() if spec.reduction == "mean" else value.sum()
-        if slope is not None:
-            slope = torch.mul(slope, scale, out=torch.empty_like(input))
-        return total.to(spec.result), slope
-    gradient = torch.empty_like(input) if want_gradient else input
-    total = torch.zeros((), dtype=reference.compute_dtype(input.dtype), device=input.device)
-    for x, y, part, *values in _parts([input, target, gradient, *operands], input):
-        value, slope = reference.loss_and_slope(
-            spec, x, y, values, want_slope=want_gradient, pick=_pick, in_unit=_in_unit
-        )
-        total += value.sum()
-        if slope is not None:
-            torch.mul(slope, scale, out=part)
-    if spec.reduction == "mean":
-        total /= input.numel()
-    return total.to(spec.result), gradient if want_gradient else None
-
-
-def loss_backward(
-    spec: LossSpec, input: Tensor, target: Tensor, operands: Sequence[Operand], gradient: Tensor
-) -> Tensor:
-    """d loss / dx times the upstream gradient, recomputed from the inputs."""
-    dx = torch.empty_like(input)
-    scale = 1 / input.numel() if spec.reduction == "mean" else 1.0
-    for x, y, g, part, *values in _parts([input, target, gradient, dx, *operands], input):
-        _, slope = reference.loss_and_slope(spec, x, y, values, want_loss=False, pick=_pick, in_unit=_in_unit)
-        torch.mul(slope, g.to(slope.dtype) * scale, out=part)
-    return dx
-
-
-def loss_rescale(spec: LossSpec, dx: Tensor, gradient: Tensor) -> None:
-    """dx *= gradient, in place; on a CPU, where reading it costs nothing, a gradient of 1 is passed over."""
-    if dx.device.type != "cpu" or gradient.item() != 1:
-        dx *= gradient
-
-
-# ----------------------------------------------------------------------------------------------------------------- gates
 
 
 class _Shrink(torch.autograd.Function):
@@ -212,66 +210,18 @@ def binary_threshold(
         return torch.where(torch.gt(input, t), _scalar(above_value, result), _scalar(below_value, result))
     if result != input.dtype:
         return reference.binary_threshold(input, threshold, above_value, below_value, dtype=dtype)
-    return _pick(torch.gt, input.detach(), threshold, above_value, below_value)
+    return select(torch.gt, input.detach(), threshold, above_value, below_value)
 
 
-# -------------------------------------------------------------------------------------------- gates whose threshold learns
-
-
-def _is_one_slice(input: Tensor, threshold: Operand) -> bool:
-    """Whether torch lays the results of these out as the input lies, and one pass holds them."""
-    contiguous = not isinstance(threshold, Tensor) or threshold.is_contiguous()
-    return input.numel() <= SLICE and input.is_contiguous() and contiguous
-
-
-class LearnedGate(torch.autograd.Function):
-    """A gate whose threshold learns: saves its codes, a byte each, and not the input."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, threshold: Operand, surrogate: Surrogate) -> Any:
-        if _is_one_slice(input, threshold):
-            output = surrogate.value(input, threshold, *surrogate.constants)
-            above, window = surrogate.codes(input, threshold, *surrogate.constants)
-        else:
-            output, above, window = LearnedGate._sliced(input, threshold, surrogate)
-        ctx.save_for_backward(above, window, *([threshold] if isinstance(threshold, Tensor) else []))
-        ctx.surrogate, ctx.number = surrogate, None if isinstance(threshold, Tensor) else threshold
-        ctx.dtype = input.dtype
-        ctx.set_materialize_grads(False)
-        return (output, reference.counted(above, input.dtype)) if surrogate.counts else output
-
-    @staticmethod
-    def _sliced(input: Tensor, threshold: Operand, surrogate: Surrogate) -> tuple[Tensor, Tensor, Tensor]:
-        output, above, window = (
-            torch.empty_like(input, dtype=dtype) for dtype in (input.dtype, torch.bool, torch.bool)
-        )
-        for x, y, a, w, t in _parts([input, output, above, window, threshold], input):
-            y.copy_(surrogate.value(x, t, *surrogate.constants))
-            for mark, found in zip((a, w), surrogate.codes(x, t, *surrogate.constants)):
-                mark.copy_(found)
-        return output, above, window
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        if all(g is None for g in gradients):
-            return None, None, None
-        above, window, *tensors = ctx.saved_tensors
-        threshold, learns, dtype = tensors[0] if tensors else ctx.number, ctx.needs_input_grad[1], ctx.dtype
-        traced = torch.is_grad_enabled() or not is_plain(*gradients)
-        if traced or (_is_one_slice(above, threshold) and all(g is None or g.is_contiguous() for g in gradients)):
-            dx, each = reference.pull(ctx.surrogate, gradients, (above, window), threshold, dtype)
-            return dx, layout.summed(each, threshold.shape).to(threshold.dtype) if learns else None, None
-        dx = torch.empty_like(above, dtype=dtype)
-        wide = reference.compared_dtype(dtype, threshold)
-        dt = torch.zeros(threshold.shape if learns else (), dtype=wide, device=above.device)
-        present = [i for i, g in enumerate(gradients) if g is not None]
-        columns = [g if i == 0 else g.unsqueeze(-1) for i, g in enumerate(gradients) if g is not None]
-        for a, w, t, part, total, *upstream in _parts([above, window, threshold, dx, dt, *columns], above):
-            used: list[Tensor | None] = [None] * len(gradients)
-            for i, g in zip(present, upstream):
-                used[i] = g if i == 0 else g.squeeze(-1)
-            along_x, along_t = reference.pull(ctx.surrogate, used, (a, w), t, dtype)
-            part.copy_(along_x)
-            if learns:
-                total += layout.summed(along_t, total.shape)
-        return dx, dt.to(threshold.dtype) if learns else None, None
+GATES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
+    {
+        "threshold": torch.threshold,
+        "hardshrink": hardshrink,
+        "softshrink": softshrink,
+        "keep_large": keep_large,
+        "binary_threshold": binary_threshold,
+    }
+)
+IN_PLACE: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
+    {"threshold": torch.threshold_, "hardshrink": hardshrink_}
+)

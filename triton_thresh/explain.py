@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import functional, tuning
-from .backend import is_plain, is_traced, use_backend
-from .dispatch import chosen, chosen_for_many
-from .families import ForeachGate, Gate, GradientGate, Loss, Op
-from .foreach import check_parameters, check_thresholds
-from .registry import OPS
+from . import functional, gates, gradients, losses
+from .backend import Plan, use_backend
+from .registry import OPS, Gate, Loss
 
 
 @dataclass(frozen=True)
@@ -83,102 +80,67 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
     if name not in OPS:
         raise ValueError(f"explain: name must be one of {', '.join(OPS)}, got {name!r}")
     op = OPS[name]
+    function: Any = getattr(functional, name, None) or functools.partial(gates.call, op)
+    described = getattr(functional, name, None) or getattr(gates.reference, name)
     try:
-        bound = inspect.signature(getattr(functional, name, op)).bind(*args, **kwargs)
+        bound = inspect.signature(described).bind(*args, **kwargs)
     except TypeError as error:
         raise TypeError(f"explain: {name}: {error}") from None
     bound.apply_defaults()
-    arguments = bound.arguments
-    if isinstance(op, ForeachGate):
-        return _explain_foreach(op, arguments)
-    input = arguments["input"]
-    if not isinstance(input, Tensor):
-        raise TypeError(f"{name}: input must be a tensor, got {type(input).__name__}")
-    settings = {k: v for a, b in arguments.items() for k, v in (vars(b) if is_dataclass(b) else {a: b}).items()}
-    tensors = [v for v in settings.values() if isinstance(v, Tensor) and v is not input]
-    saved = None
-    if is_plain(input, *tensors):
-        bound = _hollow(op, bound)
-        saved = _saved_eagerly(op, bound)
-    grad = torch.is_grad_enabled() and (input.requires_grad or any(t.requires_grad for t in tensors))
-    backend, reason = chosen(op.tuning_key(arguments), input, grad and _saves(op))
-    if not is_plain(input, *tensors):
-        if op.shell(arguments) != "gate" and is_traced(input, *tensors):
-            reason += "; traced as one op"
-        else:
-            backend, reason = "eager", "compiled, transformed or subclassed tensors run in plain torch"
-    elif isinstance(op, Loss) and grad and arguments["target"].requires_grad:
-        backend, reason = "eager", "a target that requires grad gets it through the formula in plain torch"
-    if backend == "eager":
-        return Explanation(name, backend, reason, None, None, None, None, None, saved)
-    read = op.read(bound.arguments) if isinstance(op, Loss) else tensors
-    forward, backward, saved = op.bytes_moved(input, read, arguments, grad=grad)
-    searchable = op.searches(arguments)
-    choice = tuning.choose(
-        op.shell(arguments), op.tuning_key(arguments), input.dtype, input.numel(), input.device, searchable
-    )
-    source = choice.source
-    if source == "default" and searchable and tuning.may_search():
-        source = "default; the first call searches"
-    config = choice.config
-    return Explanation(name, backend, reason, config.block, config.num_warps, source, forward, backward, saved)
+    plan = _planned(op, bound.arguments)
+    if plan.way == "triton":
+        return Explanation(name, *plan)
+    saved = _saved_eagerly(function, bound) if plan.way == "eager" else None
+    return Explanation(name, "eager", plan.reason, None, None, None, None, None, saved)
 
 
-def _saves(op: Op) -> bool:
-    """Whether a call saves for a backward of its own, and has a crossover for that."""
-    return op.differentiable if isinstance(op, Gate) else not isinstance(op, GradientGate)
+def _planned(op: Any, arguments: dict[str, Any]) -> Plan:
+    """The plan of the op's family."""
+    input, *rest = arguments.values()
+    if isinstance(op, Gate):
+        names = list(gates.signature(op))
+        if not isinstance(input, Tensor):
+            raise TypeError(f"{op.name}: input must be a tensor, got {type(input).__name__}")
+        keywords = {name: value for name, value in arguments.items() if name in ("inplace", "dtype", "input_gradient")}
+        return gates.plan(op, input, *(arguments[name] for name in names), **keywords)
+    if isinstance(op, Loss):
+        return _planned_loss(op, arguments)
+    if op.many:
+        return gradients.plan_many(op.name, input, rest[0])
+    return gradients.plan_one(op.name, input, rest[0])
 
 
-def _hollow(op: Op, bound: inspect.BoundArguments) -> inspect.BoundArguments:
-    """The arguments, with tensors without memory for those on the input's device; raises for those on another."""
-    input = bound.arguments["input"]
-
-    def hollow(name: str, value: Any) -> Any:
-        if is_dataclass(value) and not isinstance(value, type):
-            return replace(value, **{k: hollow(k, v) for k, v in vars(value).items()})
-        if not isinstance(value, Tensor):
-            return value
-        if value is not input and not value.dim() and value.device.type == "cpu":  # a number
-            return value
-        if value.device != input.device:
-            raise RuntimeError(f"{op.name}: {name} is on {value.device}, expected {input.device}, where the input is")
-        empty = value.detach().to("meta").requires_grad_(value.requires_grad)
-        return empty if value.is_leaf else empty.clone()
-
-    made = {name: hollow(name, value) for name, value in bound.arguments.items()}
-    return inspect.BoundArguments(bound.signature, OrderedDict(made))
+def _planned_loss(op: Loss, arguments: dict[str, Any]) -> Plan:
+    options = {name: arguments[name] for name in ("weight", "pos_weight", "reduction") if name in arguments}
+    if op.rule is None:
+        base, rule = arguments["base"], arguments["rule"]
+    else:
+        base, rule = op.base.snake_name(), op.rule(**{name: arguments[name] for name in op.rule.__dataclass_fields__})
+    return losses.plan(op.name, arguments["input"], arguments["target"], base, rule, **options)
 
 
-def _saved_eagerly(op: Op, bound: inspect.BoundArguments) -> int:
-    """The bytes that the eager backend saves for backward: makes the call, which raises what it would."""
+def _saved_eagerly(function: Any, bound: inspect.BoundArguments) -> int:
+    """The bytes that the eager backend saves for backward: makes the call, on tensors without memory."""
     saved = []
 
     def count(tensor: Tensor) -> Tensor:
         saved.append(tensor.numel() * tensor.element_size())
         return tensor
 
+    input = next(iter(bound.arguments.values()))
+    if not isinstance(input, Tensor):  # the gradients of many parameters, in place
+        return 0
+
+    def hollow(value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, **{name: hollow(held) for name, held in vars(value).items()})
+        if not isinstance(value, Tensor) or (value is not input and not value.dim() and value.device.type == "cpu"):
+            return value
+        empty = value.detach().to("meta").requires_grad_(value.requires_grad)
+        return empty if value.is_leaf else empty.clone()
+
+    arguments = {name: hollow(value) for name, value in bound.arguments.items()}
+    made = inspect.BoundArguments(bound.signature, OrderedDict(arguments))
     with use_backend("eager"), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        getattr(functional, op.name, op)(*bound.args, **bound.kwargs)
+        function(*made.args, **made.kwargs)
     return sum(saved)
-
-
-def _explain_foreach(op: ForeachGate, arguments: Mapping[str, Any]) -> Explanation:
-    """All gradients' bytes; the backend and block size of those that share dtype and device with the first."""
-    parameters = arguments["parameters"]
-    listed = check_parameters(op.name, parameters)
-    check_thresholds(op.name, arguments["threshold"], len(listed))
-    gradients = [p.grad for p in listed if p.grad is not None]
-    operands = [t for t in [arguments["threshold"]] if isinstance(t, Tensor)]
-    if not gradients:
-        return Explanation(op.name, "eager", "no parameter has a gradient", None, None, None, None, None, 0)
-    first = gradients[0]
-    count = sum((g.dtype, g.device) == (first.dtype, first.device) for g in gradients)
-    backend, reason = chosen_for_many(op.name, first.dtype, first.device, count)
-    if not is_plain(first, *operands):
-        backend, reason = "eager", "compiled, transformed or subclassed tensors run in plain torch"
-    if backend == "eager":
-        return Explanation(op.name, backend, reason, None, None, None, None, None, 0)
-    moved = op.bytes_moved(gradients, operands, arguments, grad=False)
-    numel = sum(g.numel() for g in gradients if (g.dtype, g.device) == (first.dtype, first.device))
-    config, source = tuning.choose("gate", op.tuning_key(arguments), first.dtype, numel, first.device, False)
-    return Explanation(op.name, backend, reason, config.block, config.num_warps, source, *moved)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, overload
+from typing import overload
+from typing import Literal
 
 import torch
+import torch.fx
 from torch import Tensor
 
-from .registry import GATES, LEARNED_GATES, LOSSES, THRESHOLD_GRAD, THRESHOLD_GRADIENTS
-from .rules import BaseName, Operand, Reduction, Rule
+from . import gates, gradients, losses
+from .bases import Base, BaseName
+from .checks import Operand, Reduction
+from .registry import GATES
+from .rules import ByLoss, ByPrediction, ByProximity, Rule
 
 __all__ = [
     "binary_threshold",
     "exceedance_mse_loss",
+    "firm",
+    "garrote",
     "hardshrink",
     "jumprelu",
     "jumprelu_l0",
@@ -28,20 +35,6 @@ __all__ = [
     "threshold_loss",
     "threshold_mse_loss",
 ]
-
-_threshold = GATES["threshold"].run
-_hardshrink = GATES["hardshrink"].run
-_softshrink = GATES["softshrink"].run
-_binary_threshold = GATES["binary_threshold"].run
-_jumprelu = LEARNED_GATES["jumprelu"].__call__
-_step = LEARNED_GATES["step"].__call__
-_jumprelu_l0 = LEARNED_GATES["jumprelu_l0"].__call__
-_threshold_bce_loss = LOSSES["threshold_bce_loss"].run
-_threshold_bce_with_logits_loss = LOSSES["threshold_bce_with_logits_loss"].run
-_threshold_mse_loss = LOSSES["threshold_mse_loss"].run
-_proximity_mse_loss = LOSSES["proximity_mse_loss"].run
-_exceedance_mse_loss = LOSSES["exceedance_mse_loss"].run
-_threshold_loss = LOSSES["threshold_loss"].__call__
 
 
 def threshold(input: Tensor, threshold: Operand, value: float = 0.0, inplace: bool = False) -> Tensor:
@@ -77,7 +70,7 @@ def threshold(input: Tensor, threshold: Operand, value: float = 0.0, inplace: bo
         tensor([[1., 0.],
                 [3., 3.]])
     """
-    return _threshold(input, (threshold, value), inplace)
+    return gates.run(GATES["threshold"], input, (threshold, value), inplace=inplace)  # type: ignore[no-any-return]
 
 
 def hardshrink(input: Tensor, lambd: Operand = 0.5, *, inplace: bool = False) -> Tensor:
@@ -109,7 +102,7 @@ def hardshrink(input: Tensor, lambd: Operand = 0.5, *, inplace: bool = False) ->
         >>> hardshrink(torch.tensor([-1.0, -0.5, 0.2, 0.6]))
         tensor([-1.0000,  0.0000,  0.0000,  0.6000])
     """
-    return _hardshrink(input, (lambd,), inplace)
+    return gates.run(GATES["hardshrink"], input, (lambd,), inplace=inplace)  # type: ignore[no-any-return]
 
 
 def softshrink(input: Tensor, lambd: Operand = 0.5) -> Tensor:
@@ -141,7 +134,70 @@ def softshrink(input: Tensor, lambd: Operand = 0.5) -> Tensor:
         >>> softshrink(torch.tensor([-1.0, 0.5, 0.25, 1.5]))
         tensor([-0.5000,  0.0000,  0.0000,  1.0000])
     """
-    return _softshrink(input, (lambd,))
+    return gates.run(GATES["softshrink"], input, (lambd,))  # type: ignore[no-any-return]
+
+
+def garrote(input: Tensor, lambd: Operand = 0.5) -> Tensor:
+    """Shrink towards zero, large values hardly at all: ``y = x - lambd**2 / x where |x| > lambd, else 0``; NaN inputs pass.
+
+    The gradient is ``1 + lambd**2 / x**2`` where ``|x| > lambd``, else 0.
+
+    Args:
+        input: float16, bfloat16, float32 or float64.
+        lambd: a number of at least 0, a 0-dim tensor (never read by the host), or a tensor that broadcasts to the input's
+            shape. Numbers and 0-dim tensors are rounded to the input's dtype; other tensors are compared in the promoted dtype.
+
+    Shape:
+        The output has the input's shape, dtype and memory format.
+
+    Raises:
+        TypeError: for other dtypes, and for a `lambd` that is neither number nor tensor.
+        ValueError: for a `lambd` that does not broadcast to the input's shape, that requires grad, or that is a negative number.
+
+    Equivalent to:
+        ``torch.where(input.abs() > lambd, input - lambd**2 / input, 0)``
+
+    Source:
+        Gao 1998, Wavelet Shrinkage Denoising Using the Non-Negative Garrote; `pywt.threshold(mode="garrote")`.
+
+    Examples:
+        >>> garrote(torch.tensor([-2.0, 0.5, 1.0, 4.0]), 1.0)
+        tensor([-1.5000,  0.0000,  0.0000,  3.7500])
+    """
+    return gates.run(GATES["garrote"], input, (lambd,))  # type: ignore[no-any-return]
+
+
+def firm(input: Tensor, low: Operand, high: Operand) -> Tensor:
+    """Shrink what lies between two thresholds, and keep what lies beyond: between hard and soft thresholding.
+
+    ``y = x where |x| > high, sign(x) * high * (|x| - low) / (high - low) where |x| > low, else 0``; NaN inputs pass. With
+    ``low = high`` it is `hardshrink`, with ``high = inf`` `softshrink`. The gradient is 1, ``high / (high - low)`` and 0 there.
+
+    Args:
+        input: float16, bfloat16, float32 or float64.
+        low: up to which x becomes 0: a number of at least 0, a 0-dim tensor (never read by the host), or a tensor that broadcasts
+            to the input's shape. Numbers and 0-dim tensors are rounded to the input's dtype; other tensors are compared in the
+            promoted dtype.
+        high: from which x is kept; likewise, and as a number not below `low`.
+
+    Shape:
+        The output has the input's shape, dtype and memory format.
+
+    Raises:
+        TypeError: for other dtypes, and for thresholds that are neither number nor tensor.
+        ValueError: for thresholds that do not broadcast to the input's shape, that require grad, or that are numbers out of order.
+
+    Equivalent to:
+        ``torch.where(x.abs() > high, x, x.sign() * torch.where(x.abs() > low, high * (x.abs() - low) / (high - low), 0))``
+
+    Source:
+        Gao and Bruce 1997, WaveShrink with Firm Shrinkage; `pywt.threshold_firm`.
+
+    Examples:
+        >>> firm(torch.tensor([-3.0, 0.5, 1.5, 2.0]), 1.0, 2.0)
+        tensor([-3.,  0.,  1.,  2.])
+    """
+    return gates.run(GATES["firm"], input, (low, high))  # type: ignore[no-any-return]
 
 
 def binary_threshold(
@@ -183,7 +239,7 @@ def binary_threshold(
         >>> binary_threshold(torch.tensor([0.2, 0.9]), 0.5, True, False, dtype=torch.bool)
         tensor([False,  True])
     """
-    return _binary_threshold(input, (threshold, above_value, below_value), False, dtype)
+    return gates.run(GATES["binary_threshold"], input, (threshold, above_value, below_value), dtype=dtype)  # type: ignore[no-any-return]
 
 
 def jumprelu(input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gradient: bool = False) -> Tensor:
@@ -225,7 +281,7 @@ def jumprelu(input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, inpu
         >>> theta.grad
         tensor([-2., -2.])
     """
-    return _jumprelu(input, threshold, bandwidth, input_gradient=input_gradient)  # type: ignore[no-any-return]
+    return gates.run(GATES["jumprelu"], input, (threshold, bandwidth), input_gradient=bool(input_gradient))  # type: ignore[no-any-return]
 
 
 def step(input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gradient: bool = False) -> Tensor:
@@ -264,7 +320,7 @@ def step(input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gr
         >>> theta.grad
         tensor(-4.)
     """
-    return _step(input, threshold, bandwidth, input_gradient=input_gradient)  # type: ignore[no-any-return]
+    return gates.run(GATES["step"], input, (threshold, bandwidth), input_gradient=bool(input_gradient))  # type: ignore[no-any-return]
 
 
 def jumprelu_l0(
@@ -304,7 +360,7 @@ def jumprelu_l0(
         >>> l0
         tensor([2., 0.])
     """
-    return _jumprelu_l0(input, threshold, bandwidth, input_gradient=input_gradient)  # type: ignore[no-any-return]
+    return gates.run(GATES["jumprelu_l0"], input, (threshold, bandwidth), input_gradient=bool(input_gradient))  # type: ignore[no-any-return]
 
 
 def threshold_bce_loss(
@@ -319,12 +375,12 @@ def threshold_bce_loss(
 ) -> Tensor:
     """Binary cross entropy on probabilities, weighed by ``weight_above where p >= threshold else weight_below``.
 
-    Logarithms are clamped at -100 and the gradient's denominator at 1e-12, as torch does. Probabilities and targets outside
-    [0, 1], or NaN, give NaN; no assertion stops the process.
+    Logarithms are clamped at -100 and the gradient's denominator at 1e-12, as torch does. Probabilities outside [0, 1], or NaN,
+    give NaN; no assertion stops the process.
 
     Args:
         input: probabilities, float16, bfloat16, float32 or float64.
-        target: of the input's shape, in any real dtype. One that requires grad gets it through the formula in plain torch.
+        target: of the input's shape, in any real dtype.
         threshold: where the weight changes. Settings may be numbers, 0-dim, per-class or per-element tensors.
         weight_above: the weight from the threshold on.
         weight_below: the weight of all others.
@@ -336,8 +392,8 @@ def threshold_bce_loss(
 
     Raises:
         TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
-        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or requires
-            grad, and an unknown reduction. Only `input` and `target` get a gradient.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
+            requires grad, and an unknown reduction. Only `input` gets a gradient.
 
     Equivalent to:
         ``(F.binary_cross_entropy(input, target, reduction="none") * torch.where(input >= threshold, above, below)).mean()``
@@ -350,7 +406,15 @@ def threshold_bce_loss(
         >>> threshold_bce_loss(p, torch.tensor([1.0, 0.0]))
         tensor(0.0638, grad_fn=<LossBackward>)
     """
-    return _threshold_bce_loss(input, target, (threshold, weight_above, weight_below), weight, None, reduction)
+    return losses.run(
+        "threshold_bce_loss",
+        input,
+        target,
+        "bce",
+        ByPrediction(threshold, weight_above, weight_below),
+        weight=weight,
+        reduction=reduction,
+    )
 
 
 def threshold_bce_with_logits_loss(
@@ -371,7 +435,7 @@ def threshold_bce_with_logits_loss(
 
     Args:
         input: logits, float16, bfloat16, float32 or float64.
-        target: of the input's shape, in any real dtype. One that requires grad gets it through the formula in plain torch.
+        target: of the input's shape, in any real dtype.
         threshold: where the weight changes. Settings may be numbers, 0-dim, per-class or per-element tensors.
         weight_above: the weight from the threshold on.
         weight_below: the weight of all others.
@@ -384,8 +448,8 @@ def threshold_bce_with_logits_loss(
 
     Raises:
         TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
-        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or requires
-            grad, and an unknown reduction. Only `input` and `target` get a gradient.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
+            requires grad, and an unknown reduction. Only `input` gets a gradient.
 
     Equivalent to:
         ``(F.binary_cross_entropy_with_logits(input, target, reduction="none") * w).mean()`` with
@@ -399,8 +463,16 @@ def threshold_bce_with_logits_loss(
         >>> threshold_bce_with_logits_loss(x, torch.tensor([1.0, 0.0]))
         tensor(0.0791, grad_fn=<LossBackward>)
     """
-    return _threshold_bce_with_logits_loss(
-        input, target, (threshold, weight_above, weight_below), weight, pos_weight, reduction
+    rule = ByPrediction(threshold, weight_above, weight_below)
+    return losses.run(
+        "threshold_bce_with_logits_loss",
+        input,
+        target,
+        "bce_with_logits",
+        rule,
+        weight=weight,
+        pos_weight=pos_weight,
+        reduction=reduction,
     )
 
 
@@ -420,7 +492,7 @@ def threshold_mse_loss(
 
     Args:
         input: predictions, float16, bfloat16, float32 or float64.
-        target: of the input's shape, in any real dtype. One that requires grad gets it through the formula in plain torch.
+        target: of the input's shape, in any real dtype.
         threshold: where the weight changes. Settings may be numbers, 0-dim, per-class or per-element tensors.
         weight_above: the weight from the threshold on.
         weight_below: the weight of all others.
@@ -432,8 +504,8 @@ def threshold_mse_loss(
 
     Raises:
         TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
-        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or requires
-            grad, and an unknown reduction. Only `input` and `target` get a gradient.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
+            requires grad, and an unknown reduction. Only `input` gets a gradient.
 
     Equivalent to:
         ``((input - target) ** 2 * torch.where(input >= threshold, above, below)).mean()``
@@ -445,7 +517,8 @@ def threshold_mse_loss(
         >>> threshold_mse_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0]), 2.0)
         tensor(2.0500)
     """
-    return _threshold_mse_loss(input, target, (threshold, weight_above, weight_below), weight, None, reduction)
+    rule = ByPrediction(threshold, weight_above, weight_below)
+    return losses.run("threshold_mse_loss", input, target, "mse", rule, weight=weight, reduction=reduction)
 
 
 def proximity_mse_loss(
@@ -465,7 +538,7 @@ def proximity_mse_loss(
 
     Args:
         input: predictions, float16, bfloat16, float32 or float64.
-        target: of the input's shape, in any real dtype. One that requires grad gets it through the formula in plain torch.
+        target: of the input's shape, in any real dtype.
         threshold: what to stay away from. Settings may be numbers, 0-dim, per-class or per-element tensors.
         penalty_range: how far its influence reaches.
         penalty_factor: the extra weight at the threshold itself.
@@ -477,8 +550,8 @@ def proximity_mse_loss(
 
     Raises:
         TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
-        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or requires
-            grad, and an unknown reduction. Only `input` and `target` get a gradient.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
+            requires grad, and an unknown reduction. Only `input` gets a gradient.
 
     Equivalent to:
         ``((input - target) ** 2 * (1 + factor * (1 - d / range).clamp(min=0))).mean()`` with ``d = (input - threshold).abs()``
@@ -490,7 +563,8 @@ def proximity_mse_loss(
         >>> proximity_mse_loss(torch.tensor([0.5, 2.0]), torch.tensor([0.0, 1.0]), 0.5)
         tensor(0.8125)
     """
-    return _proximity_mse_loss(input, target, (threshold, penalty_range, penalty_factor), weight, None, reduction)
+    rule = ByProximity(threshold, penalty_range, penalty_factor)
+    return losses.run("proximity_mse_loss", input, target, "mse", rule, weight=weight, reduction=reduction)
 
 
 def exceedance_mse_loss(
@@ -508,7 +582,7 @@ def exceedance_mse_loss(
 
     Args:
         input: predictions, float16, bfloat16, float32 or float64.
-        target: of the input's shape, in any real dtype. One that requires grad gets it through the formula in plain torch.
+        target: of the input's shape, in any real dtype.
         loss_threshold: the element loss above which the factor applies. Settings may be numbers, 0-dim, per-class or
             per-element tensors.
         penalty_factor: that factor.
@@ -520,8 +594,8 @@ def exceedance_mse_loss(
 
     Raises:
         TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
-        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or requires
-            grad, and an unknown reduction. Only `input` and `target` get a gradient.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
+            requires grad, and an unknown reduction. Only `input` gets a gradient.
 
     Equivalent to:
         ``torch.where(l > loss_threshold, l * penalty_factor, l).mean()``
@@ -533,15 +607,16 @@ def exceedance_mse_loss(
         >>> exceedance_mse_loss(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 1.0]))
         tensor(4.1250)
     """
-    return _exceedance_mse_loss(input, target, (loss_threshold, penalty_factor), weight, None, reduction)
+    rule = ByLoss(loss_threshold, penalty_factor)
+    return losses.run("exceedance_mse_loss", input, target, "mse", rule, weight=weight, reduction=reduction)
 
 
 def threshold_loss(
     input: Tensor,
     target: Tensor,
-    rule: Rule,
+    rule: Rule | None = None,
     *,
-    base: BaseName = "bce_with_logits",
+    base: Base | BaseName = "bce_with_logits",
     weight: Operand | None = None,
     pos_weight: Operand | None = None,
     reduction: Reduction = "mean",
@@ -553,7 +628,7 @@ def threshold_loss(
     Args:
         input: float16, bfloat16, float32 or float64: probabilities for base "bce", logits for "bce_with_logits",
             predictions for "mse".
-        target: of the input's shape, in any real dtype. One that requires grad gets it through the formula in plain torch.
+        target: of the input's shape, in any real dtype.
         rule: `ByPrediction`, `ByProximity` or `ByLoss`; on logits, thresholds are probabilities.
         base: "bce", "bce_with_logits" or "mse".
         pos_weight: the factor of positive targets, for base "bce_with_logits" alone.
@@ -565,8 +640,8 @@ def threshold_loss(
 
     Raises:
         TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
-        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or requires
-            grad, and an unknown reduction. Only `input` and `target` get a gradient.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
+            requires grad, and an unknown reduction. Only `input` gets a gradient.
 
     Equivalent to:
         the base loss with reduction "none", times the rule's weight, reduced
@@ -579,7 +654,9 @@ def threshold_loss(
         >>> threshold_loss(torch.tensor([0.0, 4.0]), torch.tensor([1.0, 0.0]), ByLoss(2.0, 3.0))
         tensor(6.3738)
     """
-    return _threshold_loss(input, target, rule, base=base, weight=weight, pos_weight=pos_weight, reduction=reduction)
+    return losses.run(
+        "threshold_loss", input, target, base, rule, weight=weight, pos_weight=pos_weight, reduction=reduction
+    )
 
 
 def threshold_grad(input: Tensor, threshold: Operand) -> Tensor:
@@ -611,7 +688,7 @@ def threshold_grad(input: Tensor, threshold: Operand) -> Tensor:
         >>> x.grad
         tensor([ 0.0000, -0.6000,  2.0000])
     """
-    return THRESHOLD_GRAD(input, threshold)
+    return gradients.threshold_grad("threshold_grad", input, threshold)
 
 
 @overload
@@ -649,15 +726,13 @@ def threshold_gradients_(
         threshold: a number or a 0-dim tensor (never read by the host if on a GPU), or a list, tuple or 1-dim tensor with one
             for each of the parameters, also for those without grad. Each is rounded to the gradient's dtype. NaN lets only
             NaN pass, a negative number everything.
-        return_kept: return the fraction of elements that were kept. Under FSDP 1 and 2 it is that of all ranks, each of which
-            must make the call.
+        return_kept: return the fraction of elements that were kept.
 
     Shape:
         None, or with `return_kept` a 0-dim float32 tensor on the device of the first gradient, NaN if there is no element.
-        Gradients may be DTensors, whose shards are thresholded where they lie.
 
     Raises:
-        TypeError: for gradients that are sparse, DTensors of partial sums, or not float16, bfloat16, float32 or float64.
+        TypeError: for gradients that are sparse, or not float16, bfloat16, float32 or float64.
         ValueError: for a number of thresholds other than that of parameters, a threshold that requires grad, and thresholds per
             parameter for gradients that share memory.
         RuntimeError: for a gradient whose elements overlap. All errors come before anything is written.
@@ -676,7 +751,7 @@ def threshold_gradients_(
         >>> weight.grad
         tensor([ 0.0000, -0.5000,  0.5000, -2.0000])
     """
-    return THRESHOLD_GRADIENTS(parameters, threshold, return_kept=return_kept)
+    return gradients.threshold_gradients_("threshold_gradients_", parameters, threshold, return_kept)
 
 
 for _name in __all__:  # under torch.fx.symbolic_trace a call is one node, as that of a function of torch is

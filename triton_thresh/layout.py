@@ -93,18 +93,6 @@ def unblock(own: Tensor, operand_shape: Shape, shape: Shape, stride: Shape) -> T
     return own.view([sizes[d] for d in spanned]).permute(ascending).reshape(operand_shape)
 
 
-def pack(planes: Sequence[Tensor], width: int, bits: Tensor) -> None:
-    """Flat bool tensors into the first bytes of `bits`: bit j of byte b of a tile is element j * width + b."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)[:, None]
-    bits.zero_()
-    for i, plane in enumerate(planes):
-        tiles = -(-len(plane) // (8 * width))
-        rows = plane.new_zeros(tiles * 8 * width)
-        rows[: len(plane)] = plane
-        cells = rows.view(tiles, 8, width).to(torch.uint8) << shifts
-        bits[i * tiles * width : (i + 1) * tiles * width] = cells.sum(1, dtype=torch.uint8).view(-1)
-
-
 def unpack(bits: Tensor, width: int, plane: int, numel: int) -> Tensor:
     """One of the flat bool tensors that were packed."""
     tiles = -(-numel // (8 * width))

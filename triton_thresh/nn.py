@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import functional
 from .checks import as_float, check_number, check_positive, check_real
-from .rules import Operand, Reduction
+from .checks import Operand, Reduction
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Union
 import torch
 from torch import Tensor
 
-from .foreach import check_thresholds
+from .gradients import check_thresholds
 from .functional import threshold_gradients_
 
 if TYPE_CHECKING:

@@ -1,30 +1,110 @@
-"""The one list of ops: dispatch, tests, benchmarks, the compile report and the README's table follow from it.
+"""The one list of ops, as data: dispatch, tests, benchmarks, the compile report, tables and docs follow from its rows.
 
-An op is an entry here, a device function in kernels/pointwise.py and a reference in reference.py, under one name.
+A gate is a row here, a function of its name in reference.py and a device function of its name in kernels/pointwise.py. A loss is
+a base of bases.py times a rule of rules.py; a row here gives a pair of them a name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal, Union
 
 import torch
 
-from . import eager, reference
+from .bases import BASES, BCE, MSE, Base, BCEWithLogits
 from .checks import FLOATING, INTEGER
-from .families import ForeachGate, Gate, GradientGate, LearnedGate, Loss, Op
-from .rules import ByLoss, ByPrediction, ByProximity
+from .rules import RULES, ByLoss, ByPrediction, ByProximity, Rule
 
-_GATES = (
+
+@dataclass(frozen=True)
+class Gate:
+    """An elementwise op that compares its input with a threshold.
+
+    Its signature is that of its function in reference.py: input, operands, numbers, then keywords.
+
+    Attributes:
+        formula: y, in words that a table can hold.
+        gradient: dy/dx, likewise.
+        saves: what forward keeps for backward. A "bit" says that dy/dx is 1. "two bits" are a code, which the device function
+            ``<name>_backward`` turns into gradients. The "input" is for a gate whose device function gives dy/dx itself.
+        operands: how many of the arguments after the input may be tensors; the others are numbers.
+        learns: the gate has a gradient for its threshold. With saves="bit" it then saves two bits, and its device functions are
+            ``<name>_learned`` and ``<name>_learned_backward``.
+        rounds: numbers and 0-dim thresholds are rounded to a floating input's dtype.
+        casts: on integer inputs numbers are cast to the input's dtype, and not compared by value.
+        nonnegative: a number below 0 raises.
+        counts: a second output gives how many elements of each row are above the threshold.
+        value: whose device function gives y, if not the gate's own.
+        reads_threshold: backward reads the threshold.
+        inplace: it can write its result to the input.
+        example: operands and numbers with which tests and benchmarks call it.
+    """
+
+    name: str
+    formula: str
+    gradient: str
+    saves: Literal["nothing", "bit", "two bits", "input"] = "bit"
+    operands: int = 1
+    learns: bool = False
+    rounds: bool = True
+    casts: bool = True
+    nonnegative: bool = False
+    counts: bool = False
+    value: str = ""
+    reads_threshold: bool = True
+    inplace: bool = False
+    dtypes: tuple[torch.dtype, ...] = FLOATING
+    example: tuple[float, ...] = (0.5,)
+
+    @property
+    def straight_through(self) -> bool:
+        """True if the threshold learns by a straight-through estimate, whatever it is."""
+        return self.learns and self.saves == "two bits"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A named pair of base and rule; with rule None the whole grid."""
+
+    name: str
+    formula: str
+    weighing: str
+    base: type[Base] = BCEWithLogits
+    rule: type[Rule] | None = None
+
+    @property
+    def cells(self) -> list[tuple[type[Base], type[Rule]]]:
+        """The pairs of base and rule that it reaches."""
+        return [(self.base, self.rule)] if self.rule else [(base, rule) for base in BASES for rule in RULES]
+
+
+@dataclass(frozen=True)
+class GradientGate:
+    """A gate over gradients: of the input in backward, or of many parameters in place."""
+
+    name: str
+    subject: str
+    passes: str
+    gate: Gate
+    many: bool = False
+
+
+Op = Union[Gate, Loss, GradientGate]
+
+KEEP_LARGE = Gate(
+    "keep_large",
+    formula="x where |x| > t or x is NaN, else 0",
+    gradient="1 where |x| > t or x is NaN, else 0",
+)
+
+_OPS: tuple[Op, ...] = (
     Gate(
         "threshold",
         formula="value where x <= t, else x",
         gradient="0 where x <= t, else 1",
-        equivalent="torch.where(input <= threshold, value, input)",
-        reference=reference.threshold,
         dtypes=FLOATING + INTEGER,
-        eager=torch.threshold,
-        eager_inplace=torch.threshold_,
         inplace=True,
         example=(0.1, -2.0),
     ),
@@ -32,156 +112,131 @@ _GATES = (
         "hardshrink",
         formula="0 where -λ <= x <= λ, else x",
         gradient="0 where -λ <= x <= λ, else 1",
-        equivalent="torch.where((input >= -lambd) & (input <= lambd), 0, input)",
-        reference=reference.hardshrink,
-        eager=eager.hardshrink,
-        eager_inplace=eager.hardshrink_,
         inplace=True,
     ),
     Gate(
         "softshrink",
         formula="x - λ where x > λ, x + λ where x < -λ, x where x is NaN, else 0",
         gradient="0 where -λ <= x <= λ, else 1; to λ: -1 where x > λ, 1 where x < -λ, else 0",
-        equivalent="torch.nn.functional.softshrink(input, lambd)",
-        reference=reference.softshrink,
-        eager=eager.softshrink,
+        learns=True,
         nonnegative=True,
-        push=reference.softshrink_push,
-        codes=reference.softshrink_codes,
+        reads_threshold=False,
+    ),
+    Gate(
+        "garrote",
+        formula="x - λ²/x where |x| > λ, x where x is NaN, else 0",
+        gradient="1 + λ²/x² where |x| > λ, 1 where x is NaN, else 0",
+        saves="input",
+    ),
+    Gate(
+        "firm",
+        formula="x where |x| > high, sign(x)·high·(|x| - low)/(high - low) where |x| > low, x where x is NaN, else 0",
+        gradient="1 where |x| > high, high/(high - low) where |x| > low, 1 where x is NaN, else 0",
+        saves="two bits",
+        operands=2,
+        nonnegative=True,
+        example=(0.5, 1.0),
     ),
     Gate(
         "binary_threshold",
         formula="above_value where x > t, else below_value",
         gradient="none",
-        equivalent="torch.where(input > threshold, above_value, below_value)",
-        reference=reference.binary_threshold,
-        dtypes=FLOATING + INTEGER,
-        eager=eager.binary_threshold,
-        differentiable=False,
+        saves="nothing",
         casts=False,
+        dtypes=FLOATING + INTEGER,
         example=(0.1, 3.0, -1.0),
     ),
-)
-
-_LEARNED_GATES = (
-    LearnedGate(
+    Gate(
         "jumprelu",
         formula="x where x > θ, else 0",
         gradient="1 where x > θ, else 0; to θ: -θ/ε where |x - θ| < ε/2, else 0",
-        equivalent="torch.where(input > threshold, input, 0)",
-        reference=reference.jumprelu,
-        pushes=(reference.jumprelu_push,),
+        saves="two bits",
+        learns=True,
+        rounds=False,
+        example=(0.5, 0.25),
     ),
-    LearnedGate(
+    Gate(
         "step",
         formula="1 where x > θ, else 0",
         gradient="0; to θ: -1/ε where |x - θ| < ε/2, else 0",
-        equivalent="(input > threshold).to(input.dtype)",
-        reference=reference.step,
-        pushes=(reference.step_push,),
+        saves="two bits",
+        learns=True,
+        rounds=False,
         reads_threshold=False,
+        example=(0.5, 0.25),
     ),
-    LearnedGate(
+    Gate(
         "jumprelu_l0",
         formula="(jumprelu(x), step(x).sum(-1)), in one pass",
         gradient="both, in one pass",
-        equivalent="torch.where(input > threshold, input, 0), (input > threshold).sum(-1)",
-        reference=reference.jumprelu_l0,
-        pushes=(reference.jumprelu_push, reference.step_push),
-        forward="jumprelu",
+        saves="two bits",
+        learns=True,
+        rounds=False,
+        counts=True,
+        value="jumprelu",
+        example=(0.5, 0.25),
     ),
-)
-
-_LOSSES = (
     Loss(
         "threshold_bce_loss",
         formula="binary cross entropy of a probability",
         weighing="weight_above where p >= t, else weight_below",
-        equivalent="(F.binary_cross_entropy(input, target, reduction='none') * torch.where(input >= t, above, below)).mean()",
-        base="bce",
+        base=BCE,
         rule=ByPrediction,
     ),
     Loss(
         "threshold_bce_with_logits_loss",
         formula="binary cross entropy of a logit",
         weighing="weight_above where x >= logit(t), else weight_below",
-        equivalent="threshold_bce_loss's, of F.binary_cross_entropy_with_logits and input >= logit(t)",
-        base="bce_with_logits",
+        base=BCEWithLogits,
         rule=ByPrediction,
     ),
     Loss(
         "threshold_mse_loss",
         formula="(x - y)²",
         weighing="weight_above where x >= t, else weight_below",
-        equivalent="((input - target) ** 2 * torch.where(input >= t, above, below)).mean()",
-        base="mse",
+        base=MSE,
         rule=ByPrediction,
     ),
     Loss(
         "proximity_mse_loss",
         formula="(x - y)²",
         weighing="1 + factor·(1 - d/range) where d = |x - t| < range, else 1",
-        equivalent="((input - target) ** 2 * (1 + factor * (1 - (input - t).abs() / range).clamp(min=0))).mean()",
-        base="mse",
+        base=MSE,
         rule=ByProximity,
     ),
     Loss(
         "exceedance_mse_loss",
         formula="(x - y)²",
         weighing="factor where (x - y)² > bound, else 1",
-        equivalent="(l * torch.where(l > bound, factor, 1.0)).mean() with l = (input - target) ** 2",
-        base="mse",
+        base=MSE,
         rule=ByLoss,
     ),
     Loss(
         "threshold_loss",
-        formula="any base: bce, bce_with_logits, mse",
-        weighing="any rule: ByPrediction, ByProximity, ByLoss",
-        equivalent="the base loss with reduction='none', times the rule's weight, reduced",
+        formula=f"any base: {', '.join(base.__name__ for base in BASES)}",
+        weighing=f"any rule: {', '.join(rule.__name__ for rule in RULES)}, or none",
+    ),
+    GradientGate(
+        "threshold_grad",
+        subject="of the input, in backward",
+        passes="g where |g| > t or g is NaN, else 0",
+        gate=KEEP_LARGE,
+    ),
+    GradientGate(
+        "threshold_gradients_",
+        subject="of many parameters: their grad, in place",
+        passes="g where |g| > t or g is NaN, else 0",
+        gate=KEEP_LARGE,
+        many=True,
     ),
 )
 
-KEEP_LARGE = Gate(
-    "keep_large",
-    formula="x where |x| > t or x is NaN, else 0",
-    gradient="1 where |x| > t or x is NaN, else 0",
-    equivalent="torch.where((input.abs() > threshold) | input.isnan(), input, 0)",
-    reference=reference.keep_large,
-    eager=eager.keep_large,
-)
-
-THRESHOLD_GRAD = GradientGate(
-    "threshold_grad",
-    subject="of the input, in backward",
-    passes="g where |g| > t or g is NaN, else 0",
-    equivalent="input.view_as(input), with the gradient torch.where((g.abs() > threshold) | g.isnan(), g, 0)",
-    gate=KEEP_LARGE,
-)
-
-THRESHOLD_GRADIENTS = ForeachGate(
-    "threshold_gradients_",
-    subject="of many parameters: their grad, in place",
-    passes="g where |g| > t or g is NaN, else 0",
-    equivalent="for p in parameters: p.grad.copy_(torch.where((p.grad.abs() > threshold) | p.grad.isnan(), p.grad, 0))",
-    gate=KEEP_LARGE,
-)
-
-GATES: Mapping[str, Gate] = MappingProxyType({op.name: op for op in _GATES})
-LEARNED_GATES: Mapping[str, LearnedGate] = MappingProxyType({op.name: op for op in _LEARNED_GATES})
-LOSSES: Mapping[str, Loss] = MappingProxyType({op.name: op for op in _LOSSES})
-OPS: Mapping[str, Op] = MappingProxyType(
-    {
-        **GATES,
-        **LEARNED_GATES,
-        **LOSSES,
-        THRESHOLD_GRAD.name: THRESHOLD_GRAD,
-        THRESHOLD_GRADIENTS.name: THRESHOLD_GRADIENTS,
-    }
-)
+OPS: Mapping[str, Op] = MappingProxyType({op.name: op for op in _OPS})
+GATES: Mapping[str, Gate] = MappingProxyType({op.name: op for op in _OPS if isinstance(op, Gate)})
 
 
 def ops() -> Mapping[str, Op]:
-    """The ops by name, in the order of the documentation. Each can be called as the function of its name.
+    """The ops by name, in the order of the documentation.
 
     Examples:
         >>> list(ops())[:3]

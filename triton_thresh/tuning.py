@@ -1,28 +1,39 @@
-"""Block sizes: from the table shipped for this GPU, then the user's own, then a search on first use, else a default.
+"""Block sizes: a default, the user's table on disk, or a search at first use, which is written to that table.
 
-Reductions never search (block and warps fix the order of summation), nor does anything while a
-CUDA graph is captured or a process group is up (ranks must agree); ranks use shipped tables and defaults alone.
+Reductions always take the default, because block and warps fix the order of summation and with it the bits. Nothing searches
+while a CUDA graph is captured, nor in a process group, whose ranks must agree.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import NamedTuple
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from . import measured
 from .backend import interpreting, on_device
-from .measured import Config
+
+Kind = Literal["gate", "learned", "loss"]
+Launch = Callable[["Config"], object]
+
+
+class Config(NamedTuple):
+    """Elements a thread block covers (a gate's tile is 8 times that), and its warps."""
+
+    block: int
+    num_warps: int
 
 
 class Choice(NamedTuple):
-    """A configuration and where it came from: shipped table, user cache, search, default or interpreter."""
+    """A configuration and where it came from: the user's table, a search, the default or the interpreter."""
 
     config: Config
     source: str
@@ -32,11 +43,19 @@ GATE_BLOCK = 512
 LOSS_BYTES = 8192  # with 4 warps of 32 each thread loads four times 16 bytes
 INTERPRETER = {"gate": Config(1024, 4), "learned": Config(1024, 4), "loss": Config(4096, 4)}
 CANDIDATE_BLOCKS = (256, 512, 1024)
+MOST_PER_WARP = 4096  # of a block: beyond, a kernel would take minutes to compile
+NO_SEARCH = "no search may run: TRITON_THRESH_AUTOTUNE=0, a process group, or a CUDA graph being captured"
 
 
-def bucket(numel: int) -> int:
-    """The power-of-two size bucket: ceil(log2(numel))."""
-    return max(numel - 1, 0).bit_length()
+# ------------------------------------------------------------------------------------------------------------- defaults
+
+
+@functools.cache
+def lanes(device: torch.device) -> int:
+    """Threads of a warp: 64 on AMD's data-centre GPUs, else 32."""
+    if device.type != "cuda":
+        return 32
+    return int(getattr(torch.cuda.get_device_properties(device), "warp_size", 32))
 
 
 @functools.cache
@@ -46,16 +65,19 @@ def gate_warps(block: int, itemsize: int, lanes: int) -> int:
 
 
 @functools.cache
-def default(shell: str, itemsize: int, lanes: int = 32) -> Config:
+def default(kind: Kind, itemsize: int, lanes: int = 32) -> Config:
     """The configuration where nothing was measured, for warps of so many lanes."""
-    if shell == "loss":
+    if kind == "loss":
         return Config(LOSS_BYTES // itemsize, 4)
     return Config(GATE_BLOCK, gate_warps(GATE_BLOCK, itemsize, lanes))
 
 
-def candidates(shell: str, itemsize: int, lanes: int = 32) -> list[Config]:
+# --------------------------------------------------------------------------------------------------------------- search
+
+
+def candidates(kind: Kind, itemsize: int, lanes: int = 32) -> list[Config]:
     """What a search tries: 16 bytes a thread a load at three tile sizes, and the same with half the threads."""
-    start = default(shell, itemsize, lanes)
+    start = default(kind, itemsize, lanes)
     found = [start]
     for size in CANDIDATE_BLOCKS:
         scale = size / GATE_BLOCK
@@ -66,39 +88,16 @@ def candidates(shell: str, itemsize: int, lanes: int = 32) -> list[Config]:
     return found
 
 
-NO_SEARCH = "no search may run: TRITON_THRESH_AUTOTUNE=0, a process group, or a CUDA graph being captured"
-
-
-def among_others() -> bool:
-    """Whether this process is one of a group, whose ranks must agree."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-_searches: ContextVar[bool] = ContextVar("triton_thresh_searches", default=True)
-
-
-@contextmanager
-def without_search() -> Iterator[None]:
-    """In this thread no call searches: what no table has runs with defaults."""
-    token = _searches.set(False)
-    try:
-        yield
-    finally:
-        _searches.reset(token)
-
-
 def may_search() -> bool:
-    """Whether a search may run now: not where ranks could disagree, nor while a CUDA graph is captured, nor if switched off."""
-    if not _searches.get():
-        return False
+    """True if a search may run now: it is not switched off, ranks could not disagree, and no CUDA graph is captured."""
     if os.environ.get("TRITON_THRESH_AUTOTUNE", "1") == "0":
         return False
-    if among_others():
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         return False
     return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
-def search(configs: Sequence[Config], launch: Callable[[Config], object]) -> Config:
+def search(configs: Sequence[Config], launch: Launch) -> Config:
     """The configuration with the smallest median time; one that the GPU cannot hold is passed over, save the first."""
     from triton.runtime.errors import OutOfResources, PTXASError
     from triton.testing import do_bench
@@ -112,22 +111,12 @@ def search(configs: Sequence[Config], launch: Callable[[Config], object]) -> Con
     return min(times, key=lambda config: times[config])
 
 
-_collected: ContextVar[dict[str, Config] | None] = ContextVar("triton_thresh_collected", default=None)
+# ------------------------------------------------------------------------------------------------------- the user's table
 
 
-@contextmanager
-def collecting(found: dict[str, Config]) -> Iterator[None]:
-    """In this thread each searchable call searches, whatever the tables say, unless `found` holds it; results go there alone.
-
-    Raises RuntimeError where no search may run.
-    """
-    if not may_search():
-        raise RuntimeError(NO_SEARCH)
-    token = _collected.set(found)
-    try:
-        yield
-    finally:
-        _collected.reset(token)
+def table_folder() -> Path:
+    """The folder of the user's tables: TRITON_THRESH_CACHE_DIR, else ~/.cache/triton_thresh."""
+    return Path(os.environ.get("TRITON_THRESH_CACHE_DIR") or Path.home() / ".cache" / "triton_thresh")
 
 
 @functools.cache
@@ -135,67 +124,110 @@ def device_name(device: torch.device) -> str:
     return str(torch.get_device_module(device).get_device_name(device))
 
 
+def table_path(device_name: str) -> Path:
+    """The user's table for a device: ``{"<op>/<dtype>/<log2 of the size>": [block, num_warps], ...}``."""
+    return table_folder() / f"{re.sub(r'[^A-Za-z0-9]+', '_', device_name).strip('_')}.json"
+
+
+def _is_config(entry: object) -> bool:
+    if not (isinstance(entry, list) and len(entry) == 2 and all(type(v) is int for v in entry)):
+        return False
+    block, warps = entry
+    if not (32 <= block <= 65536 and block & (block - 1) == 0 and warps in (1, 2, 4, 8, 16, 32)):
+        return False
+    return bool(block <= MOST_PER_WARP * warps)
+
+
+def parse(text: str, origin: str) -> dict[str, Config]:
+    """What is valid of a table; what is not is left out with a warning, never an error."""
+    try:
+        entries = json.loads(text)
+    except ValueError:
+        entries = None
+    if not isinstance(entries, dict):
+        warnings.warn(f"triton_thresh: ignoring {origin}: not a table of block sizes", stacklevel=2)
+        return {}
+    valid = {key: Config(*entry) for key, entry in entries.items() if _is_config(entry)}
+    if len(valid) < len(entries):
+        warnings.warn(
+            f"triton_thresh: ignoring {len(entries) - len(valid)} malformed entries of {origin}", stacklevel=2
+        )
+    return valid
+
+
 @functools.cache
-def lanes(device: torch.device) -> int:
-    """Threads of a warp: 64 on AMD's data-centre GPUs, else 32."""
-    if device.type != "cuda":
-        return 32
-    return int(getattr(torch.cuda.get_device_properties(device), "warp_size", 32))
+def table(device_name: str) -> dict[str, Config]:
+    """The user's table as it was on disk at first use, kept up to date by `remember`."""
+    path = table_path(device_name)
+    try:
+        return parse(path.read_text(errors="replace"), str(path))
+    except OSError:
+        return {}
 
 
-_settled: dict[tuple[str, str, torch.dtype, int, torch.device], Choice] = {}
+def remember(device_name: str, entries: Mapping[str, Config]) -> None:
+    """Add to the user's table, in memory and on disk; a disk that cannot be written to is no error."""
+    own, path = table(device_name), table_path(device_name)
+    own.update(entries)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+            json.dump({key: list(config) for key, config in sorted(own.items())}, file, indent=1)
+        os.replace(file.name, path)
+    except OSError as error:
+        warnings.warn(f"triton_thresh: block sizes were not saved to {path}: {error}", stacklevel=2)
+
+
+# --------------------------------------------------------------------------------------------------------------- choice
+
+
+def key_of(op: str, dtype: torch.dtype, bucket: int) -> str:
+    """An entry's key in a table."""
+    return f"{op}/{str(dtype).removeprefix('torch.')}/{bucket}"
+
+
+def bucket_of(numel: int) -> int:
+    """The power-of-two size bucket: ceil(log2(numel))."""
+    return max(numel - 1, 0).bit_length()
+
+
+_settled: dict[tuple[Any, ...], Choice] = {}
 
 
 def choose(
-    shell: str,
+    kind: Kind,
     op: str,
     dtype: torch.dtype,
     numel: int,
     device: torch.device,
-    searchable: bool,
-    launch: Callable[[Config], object] | None = None,
+    launch: Launch | None = None,
+    *,
+    searches: bool = False,
 ) -> Choice:
     """The configuration for a call; `launch`, if a search is due, runs the op once on scratch tensors."""
-    size = bucket(numel)
-    collected = _collected.get()
-    if collected is not None and searchable and launch is not None:
-        key = f"{op}/{str(dtype).removeprefix('torch.')}/{size}"
-        if key not in collected:
-            with on_device(device):
-                collected[key] = search(candidates(shell, dtype.itemsize, lanes(device)), launch)
-        return Choice(collected[key], "search")
-    signature = (shell, op, dtype, size, device)
+    bucket = bucket_of(numel)
+    signature = (kind, op, dtype, bucket, device)
     choice = _settled.get(signature)
     if choice is None:
-        choice = _resolve(shell, op, dtype, size, device, searchable, launch)
-        if not searchable or choice.source != "default":
+        choice = _resolve(kind, op, dtype, bucket, device, launch, searches)
+        if not searches or choice.source != "default":
             _settled[signature] = choice
     return choice
 
 
 def _resolve(
-    shell: str,
-    op: str,
-    dtype: torch.dtype,
-    size: int,
-    device: torch.device,
-    searchable: bool,
-    launch: Callable[[Config], object] | None,
+    kind: Kind, op: str, dtype: torch.dtype, bucket: int, device: torch.device, launch: Launch | None, searches: bool
 ) -> Choice:
     if interpreting():
-        return Choice(INTERPRETER[shell], "interpreter")
-    name, label = device_name(device), str(dtype).removeprefix("torch.")
-    found = measured.nearest(measured.shipped(name).entries, op, label, size)
-    if found:
-        return Choice(found, "shipped table")
-    if searchable and may_search():
-        key = f"{op}/{label}/{size}"
-        own = measured.cached(name).entries.get(key)
+        return Choice(INTERPRETER[kind], "interpreter")
+    if searches and may_search():
+        name, key = device_name(device), key_of(op, dtype, bucket)
+        own = table(name).get(key)
         if own:
-            return Choice(own, "user cache")
+            return Choice(own, "user's table")
         if launch is not None:
             with on_device(device):
-                found = search(candidates(shell, dtype.itemsize, lanes(device)), launch)
-            measured.remember(name, {key: found})
+                found = search(candidates(kind, dtype.itemsize, lanes(device)), launch)
+            remember(name, {key: found})
             return Choice(found, "search")
-    return Choice(default(shell, dtype.itemsize, lanes(device)), "default")
+    return Choice(default(kind, dtype.itemsize, lanes(device)), "default")

@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from triton_thresh.families import ForeachGate, Gate, GradientGate, LearnedGate, Loss
-from triton_thresh.registry import OPS
-
 from ..calls import Case
 from ..losses import CELLS, Cell
+from ..rows import OPS, ForeachGate, Gate, GradientGate, LearnedGate, Loss
 
 DEVICE = torch.device("cuda")
 KINDS = ("number", "cpu", "mean", "channel", "element")
@@ -21,7 +19,7 @@ KINDS = ("number", "cpu", "mean", "channel", "element")
 def _cases() -> Iterator[Case]:
     for op in OPS.values():
         if isinstance(op, Gate):
-            more = (("learned", "learned-0dim") if op.push else ()) + (("inplace",) if op.inplace else ())
+            more = (("learned", "learned-0dim") if op.learns else ()) + (("inplace",) if op.inplace else ())
             yield from (Case(op, kind) for kind in KINDS + more)
             yield Case(op, dtype=torch.bfloat16)
         elif isinstance(op, LearnedGate):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import triton_thresh as tt
-from triton_thresh.families import ForeachGate
 
 from ..gates import inputs, same
 from ..gradients import FOREACH, THRESHOLDS, by_name, each, gradients, large, parameter, parameters, thresholded
+from ..rows import ForeachGate
 from .cases import DEVICE
 from .test_host import captured, no_host_wait
 from .test_memory import EDGE, filled, need_memory, peak, windows

@@ -17,9 +17,9 @@ from torch import Tensor
 
 import triton_thresh as tt
 from triton_thresh import measured, tuning
-from triton_thresh.registry import OPS
 
 from ..calls import SHAPE, Case, all_same
+from ..rows import OPS
 from .cases import DEVICE, every_case, plain_cases, step, three
 
 pytestmark = pytest.mark.gpu

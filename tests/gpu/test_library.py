@@ -10,11 +10,11 @@ import torch
 
 import triton_thresh as tt
 from triton_thresh import launch, learned
-from triton_thresh.families import Loss
 
 from ..calls import Case
 from ..kernels.test_features import agree
 from ..ops import FUSED, OURS, compiled, held, op_of
+from ..rows import Loss
 from .cases import DEVICE, step, three
 from .test_host import no_host_wait
 

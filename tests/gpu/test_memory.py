@@ -11,11 +11,10 @@ from torch import Tensor
 
 import triton_thresh as tt
 from triton_thresh import ByPrediction
-from triton_thresh.families import Gate
-from triton_thresh.registry import OPS
 
 from ..gates import DIFFERENTIABLE, equal, gradient, label
 from ..losses import CELLS, SETTINGS, Cell, Setup, Truth, assert_near, name, setup, truth
+from ..rows import OPS, Gate
 from .cases import DEVICE
 
 pytestmark = pytest.mark.gpu

@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from triton_thresh.families import ForeachGate, GradientGate
+import triton_thresh as tt
 
 from ..conftest import INTERPRETED
 from ..gates import LAYOUTS, Case, Layout, inputs, kept, label, same, upstream
@@ -29,6 +29,7 @@ from ..gradients import (
     parameters,
     thresholded,
 )
+from ..rows import ForeachGate, GradientGate
 from .test_traffic import COLS, Arena, watched
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="the interpreter counts: TRITON_INTERPRET is not 1")
@@ -79,7 +80,9 @@ def test_traffic_of_backward(op: GradientGate, dtype: torch.dtype, n: int) -> No
             torch.autograd.grad(y, x, g)
         assert (backward.loaded["g"], backward.stored["made"]) == (n * dtype.itemsize,) * 2
         assert (backward.loaded["t"], backward.loaded["x"]) == (own, 0)
-        assert op.bytes_moved(x, [t] if own else [], {}, grad=True) == (0, 2 * n * dtype.itemsize + own, own)
+        plan = tt.explain(op.name, x, threshold)
+        told = plan.forward_bytes, plan.backward_bytes, plan.saved_bytes
+        assert told == (0, 2 * n * dtype.itemsize + own, own)
 
 
 # ------------------------------------------------------------------------------------------------------- many gradients
@@ -220,4 +223,4 @@ def test_traffic(op: ForeachGate, dtype: torch.dtype, count: bool) -> None:
     programs = sum(-(-(g.data_ptr() % 16 + g.nbytes) // (CHUNK * g.itemsize)) for g in all_gradients if g.numel())
     assert moved.loaded == {"gradients": once, "made": 40 * programs}
     assert moved.stored == {"gradients": once, **({"made": 4 * programs} if count else {})}
-    assert op.bytes_moved(all_gradients, [], {}, grad=False) == (2 * once, 0, 0)
+    assert tt.explain(op.name, made, 0.5).forward_bytes == 2 * once

@@ -10,9 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from triton_thresh import ops
-from triton_thresh.families import Gate
-
 from ..conftest import INTERPRETED
 from ..gates import (
     DIFFERENTIABLE,
@@ -25,6 +22,7 @@ from ..gates import (
     Case,
     Layout,
     Operand,
+    agree,
     bits,
     cases,
     gradient,
@@ -36,6 +34,7 @@ from ..gates import (
     upstream,
 )
 from ..interpreted.tools import sentinel_view
+from ..rows import OPS, Gate
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -50,6 +49,9 @@ def by_id(value: object) -> str | None:
 
 
 def arguments(op: Gate, threshold: Any) -> tuple[Any, ...]:
+    """The example with another threshold; further thresholds are not below it."""
+    if op.operands > 1 and not isinstance(threshold, Tensor):
+        return (threshold, *(max(threshold, t) for t in op.example[1:]))
     return (threshold, *op.example[1:])
 
 
@@ -65,11 +67,11 @@ def test_case(case: Case, device: torch.device) -> None:
     before, versions = [bits(t) for t in arguments], [t._version for t in arguments]
     differentiable = case.op.differentiable and case.dtype.is_floating_point
     y = case.op(x.requires_grad_(differentiable), *rest)
-    same(y.detach(), case.op.reference(x.detach(), *rest))
+    agree(case.op, y.detach(), case.op.reference(x.detach(), *rest))
     assert y.stride() == torch.empty_like(x).stride()
     if differentiable:
         (dx,) = torch.autograd.grad(y, x, g)
-        same(dx, gradient(case.op, x, *rest, g=g))
+        agree(case.op, dx, gradient(case.op, x, *rest, g=g))
         assert dx.stride() == y.stride()
     assert all(torch.equal(bits(t), b) for t, b in zip(arguments, before, strict=True)), "an argument was written to"
     assert [t._version for t in arguments] == versions
@@ -79,7 +81,7 @@ def test_case(case: Case, device: torch.device) -> None:
 def test_without_gradient(case: Case, device: torch.device) -> None:
     x, rest = case.make(device)
     y = case.op(x, *rest)
-    same(y, case.op.reference(x, *rest))
+    agree(case.op, y, case.op.reference(x, *rest))
     assert y.stride() == torch.empty_like(x).stride()
 
 
@@ -91,11 +93,11 @@ def test_sizes(op: Gate, n: int, device: torch.device) -> None:
     x, check = sentinel_view(inputs(op.example[0], dtype, (n,), device))
     x.requires_grad_(op.differentiable)
     y = op(x, *op.example)
-    same(y.detach(), op.reference(x.detach(), *op.example))
+    agree(op, y.detach(), op.reference(x.detach(), *op.example))
     if op.differentiable:
         g, check_gradient = sentinel_view(upstream(x), 3)
         (dx,) = torch.autograd.grad(y, x, g)
-        same(dx, gradient(op, x, *op.example, g=g))
+        agree(op, dx, gradient(op, x, *op.example, g=g))
         check_gradient()
     check()
 
@@ -117,13 +119,13 @@ def test_numbers(op: Gate, number: float, device: torch.device) -> None:
     for dtype in FLOATS:
         x = inputs(number, dtype, (60,), device).requires_grad_(op.differentiable)
         y = op(x, *arguments(op, number))
-        same(y.detach(), op.reference(x.detach(), *arguments(op, number)))
+        agree(op, y.detach(), op.reference(x.detach(), *arguments(op, number)))
         if op.differentiable:
             (dx,) = torch.autograd.grad(y, x, upstream(x))
-            same(dx, gradient(op, x, *arguments(op, number), g=upstream(x)))
+            agree(op, dx, gradient(op, x, *arguments(op, number), g=upstream(x)))
 
 
-@pytest.mark.parametrize("op", [op for op in GATES if len(op.example) > 1], ids=label)
+@pytest.mark.parametrize("op", [op for op in GATES if len(op.example) > op.operands], ids=label)
 @pytest.mark.parametrize("constant", [-0.0, torch.nan, -torch.inf, 0.1, 1e-41])
 def test_constants(op: Gate, constant: float, device: torch.device) -> None:
     for dtype in FLOATS:
@@ -161,7 +163,7 @@ def test_integer_limits(op: Gate, dtype: torch.dtype, device: torch.device) -> N
 @pytest.mark.parametrize("dtype", INTEGERS, ids=label)
 @pytest.mark.parametrize("t", [300, -1, 2**40, -(10**30), 10**30, 0.5, -0.5, 254.5, torch.nan, torch.inf])
 def test_binary_threshold_compares_integers_by_value(t: float, dtype: torch.dtype, device: torch.device) -> None:
-    op = ops()["binary_threshold"]
+    op = OPS["binary_threshold"]
     info = torch.iinfo(dtype)
     x = torch.tensor([info.min, 0, 1, 2, 44, 100, info.max], dtype=dtype, device=device)
     expected = [1 if v > t else 0 for v in x.tolist()]
@@ -187,7 +189,7 @@ def test_layouts_of_the_upstream_gradient(op: Gate, layout: Layout, device: torc
     y = op(x, *op.example)
     for g in (layout.lay(upstream(x)), permuted(upstream(x), (3, 1, 0, 2))):
         (dx,) = torch.autograd.grad(y, x, g, retain_graph=True)
-        same(dx, gradient(op, x, *op.example, g=g))
+        agree(op, dx, gradient(op, x, *op.example, g=g))
         assert dx.stride() == x.stride()
 
 
@@ -195,7 +197,7 @@ def test_layouts_of_the_upstream_gradient(op: Gate, layout: Layout, device: torc
 def test_expanded_upstream_gradient(op: Gate, device: torch.device) -> None:
     x = leaf(op, device)
     op(x, *op.example).sum().backward()
-    same(x.grad, gradient(op, x, *op.example, g=torch.ones((), device=device)))
+    agree(op, x.grad, gradient(op, x, *op.example, g=torch.ones((), device=device)))
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE, ids=label)
@@ -204,7 +206,7 @@ def test_backward_twice(op: Gate, device: torch.device) -> None:
     y, g = op(x, *op.example), upstream(x, special=False)
     y.backward(g, retain_graph=True)
     y.backward(2 * g)
-    same(x.grad, gradient(op, x, *op.example, g=3 * g))
+    agree(op, x.grad, gradient(op, x, *op.example, g=3 * g))
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         y.backward(g)
 
@@ -213,9 +215,9 @@ def test_backward_twice(op: Gate, device: torch.device) -> None:
 def test_differentiable_gradient(op: Gate, device: torch.device) -> None:
     x, g = leaf(op, device), upstream(leaf(op, device)).requires_grad_()
     (dx,) = torch.autograd.grad(op(x, *op.example), x, g, create_graph=True)
-    same(dx.detach(), gradient(op, x, *op.example, g=g.detach()))
+    agree(op, dx.detach(), gradient(op, x, *op.example, g=g.detach()))
     (dg,) = torch.autograd.grad(dx, g, upstream(x))
-    same(dg, gradient(op, x, *op.example, g=upstream(x)))
+    agree(op, dg, gradient(op, x, *op.example, g=upstream(x)))
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE, ids=label)
@@ -223,13 +225,13 @@ def test_batched_gradients(op: Gate, device: torch.device) -> None:
     x = leaf(op, device)
     g = torch.stack([upstream(x), upstream(x).flip(0), torch.ones_like(x)])
     (dx,) = torch.autograd.grad(op(x, *op.example), x, g, is_grads_batched=True)
-    same(dx, gradient(op, x, *op.example, g=g))
+    agree(op, dx, gradient(op, x, *op.example, g=g))
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE, ids=label)
 def test_gradcheck(op: Gate, device: torch.device) -> None:
     x = torch.tensor([-2.0, -0.05, 0.3, 1.5], dtype=torch.float64, device=device, requires_grad=True)
-    t = torch.tensor([0.7, 0.2, 0.1, 0.4], dtype=torch.float64, device=device, requires_grad=bool(op.push))
+    t = torch.tensor([0.7, 0.2, 0.1, 0.4], dtype=torch.float64, device=device, requires_grad=bool(op.learns))
     apply = lambda x, t: op(x, t, *op.example[1:])  # noqa: E731
     assert torch.autograd.gradcheck(apply, (x, t), check_batched_grad=True, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(apply, (x, t))
@@ -255,7 +257,7 @@ def test_gradient_of_the_threshold(op: Gate, layout: Layout, operand: Operand, d
     x, t = x.requires_grad_(), t.requires_grad_()
     g = upstream(x, special=False)
     dx, dt = torch.autograd.grad(op(x, t, *constants), (x, t), g)
-    same(dx, gradient(op, x, t.detach(), *constants, g=g))
+    agree(op, dx, gradient(op, x, t.detach(), *constants, g=g))
     torch.testing.assert_close(dt, threshold_gradient(op, x, t, *constants, g=g).to(t.dtype), rtol=0, atol=0)
 
 
@@ -287,7 +289,7 @@ def test_batched_gradients_of_the_threshold(op: Gate, device: torch.device) -> N
     x, t = leaf(op, device), torch.tensor(0.3, device=device, requires_grad=True)
     g = torch.stack([upstream(x, special=False), torch.ones_like(x)])
     dx, dt = torch.autograd.grad(op(x, t), (x, t), g, is_grads_batched=True)
-    same(dx, gradient(op, x, t.detach(), g=g))
+    agree(op, dx, gradient(op, x, t.detach(), g=g))
     truth = torch.stack([threshold_gradient(op, x, t, g=each) for each in g])
     torch.testing.assert_close(dt, truth.float(), rtol=0, atol=0)
 
@@ -309,12 +311,14 @@ def saved_bytes(run: Callable[[], object]) -> list[int]:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=label)
 @pytest.mark.parametrize("op", DIFFERENTIABLE, ids=label)
-def test_one_bit_an_element_is_saved(op: Gate, dtype: torch.dtype, device: torch.device) -> None:
+def test_bits_are_saved(op: Gate, dtype: torch.dtype, device: torch.device) -> None:
+    """One bit an element, or two; or, for a gate that evaluates its derivative again, the input."""
     n = 20_000
     x = leaf(op, device, n, dtype)
     (size,) = saved_bytes(lambda: op(x, *op.example))
-    assert n / 8 <= size < n / 8 + 1024
-    if op.push:
+    least = {"bit": n / 8, "two bits": n / 4, "input": n * dtype.itemsize}[op.saves]
+    assert least <= size < least + 2048
+    if op.learns:
         t = torch.tensor(0.3, device=device, requires_grad=True)
         (size,) = saved_bytes(lambda: op(x, *arguments(op, t)))
         assert n / 4 <= size < n / 4 + 2048
@@ -369,8 +373,8 @@ def test_inplace_on_an_intermediate(op: Gate, layout: Layout, device: torch.devi
     y = op(middle, *op.example, inplace=True)
     assert y is middle
     y.backward(g)
-    same(y.detach(), op.reference(x.detach(), *op.example))
-    same(x.grad, gradient(op, x, *op.example, g=g))
+    agree(op, y.detach(), op.reference(x.detach(), *op.example))
+    agree(op, x.grad, gradient(op, x, *op.example, g=g))
 
 
 @pytest.mark.parametrize("op", INPLACE, ids=label)

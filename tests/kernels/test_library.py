@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import pytest
 import torch
@@ -13,12 +12,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 import triton_thresh as tt
-from triton_thresh import backend, dispatch, launch, learned, library, measured, tuning
-from triton_thresh.families import Loss
-from triton_thresh.registry import OPS
+from triton_thresh import gates, tuning
 
 from ..calls import Case
-from ..ops import FUSED, OURS, SHAPE, compiled, held, op_of, recorded
+from ..gates import upstream
+from ..ops import FUSED, OURS, SHAPE, Recorder, compiled, held, op_of, recorded
+from ..rows import OPS, Loss
 from .test_features import agree, outcome, plain
 
 SIZES = (SHAPE, (5, 10), (37, 16), (64, 64))  # of three power-of-two buckets
@@ -29,6 +28,99 @@ every_case = pytest.mark.parametrize("case", FUSED, ids=str)
 def test_opcheck(case: Case, device: torch.device) -> None:
     for call in recorded(case, device):
         opcheck(*call)
+
+
+def test_opcheck_without_gradients_and_of_codes(device: torch.device) -> None:
+    for case in (FUSED[0], FUSED[-1]):
+        call = recorded(case, device)[0]
+        opcheck(call.op, tuple(a.detach() if isinstance(a, Tensor) else a for a in call.args))
+    backward = recorded(FUSED[-1], device)[1]
+    _, _, _, codes, *rest = backward.args
+    opcheck(OURS.gate_bits.default, (torch.float32, codes, *rest))
+
+
+@every_case
+def test_ops_give_what_calls_give(case: Case, device: torch.device) -> None:
+    """Values, gradients once and again, gradients of gradients, and for several upstream gradients at once."""
+    leaves = case.leaves(device, shape=SHAPE)
+    expected = plain(case, leaves)
+    again = case(*leaves)
+    g = upstream(again.detach(), special=False).requires_grad_()
+    gradients = torch.autograd.grad(again, leaves, g, create_graph=True)
+    twice = torch.autograd.grad([each.sum() for each in gradients if each.requires_grad], g)
+    with Recorder() as recorder:
+        output = case(*leaves)
+    assert [call.op for call in recorder.calls] == [getattr(OURS, op_of(case)).default]
+    agree(case, outcome(output, leaves, retain_graph=True), expected)
+    agree(case, outcome(output, leaves, retain_graph=True), expected)
+    gradients = torch.autograd.grad(output, leaves, g, create_graph=True)
+    agree(case, [each.detach() for each in gradients], expected[1:])
+    agree(case, torch.autograd.grad([each.sum() for each in gradients if each.requires_grad], g), twice)
+    several = torch.stack([g.detach(), 2 * g.detach()])
+    batched = torch.autograd.grad(output, leaves, several, is_grads_batched=True)
+    agree(case, [each[1] for each in batched], [2 * each for each in expected[1:]])
+
+
+@every_case
+def test_saved_bytes(case: Case, device: torch.device) -> None:
+    """Of a loss whose gradient is ready that gradient; else its inputs; of a gate two bits an element, in at most twice that."""
+    call, _ = compiled(case.__call__)
+    leaves = case.leaves(device, shape=(64, 128))
+    saved: dict[int, Tensor] = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.setdefault(id(t), t), lambda t: t):
+        output = call(*leaves)
+    n, size = leaves[0].numel(), case.dtype.itemsize
+    bits = 2 if case.kind.startswith("learned") else 1
+    found = sum(
+        t.numel() * t.element_size() for t in saved.values() if t.shape not in {leaf.shape for leaf in leaves[1:]}
+    )
+    if not isinstance(case.op, Loss):
+        assert n * bits // 8 <= found <= n * bits // 4 + 1024
+    elif case.reduction == "mean":
+        assert n * size <= found <= n * size + 1024
+    else:
+        operands = 4 * 4 * n if case.kind == "element" else 2048
+        assert 2 * n * size <= found <= 2 * n * size + operands
+    assert output.requires_grad
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [FUSED[0], FUSED[5]], ids=str)
+def test_inductor(case: Case, device: torch.device) -> None:
+    call, counter = compiled(case.__call__, "inductor")
+    leaves = case.leaves(device, shape=SHAPE)
+    agree(case, outcome(call(*leaves), leaves), plain(case, leaves))
+    assert [held(graph) for graph in counter.graphs] == [[op_of(case)]]
+
+
+@pytest.mark.parametrize("kind", ["grad", "vmap"])
+@pytest.mark.parametrize("case", [FUSED[0], FUSED[3]], ids=str)
+def test_transforms_inside_a_compiled_function_see_formulas(case: Case, kind: str, device: torch.device) -> None:
+    points = [leaf.detach() for leaf in case.leaves(device, shape=SHAPE)]
+
+    def transformed(*points: Tensor) -> Tensor:
+        if kind == "grad":
+            return torch.func.grad(lambda x: case(x, *points[1:]).sum())(points[0])
+        return torch.func.vmap(lambda x: case(x, *points[1:]))(points[0])
+
+    call, counter = compiled(transformed)
+    agree(case, call(*points), transformed(*points))
+    assert [held(graph) for graph in counter.graphs] == [[]]
+
+
+def test_exported_without_gradients_used_with_them(device: torch.device) -> None:
+    """Nothing was saved for backward: the op saves its inputs."""
+    case = FUSED[3]
+    leaves = case.leaves(device, shape=SHAPE)
+    program = torch.export.export(Called(case), tuple(leaf.detach() for leaf in leaves))
+    assert held(program.graph_module) == ["gate"]
+    agree(case, outcome(program.module()(*leaves), leaves), plain(case, leaves))
+
+
+def test_backward_ops_are_not_differentiated(device: torch.device) -> None:
+    op, args, _ = recorded(FUSED[1], device)[1]
+    with pytest.raises(RuntimeError, match="differentiate the forward op twice"):
+        op(args[0].requires_grad_(), *args[1:]).sum().backward()
 
 
 @every_case
@@ -83,7 +175,7 @@ def test_exported_and_loaded(device: torch.device) -> None:
     torch.export.save(program, buffer)
     buffer.seek(0)
     loaded = torch.export.load(buffer).module()
-    assert held(program.graph_module) == ["learned_gate", "loss"]
+    assert held(program.graph_module) == ["gate", "loss"]
     for size in (6, 3):
         found, expected = (m(x[:size], y[:size]) for m in (loaded, model))
         torch.testing.assert_close(found, expected)
@@ -91,66 +183,17 @@ def test_exported_and_loaded(device: torch.device) -> None:
         torch.testing.assert_close((gradient,), torch.autograd.grad(expected, list(model.parameters())))
 
 
-@pytest.mark.parametrize("case", [case for case in FUSED if not isinstance(case.op, Loss)], ids=str)
-def test_a_backend_reads_what_the_other_wrote(case: Case, device: torch.device) -> None:
-    """The setting may differ between forward and backward, which may be another thread's."""
-    call, _ = compiled(case.__call__)
-    leaves = case.leaves(device, shape=SHAPE)
-    expected = plain(case, leaves)
-    for first, second in (("triton", "eager"), ("eager", "triton")):
-        with tt.use_backend(first):
-            output = call(*leaves)
-        with tt.use_backend(second):
-            agree(case, outcome(output, leaves), expected)
-
-
 def test_the_kernels_run(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not under "eager", which the op asks for when it runs: no new graph."""
+    """And not under "eager": the backend is read when a program is traced, and another one traces it anew."""
     launched = []
-    forward = learned.forward
-    monkeypatch.setattr(learned, "forward", lambda *a, **k: launched.append("forward") or forward(*a, **k))
+    forward = gates.GATE._forward
+    monkeypatch.setattr(gates.GATE, "_forward", lambda *a, **k: launched.append("forward") or forward(*a, **k))
     call, counter = compiled(lambda x: tt.jumprelu(x, 0.25))
     x = torch.linspace(-1, 1, 20, device=device)
-    for name, count in (("triton", 1), ("eager", 1), ("triton", 2)):
+    for name, count, graphs in (("triton", 1, 1), ("eager", 1, 2), ("triton", 2, 2)):
         with tt.use_backend(name):
             call(x)
-        assert len(launched) == count
-    assert counter.frame_count == 1
-
-
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_crossovers_hold_for_the_ops(reduction: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph runs on the backend that the size of the moment asks for, forward and backward."""
-    ran = []
-    for module in (learned, launch):
-        for name in ("forward", "backward", "loss_forward", "loss_backward"):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, spied(getattr(module, name), ran))
-    monkeypatch.setattr(backend, "is_driven", lambda device: True)
-    monkeypatch.setattr(dispatch, "crossover", lambda op, dtype, device, records: 30 if records else 10**9)
-    call, _ = compiled(
-        lambda x: tt.threshold_mse_loss(tt.jumprelu(x, 0.25), x.detach(), 0.5, reduction=reduction).sum()
-    )
-    again = ["loss_backward"] if reduction == "none" else []
-    for numel, names in ((20, []), (60, ["forward", "loss_forward", *again, "backward"])):
-        x = torch.linspace(-1, 1, numel, device=device, requires_grad=True)
-        ran.clear()
-        with tt.use_backend("auto"):
-            (dx,) = torch.autograd.grad(call(x), x)
-            assert ran == names
-            call(x.detach())
-            assert ran == names, "without a gradient eager torch is faster at every size"
-        with tt.use_backend("eager"):
-            (expected,) = torch.autograd.grad(call(x), x)
-        assert torch.allclose(dx, expected)
-
-
-def spied(function: Any, ran: list[str]) -> Any:
-    def run(*arguments: Any, **keywords: Any) -> Any:
-        ran.append(function.__name__)
-        return function(*arguments, **keywords)
-
-    return run
+        assert (len(launched), counter.frame_count) == (count, graphs)
 
 
 def test_explain_of_what_is_traced(device: torch.device) -> None:
@@ -167,14 +210,14 @@ def test_named_ops_are_traced_to_the_kernels(device: torch.device) -> None:
 
     x = torch.linspace(-1, 1, 60, device=device).view(SHAPE)
     graph = make_fx(program)(x)
-    assert held(graph) == ["learned_gate", "loss"]
+    assert held(graph) == ["gate", "loss"]
     torch.testing.assert_close(graph(x), program(x))
 
 
 @pytest.mark.parametrize("block", [32, 512, 4096, 65536])
 def test_codes_fit_their_memory(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the shapes and the block: fake kernels know neither."""
-    choice = tuning.Choice(measured.Config(block, 4), "test")
+    choice = tuning.Choice(tuning.Config(block, 4), "test")
     monkeypatch.setattr(tuning, "choose", lambda *arguments: choice)
     shapes = [(n,) for n in (1, 15, 16, 127, 129, 4095, 70000)]
     shapes += [
@@ -195,10 +238,11 @@ def test_codes_fit_their_memory(block: int, monkeypatch: pytest.MonkeyPatch) -> 
         for threshold in thresholds:
             for op in ("jumprelu", "jumprelu_l0"):
                 tensor = threshold if isinstance(threshold, Tensor) else None
-                gate = library._Gate(tensor, 0.5, op, (0.5,), False, 2)
-                width, _ = learned.rows(*gate.lowered(x), x, x.device)
+                numbers = (0.5, 0.5)[tensor is not None :]
+                _, first, _, call, _ = gates._decode(x, tensor, numbers, op, False, 2)
+                width = gates._saved(x.dtype, x.device, x.shape, x.stride(), call, first).width
                 used = 2 * width * -(-x.numel() // (8 * width))
-                memory = library._codes_of(x, gate, OPS[op].counts).numel()
+                memory = gates._memory(x, 2, OPS[op].counts).numel()
                 assert used <= memory <= 4 * used + 64 * shape[-1] + 64, (shape, threshold, op, used, memory)
 
 

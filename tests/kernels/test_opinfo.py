@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import triton_thresh as tt
-from triton_thresh.rounding import round_to
+from triton_thresh.checks import round_to
 
 from ..conftest import INTERPRETED
 

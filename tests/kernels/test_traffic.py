@@ -12,21 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from triton_thresh import ops
-from triton_thresh.families import Gate, Loss
-from triton_thresh.registry import LEARNED_GATES
-
 from ..conftest import INTERPRETED
 from ..gates import DIFFERENTIABLE, GATES, LEARNED, inputs, label
 from ..interpreted.tools import Traffic, traffic
+from ..rows import LEARNED_GATES, OPS, Gate, Loss, base_of
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the interpreter counts: TRITON_INTERPRET is not 1")
 
 COLS, LOSS_BLOCK = 1024, 4096  # the interpreter's tiles: 8 * COLS elements of a gate, LOSS_BLOCK of a loss
 SIZES = (8 * COLS, 8 * COLS + 1000)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-CELLS = sorted({cell for op in ops().values() if isinstance(op, Loss) for cell in op.cells}, key=str)
-GRID = ops()["threshold_loss"]
+CELLS = sorted({cell for op in OPS.values() if isinstance(op, Loss) for cell in op.cells}, key=str)
+GRID = OPS["threshold_loss"]
 SPANS = {"number": None, "0dim": (), "row": (8, 1), "column": (-1,), "element": (8, -1)}
 
 
@@ -65,6 +62,11 @@ def tiles(n: int, block: int) -> int:
     return -(-n // block)
 
 
+def saved_bytes(op: Gate, n: int) -> int:
+    """The bytes of the bits that forward writes, in whole tiles."""
+    return {"bit": 1, "two bits": 2}.get(op.saves, 0) * tiles(n, 8 * COLS) * COLS
+
+
 def gate_call(op: Gate, n: int, dtype: torch.dtype, spans: tuple[int, ...] | None) -> tuple[Tensor, Any, int]:
     """An input of n elements in 8 rows, a threshold, and the threshold's bytes."""
     x = inputs(0.5, dtype, (8, n // 8), torch.device("cpu"))
@@ -78,9 +80,9 @@ def gate_call(op: Gate, n: int, dtype: torch.dtype, spans: tuple[int, ...] | Non
 @pytest.mark.parametrize("dtype", FLOATS, ids=label)
 @pytest.mark.parametrize("op", DIFFERENTIABLE, ids=label)
 def test_gate(op: Gate, dtype: torch.dtype, n: int) -> None:
-    """2s + 1/8 forward, 2s + 1/8 backward."""
+    """2s + 1/8 forward, 2s + 1/8 backward; two bits are 1/4; a gate that saves its input moves 3s backward."""
     x, threshold, _ = gate_call(op, n, dtype, None)
-    once, mask, arena = n * dtype.itemsize, tiles(n, 8 * COLS) * COLS, Arena()
+    once, mask, arena = n * dtype.itemsize, saved_bytes(op, n), Arena()
     g, numbers = torch.ones_like(x), 8 * len(op.example) if dtype == torch.float64 else 0  # which travel as tensors
     with watched(arena, x=x.requires_grad_(), g=g) as forward:
         y = op(x, threshold, *op.example[1:])
@@ -88,16 +90,18 @@ def test_gate(op: Gate, dtype: torch.dtype, n: int) -> None:
     assert forward.distinct("load", "made") == numbers
     with watched(arena, x=x, g=g) as backward:
         torch.autograd.grad(y, x, g)
-    assert (backward.loaded, backward.stored) == ({"g": once, "made": mask}, {"made": once})
+    assert (backward.loaded["g"], backward.stored) == (once, {"made": once})
+    assert backward.loaded["x"] == (once if op.saves == "input" else 0)
+    assert backward.distinct("load", "made") == mask + (numbers if op.saves in ("input", "two bits") else 0)
 
 
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS)
 @pytest.mark.parametrize("op", DIFFERENTIABLE, ids=label)
 def test_gate_by_threshold(op: Gate, spans: tuple[int, ...] | None, n: int) -> None:
-    """A broadcast threshold adds its distinct bytes, a per-element one its own size; backward does not read it."""
+    """A broadcast threshold adds its distinct bytes, a per-element one its own size; a backward from one bit does not read it."""
     x, threshold, own = gate_call(op, n, torch.bfloat16, spans)
-    once, mask, arena = n * 2, tiles(n, 8 * COLS) * COLS, Arena()
+    once, mask, arena = n * 2, saved_bytes(op, n), Arena()
     g, t = torch.ones_like(x), threshold if isinstance(threshold, Tensor) else None
     with watched(arena, x=x.requires_grad_(), t=t, g=g) as forward:
         y = op(x, threshold, *op.example[1:])
@@ -107,7 +111,12 @@ def test_gate_by_threshold(op: Gate, spans: tuple[int, ...] | None, n: int) -> N
         assert forward.loaded["t"] == own
     with watched(arena, x=x, t=t, g=g) as backward:
         torch.autograd.grad(y, x, g)
-    assert (backward.loaded, backward.stored) == ({"g": once, "made": mask}, {"made": once})
+    assert (backward.loaded["g"], backward.loaded["made"], backward.stored) == (once, mask, {"made": once})
+    again = op.saves in ("input", "two bits")
+    assert (backward.loaded["x"], backward.distinct("load", "t")) == (
+        once if op.saves == "input" else 0,
+        own if again else 0,
+    )
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -209,7 +218,7 @@ def test_threshold_per_element_that_learns(op: Any) -> None:
         named["h"] = gradients[1]
     with watched(arena, **named) as backward:
         torch.autograd.grad(outputs, (x, t), gradients)
-    reads = getattr(op, "reads_threshold", False)
+    reads = op.reads_threshold
     assert (forward.loaded["x"], forward.loaded["t"]) == (2 * n, 4 * n)
     assert (backward.loaded["g"], backward.loaded["made"], backward.loaded.get("t", 0)) == (
         2 * n,
@@ -240,7 +249,7 @@ def check_reduction(cell: tuple[str, Any], dtype: torch.dtype, reduction: str, n
     added, written = sums(n, dtype)
     fused = dtype != torch.float16
     with watched(arena, x=x, y=y, one=one) as forward:
-        loss = GRID(x, y, rule(0.5), base=base, reduction=reduction)
+        loss = GRID(x, y, rule(0.5), base=base_of(base), reduction=reduction)
     assert (forward.loaded["x"], forward.loaded["y"]) == (once, once)
     assert added <= forward.loaded["made"] <= added + parameters
     assert forward.stored == {"made": (once if fused else 0) + written}
@@ -273,7 +282,7 @@ def test_rescaling_backward(dtype: torch.dtype, n: int) -> None:
     (base, rule), (x, y), arena = CELLS[0], loss_call(n, dtype), Arena()
     g = torch.full((), 3.0, dtype=dtype)
     with watched(arena, x=x, y=y):
-        loss = GRID(x, y, rule(0.5), base=base)
+        loss = GRID(x, y, rule(0.5), base=base_of(base))
     with watched(arena, x=x, y=y, g=g) as backward:
         torch.autograd.grad(loss, x, g)
     once = n * dtype.itemsize
@@ -289,7 +298,7 @@ def test_loss_without_gradient(reduction: str, dtype: torch.dtype, n: int) -> No
     (base, rule), (x, y) = CELLS[0], loss_call(n, dtype, grad=False)
     once = n * dtype.itemsize
     with watched(Arena(), x=x, y=y) as moved:
-        GRID(x, y, rule(0.5), base=base, reduction=reduction)
+        GRID(x, y, rule(0.5), base=base_of(base), reduction=reduction)
     assert (moved.loaded["x"], moved.loaded["y"]) == (once, once)
     assert moved.stored == {"made": once if reduction == "none" else sums(n, dtype)[1]}
 
@@ -301,7 +310,7 @@ def test_loss_without_reduction(dtype: torch.dtype, n: int) -> None:
     (base, rule), (x, y), arena = CELLS[0], loss_call(n, dtype), Arena()
     once, g = n * dtype.itemsize, torch.full((n,), 2.0, dtype=dtype)
     with watched(arena, x=x, y=y, g=g) as forward:
-        loss = GRID(x, y, rule(0.5), base=base, reduction="none")
+        loss = GRID(x, y, rule(0.5), base=base_of(base), reduction="none")
     assert (forward.loaded["x"], forward.loaded["y"], forward.stored) == (once, once, {"made": once})
     with watched(arena, x=x, y=y, g=g) as backward:
         torch.autograd.grad(loss, x, g)
@@ -316,5 +325,5 @@ def test_operands_of_a_loss_add_their_own_size(base: str, rule: Any, n: int) -> 
     x, y = loss_call(n, torch.float32)
     target, weight = y.to(torch.uint8), torch.ones(n, dtype=torch.bfloat16)
     with watched(Arena(), x=x, target=target, weight=weight) as moved:
-        GRID(x, target, rule(0.5), base=base, weight=weight)
+        GRID(x, target, rule(0.5), base=base_of(base), weight=weight)
     assert [moved.loaded[name] for name in ("x", "target", "weight")] == [4 * n, n, 2 * n]

@@ -13,14 +13,12 @@ from typing import Any
 
 import torch
 
-from . import functional, reference
-from .families import ForeachGate, GradientGate, Op
-from .library import NAMESPACE
-from .registry import OPS
-from .rules import Operand, Rule
+from . import functional, gates, reference
+from .checks import Operand
+from .fused import NAMESPACE
+from .registry import OPS, GradientGate, Op
+from .rules import RULES, Rule
 
-if "_library" in globals():  # this module is being reloaded
-    globals()["_library"]._destroy()
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 _TYPES = {
@@ -28,27 +26,34 @@ _TYPES = {
     "tuple[Tensor, Tensor]": "(Tensor, Tensor)",
     "Operand": "{}",
     "Operand | None": "Tensor?",
-    "Rule": "str rule, {}[]",
+    "Rule | None": "str rule, {}[]",
+    "Base | BaseName": "str",
+    "Reduction": "str",
     "float": "Scalar",
     "bool": "bool",
     "BaseName": "str",
+    "Base | BaseName": "str",
     "Reduction": "str",
     "torch.dtype | None": "ScalarType?",
 }
-_RULES: dict[str, Callable[..., Rule]] = {rule.__name__: rule for rule in reference.RULES}
+_RULES: dict[str, Callable[..., Rule]] = {rule.__name__: rule for rule in RULES}
 
 
 def _parameter(parameter: inspect.Parameter, operand: str) -> str:
-    name = "settings" if parameter.annotation == "Rule" else parameter.name
+    name = "settings" if parameter.annotation == "Rule | None" else parameter.name
     declared = f"{_TYPES[parameter.annotation].format(operand)} {name}"
-    if parameter.default is parameter.empty or (parameter.annotation == "Operand" and operand == "Tensor"):
+    if (
+        parameter.default is parameter.empty
+        or name == "settings"
+        or (parameter.annotation == "Operand" and operand == "Tensor")
+    ):
         return declared
     return f"{declared}={parameter.default!r}".replace("'", '"')
 
 
 def schema(op: Op, operand: str) -> str:
     """The declaration for operands of a type, Scalar or Tensor."""
-    signature = inspect.signature(getattr(functional, op.name, None) or op.reference)  # type: ignore[union-attr]
+    signature = inspect.signature(getattr(functional, op.name, None) or getattr(reference, op.name))
     declared: list[str] = []
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in declared:
@@ -72,7 +77,7 @@ def _by_rule(
 
 
 def _define(op: Op) -> None:
-    function = getattr(functional, op.name, op)
+    function = getattr(functional, op.name, None) or functools.partial(gates.call, op)
     for operand in ("Scalar", "Tensor"):
         declaration = schema(op, operand)
         kernel = functools.partial(_by_rule, function) if "str rule" in declaration else function
@@ -82,5 +87,5 @@ def _define(op: Op) -> None:
 
 
 for _op in OPS.values():
-    if not isinstance(_op, ForeachGate):  # whose op on gradients library.py has
+    if not (isinstance(_op, GradientGate) and _op.many):  # whose op on gradients gradients.py has
         _define(_op)

@@ -1,10 +1,13 @@
-"""keep_large over the gradients of many parameters, in place: checks, choice of backend, and the eager path."""
+"""Gradient thresholding: of one tensor in backward, or of the gradients of many parameters in place."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import numbers
+import struct
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Union
@@ -12,17 +15,99 @@ from typing import Any, NamedTuple, Union
 import torch
 from torch import Tensor
 
-from . import layout, reference
-from .backend import is_plain
-from .checks import FLOATING, as_float, check_number, check_real
-from .dispatch import chosen_for_many
-from .rounding import round_to
+from . import backend, checks, gates, layout, reference, tuning
+from .checks import FLOATING, Operand, as_float, check_number, check_real, compute_dtype, round_to
+from .fused import define
+from .launch import Kernel, device_code, triton_dtype
+from .registry import KEEP_LARGE
+from .tuning import Config
 
 Thresholds = Union[float, list[float], Tensor]
 """A number or 0-dim tensor for all parameters, or a list or 1-dim tensor with one for each."""
 
 SMALL = 1024  # elements; on a CPU smaller tensors are joined: two copies cost less than a call
 ORDINARY = {Tensor, torch.nn.Parameter}
+ALIGNMENT = 16
+
+
+# ---------------------------------------------------------------------------------------------- of one tensor, in backward
+
+
+class _Backward(torch.autograd.Function):
+    """The identity, as a view; backward runs the gate on the gradient, on the backend that forward chose (None: the formula)."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, threshold: Operand, chosen: str | None) -> Tensor:
+        _keep(ctx, threshold, chosen)
+        return input.view_as(input)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        threshold = ctx.saved_tensors[0] if ctx.number is None else ctx.number
+        if ctx.backend is None:
+            return reference.keep_large(gradient, threshold), None, None
+        with backend.use_backend(ctx.backend):  # backward may run on another thread
+            return gates.run(KEEP_LARGE, gradient, (threshold,)), None, None
+
+
+class _TransformedBackward(torch.autograd.Function):
+    """For torch.func transforms and forward-mode AD, which reject the cheaper form above."""
+
+    backward = _Backward.backward
+
+    @staticmethod
+    def forward(input: Tensor, threshold: Operand, chosen: None) -> Tensor:
+        return input.clone()  # batched forward-mode AD takes no view
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _keep(ctx, *inputs[1:])
+
+    @staticmethod
+    def jvp(ctx: Any, input: Tensor, *rest: Any) -> Tensor:
+        return input.clone()
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], input: Tensor, threshold: Operand, chosen: None
+    ) -> tuple[Tensor, int]:
+        """The output is batched if the threshold is: else its gradients would be added first and thresholded then."""
+        batched, other = in_dims[:2]
+        input = input.expand(info.batch_size, *input.shape) if batched is None else input.movedim(batched, 0)
+        if other is not None:
+            assert isinstance(threshold, Tensor)
+            threshold = threshold.movedim(other, 0)
+            if threshold.dim() == 1:
+                threshold = threshold.to(input.dtype)  # as a 0-dim tensor is
+            threshold = threshold.reshape(len(threshold), *[1] * (input.dim() - threshold.dim()), *threshold.shape[1:])
+        return _TransformedBackward.apply(input, threshold, chosen), 0  # type: ignore[no-untyped-call]
+
+
+def _keep(ctx: Any, threshold: Operand, chosen: str | None) -> None:
+    ctx.save_for_backward(*([threshold] if isinstance(threshold, Tensor) else []))
+    ctx.number, ctx.backend = None if isinstance(threshold, Tensor) else threshold, chosen
+
+
+def threshold_grad(op: str, input: Tensor, threshold: Operand) -> Tensor:
+    """Check the arguments; a view of the input, whose backward runs the gate."""
+    checks.check_input(op, input, KEEP_LARGE.dtypes)
+    threshold = checks.check_operand(op, "threshold", threshold, input)
+    way = backend.way(input, threshold)
+    ordinary = way in ("triton", "eager")
+    if ordinary and not (input.requires_grad and torch.is_grad_enabled()):
+        return input.view_as(input)
+    compiling = torch.compiler.is_compiling()
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # their programs hold no gradient of one's own
+        return input.view_as(input)
+    if not ordinary and not isinstance(threshold, Tensor):
+        threshold = checks.held(threshold, input.dtype, input.device)
+    if compiling:  # of a Function on the very argument of torch.func.grad, not on a view, Dynamo drops the backward
+        input = input.view_as(input)
+    function = _Backward if compiling or ordinary or way == "op" else _TransformedBackward
+    return function.apply(input, threshold, way if ordinary else None)  # type: ignore[no-any-return, no-untyped-call]
+
+
+# ------------------------------------------------------------------------------------------ of many parameters: arguments
 
 
 class Group(NamedTuple):
@@ -35,9 +120,6 @@ class Group(NamedTuple):
     places: list[int]
     ordinary: bool
     spread: Any = None
-
-
-# ----------------------------------------------------------------------------------------------------------- arguments
 
 
 def check_parameters(op: str, parameters: object) -> list[Tensor]:
@@ -241,19 +323,19 @@ def _on_triton(op: str, group: Group) -> bool:
     """Whether a kernel runs; may raise. None does while a CUDA graph is captured: its table would have to outlive the graph."""
     first = group.gradients[0]
     device = first.device
-    if not group.ordinary or chosen_for_many(op, first.dtype, device, len(group.gradients))[0] != "triton":
+    if not group.ordinary or backend.choose(device)[0] != "triton":
         return False
     return not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
 @torch.no_grad()
-def keep_large_(op: str, parameters: object, threshold: object, return_kept: bool) -> Tensor | None:
+def threshold_gradients_(op: str, parameters: object, threshold: object, return_kept: bool) -> Tensor | None:
     """Zero what is not large of every gradient, in place. All that can raise does before anything is written."""
     listed = check_parameters(op, parameters)
-    return keep_large_in_([p.grad for p in listed], listed, op, threshold, return_kept)
+    return _in_place([p.grad for p in listed], listed, op, threshold, return_kept)
 
 
-def keep_large_in_(
+def _in_place(
     gradients: Sequence[Tensor | None], listed: Sequence[Tensor], op: str, threshold: object, return_kept: bool
 ) -> Tensor | None:
     """The same in gradients, of which some may be missing, of the parameters listed."""
@@ -273,9 +355,7 @@ def keep_large_in_(
     counts: list[list[Tensor]] = []
     for group, own, on_triton in zip(groups, each, backends):
         if on_triton:
-            from .foreach_launch import keep_large_ as launched
-
-            counts.append(launched(op, group.gradients, own, group.places, count=return_kept))
+            counts.append(_launched(op, group.gradients, own, group.places, count=return_kept))
         elif isinstance(own, Tensor):
             entries = own.unbind() if own.dim() else ()
             tensors = [entries[place] if entries else own for place in group.places]
@@ -303,3 +383,129 @@ def _fraction(parameters: Sequence[Tensor], groups: list[Group], counts: list[li
         pairs.append(pair if spread is None else _over_ranks(pair, spread).to(device))
     some, all_ = torch.stack(pairs).sum(0) if pairs else (zero, zero)
     return some.to(torch.float32) / all_
+
+
+# --------------------------------------------------------------------------------------------------------------- Triton
+
+
+def _bits(value: float) -> int:
+    """The bits of a float64 as an int64."""
+    (found,) = struct.unpack("q", struct.pack("d", value))
+    return int(found)
+
+
+def _int64(values: Iterable[int]) -> Tensor:
+    return torch.frombuffer(array("q", values), dtype=torch.int64)
+
+
+def _table(tensors: Sequence[Tensor], thresholds: Sequence[int], chunk: int) -> tuple[Tensor, int]:
+    """What the kernel reads, on the device, and the number of its programs: built on the host, moved by one copy."""
+    itemsize, device = tensors[0].element_size(), tensors[0].device
+    addresses, numels = _int64(map(Tensor.data_ptr, tensors)), _int64(map(Tensor.numel, tensors))
+    ends = torch.where(numels > 0, addresses % ALIGNMENT // itemsize + numels, 0)
+    programs = (ends + (chunk - 1)) // chunk
+    last = programs.cumsum(0)
+    total = int(last[-1])
+    rows = torch.stack([addresses, numels, last - programs, _int64(thresholds)], dim=1).view(-1)
+    owners = torch.repeat_interleave(programs, output_size=total)
+    table = torch.empty(len(rows) + total, dtype=torch.int64, device="cpu", pin_memory=device.type != "cpu")
+    torch.cat([rows, owners], out=table)
+    return table.to(device, non_blocking=True), total
+
+
+@functools.cache
+def _kernel(dtype: torch.dtype, config: Config) -> Kernel:
+    return Kernel(
+        device_code("foreach").inplace,
+        num_warps=config.num_warps,
+        FUNCTION=device_code("pointwise").keep_large,
+        DTYPE=triton_dtype(dtype),
+        COMPUTE=triton_dtype(compute_dtype(dtype)),
+        COLS=config.block,
+    )
+
+
+def _launched(
+    op: str,
+    tensors: Sequence[Tensor],
+    thresholds: Sequence[float] | Tensor,
+    places: Sequence[int],
+    *,
+    count: bool,
+) -> list[Tensor]:
+    """Zero what is not large; with `count`, how many elements are kept, as an int64 tensor.
+
+    thresholds: a number for each tensor, or on their device a 0-dim tensor, or a 1-dim one in which each has its place.
+    """
+    dtype, device = tensors[0].dtype, tensors[0].device
+    dense = [layout.dense(tensor) for tensor in tensors]
+    if isinstance(thresholds, Tensor):
+        pointer, own = thresholds.to(dtype).contiguous(), places if thresholds.dim() else [0] * len(places)
+    else:
+        rounded = {t: _bits(round_to(t, dtype)) for t in set(thresholds)}
+        pointer, own = None, [rounded[t] for t in thresholds]
+    numel = sum(tensor.numel() for tensor in dense)
+    config = tuning.choose("gate", op, dtype, numel, device).config
+    table, programs = _table(dense, own, 8 * config.block)
+    kept = torch.empty(programs, dtype=torch.int32, device=device) if count else None
+    if programs:
+        _kernel(dtype, config)(programs, table, len(dense), pointer, kept)
+    for tensor, copy in zip(tensors, dense):
+        if copy is not tensor:
+            tensor.copy_(copy)
+    torch.autograd.graph.increment_version(tensors)
+    return [] if kept is None else [kept.sum(dtype=torch.int64)]
+
+
+# ----------------------------------------------------------------------------------------------------------------- plan
+
+
+def plan_one(op: str, input: Tensor, threshold: Operand) -> backend.Plan:
+    """What `threshold_grad` would do: all of it in backward, where the gate reads and writes the gradient."""
+    checks.check_input(op, input, KEEP_LARGE.dtypes)
+    checks.check_operand(op, "threshold", threshold, input)
+    made = gates.plan(KEEP_LARGE, input.detach(), threshold)
+    if not (input.requires_grad and torch.is_grad_enabled()):
+        return made._replace(forward_bytes=0, backward_bytes=0, saved_bytes=0)
+    kept = layout.total_bytes([threshold]) if isinstance(threshold, Tensor) else 0
+    return made._replace(forward_bytes=0, backward_bytes=made.forward_bytes, saved_bytes=kept)
+
+
+def plan_many(op: str, parameters: object, threshold: object) -> backend.Plan:
+    """What `threshold_gradients_` would do: all gradients' bytes, the backend and block size of those like the first."""
+    listed = check_parameters(op, parameters)
+    check_thresholds(op, threshold, len(listed))
+    gradients = [p.grad for p in listed if p.grad is not None]
+    operands = [threshold] if isinstance(threshold, Tensor) else []
+    moved = 2 * layout.total_bytes(gradients) + layout.total_bytes(operands), 0, 0
+    if not gradients:
+        return backend.Plan("eager", "no parameter has a gradient", None, None, None, *moved)
+    first = gradients[0]
+    way = backend.way(first, *operands)
+    numel = sum(g.numel() for g in gradients if (g.dtype, g.device) == (first.dtype, first.device))
+    choice = tuning.choose("gate", op, first.dtype, numel, first.device) if way == "triton" else None
+    return backend.planned("formula" if way == "op" else way, first.device, choice, False, *moved)
+
+
+# ---------------------------------------------------------------------------------------------------------------- traced
+
+
+def _traced_(gradients: list[Tensor], threshold: Any, *, return_kept: bool = False) -> Tensor:
+    """One threshold for all, or one for each; the kept fraction, or nothing."""
+    if isinstance(threshold, list) and len(threshold) == 1:
+        (threshold,) = threshold
+    kept = _in_place(gradients, gradients, "threshold_gradients_", threshold, return_kept)
+    return gradients[0].new_empty(0) if kept is None else kept
+
+
+def _fake(gradients: list[Tensor], threshold: Any, *, return_kept: bool = False) -> Tensor:
+    return gradients[0].new_empty(() if return_kept else 0, dtype=torch.float32 if return_kept else None)
+
+
+for _overload, _kind in (("", "float[]"), (".Tensor", "Tensor")):
+    define(
+        f"threshold_gradients_{_overload}",
+        f"(Tensor(a!)[] gradients, {_kind} threshold, *, bool return_kept=False) -> Tensor",
+        _traced_,
+        _fake,
+    )

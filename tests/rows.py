@@ -1,0 +1,120 @@
+"""The registry's rows as tests use them: each can be called, and knows its reference and what follows from its fields."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import triton_thresh as tt
+from triton_thresh import gates, reference, registry
+from triton_thresh.bases import BASES
+from triton_thresh.registry import KEEP_LARGE
+from triton_thresh.rules import RULES
+
+
+@dataclass(frozen=True)
+class Op:
+    """A row, called as its public function or, where it has none yet, through its family."""
+
+    row: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.row, name)
+
+    @property
+    def _function(self) -> Callable[..., Any]:
+        return getattr(tt, self.name, None) or functools.partial(gates.call, self.row)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+
+class _AnyGate(Op):
+    @property
+    def reference(self) -> Callable[..., Any]:
+        return getattr(reference, self.name)  # type: ignore[no-any-return]
+
+    @property
+    def differentiable(self) -> bool:
+        return bool(self.saves != "nothing")
+
+    @property
+    def selects(self) -> bool:
+        """True if dy/dx is 0 or 1."""
+        return self.saves in ("nothing", "bit") or self.straight_through
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(gates.signature(self.row))
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        return self.names[1:]
+
+
+class Gate(_AnyGate):
+    """A gate with a fixed threshold, or one that learns without an estimate."""
+
+    family = "gate"
+
+
+class LearnedGate(_AnyGate):
+    """A gate whose threshold learns by a straight-through estimate."""
+
+    family = "learned"
+
+
+class Loss(Op):
+    """A loss."""
+
+    family = "loss"
+
+    @property
+    def base(self) -> str:
+        return self.row.base.snake_name()  # type: ignore[no-any-return]
+
+    @property
+    def cells(self) -> list[tuple[str, type[Any]]]:
+        return [(base.snake_name(), rule) for base, rule in self.row.cells]
+
+
+class _AnyGradientGate(Op):
+    @property
+    def gate(self) -> Gate:
+        return Gate(self.row.gate)
+
+
+class GradientGate(_AnyGradientGate):
+    """A gate over the gradient of a tensor."""
+
+    family = "gradient"
+
+
+class ForeachGate(_AnyGradientGate):
+    """A gate over the gradients of many parameters."""
+
+    family = "foreach"
+
+
+def _op(row: registry.Op) -> Op:
+    if isinstance(row, registry.Gate):
+        return (LearnedGate if row.straight_through else Gate)(row)
+    if isinstance(row, registry.Loss):
+        return Loss(row)
+    return (ForeachGate if row.many else GradientGate)(row)
+
+
+OPS: Mapping[str, Any] = {name: _op(row) for name, row in registry.OPS.items()}
+LEARNED_GATES: Mapping[str, Any] = {name: op for name, op in OPS.items() if isinstance(op, LearnedGate)}
+GATES: Mapping[str, Any] = {name: op for name, op in OPS.items() if isinstance(op, Gate)}
+KEEP = Gate(KEEP_LARGE)
+BASE_NAMES: Mapping[str, type[Any]] = {base.snake_name(): base for base in BASES}
+RULE_CLASSES: Sequence[type[Any]] = RULES
+
+
+def base_of(name: str) -> Any:
+    """A base by its name, with the operands of its example; the named ones as users give them, by their strings."""
+    kind = BASE_NAMES[name]
+    return name if name in ("bce", "bce_with_logits", "mse") else kind(*kind.example)

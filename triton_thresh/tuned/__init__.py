@@ -1,1 +1,0 @@
-"""Block sizes measured per device, one JSON file each (see tuning.py)."""
