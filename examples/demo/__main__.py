@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--seed", type=between(0, 2**32 - 1), default=0, help="of folds, weights, batches and noise (default: 0)"
     )
-    made.add_argument("--steps", type=between(1, 10**6), default=300, help="of each training (default: 300)")
+    made.add_argument("--steps", type=between(1, 10**6), default=400, help="of each training (default: 400)")
     made.add_argument("--out", type=Path, default=Path("demo-results"), help="folder (default: demo-results)")
     return made
 

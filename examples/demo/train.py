@@ -12,7 +12,7 @@ from torch import Tensor
 from .data import FOLDS, Array
 from .tasks import Run, Task, Variant
 
-STEPS = 300
+STEPS = 400
 WATCH_EVERY = 10  # steps
 WARM_UP = 10  # steps left out of the median time: optimizer state, first allocations, autotune
 
