@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triton_thresh import reference
+from triton_thresh import cells, gates, reference
 from triton_thresh.backend import use_backend
-from triton_thresh.families import Gate, LearnedGate
+from triton_thresh.bases import BCE, MSE, Base, BCEWithLogits
+from triton_thresh.registry import Gate
 from triton_thresh.rules import ByLoss, ByPrediction, ByProximity, Rule
 
 Formula = Callable[..., Tensor]
@@ -26,7 +27,7 @@ def gate(op: Gate, arguments: tuple[float, ...], like: Tensor) -> Formula:
     """torch's own function of that name, else the entry below, else the reference."""
     if op.name in GATES:
         return GATES[op.name](arguments, like)
-    function: Formula = getattr(F, op.name, op.reference)
+    function: Formula = getattr(F, op.name, None) or getattr(reference, op.name)
     return lambda x: function(x, *arguments)
 
 
@@ -92,14 +93,14 @@ def _jumprelu_l0(x: Tensor, t: Tensor, bandwidth: float) -> tuple[Tensor, Tensor
 LEARNED: Mapping[str, Callable[..., Any]] = {"jumprelu": _jumprelu, "step": _step, "jumprelu_l0": _jumprelu_l0}
 
 
-def learned(op: LearnedGate, bandwidth: float) -> Formula:
+def learned(op: Gate, bandwidth: float) -> Formula:
     """The entry by name, else the op's eager backend."""
     if op.name in LEARNED:
         return functools.partial(LEARNED[op.name], bandwidth=bandwidth)
 
     def formula(x: Tensor, t: Tensor) -> Any:
         with use_backend("eager"):
-            return op(x, t, bandwidth)
+            return gates.call(op, x, t, bandwidth)
 
     return formula
 
@@ -127,57 +128,50 @@ def hardshrink_gradients_(parameters: Sequence[Tensor], t: float) -> None:
         torch.ops.aten.hardshrink.out(parameter.grad, t, out=parameter.grad)
 
 
-def loss(base: str, rule: Rule, like: Tensor) -> Formula:
-    """The mean of a cell of the grid; the reference's formula for a base or a rule that has no entry below."""
-    if base in LOSSES and type(rule) in RULES:
-        return RULES[type(rule)](base, rule, like)
-    spec, operands = reference.specify(like, rule, base)
-    return lambda x, y: reference.loss(spec, x, y, operands)
-
-
-def _elementwise(x: Tensor, y: Tensor, base: str) -> Tensor:
-    return LOSSES[base](x, y, reduction="none")
+def loss(base: Base, rule: Rule, like: Tensor) -> Formula:
+    """The mean of the weighted loss; the pack's formula for a base or a rule that has no entry below."""
+    if type(base) in LOSSES and type(rule) in RULES:
+        return RULES[type(rule)](base, rule.on(base), like)
+    spec, operands = cells.specify(base, rule, None, "mean", like.dtype)
+    return lambda x, y: cells.formula(spec, x, y, operands)
 
 
 def _weighted_mse(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     return (F.mse_loss(x, y, reduction="none") * weight).mean()  # torch's weighted mean divides by the sum of weights
 
 
-def _by_prediction(base: str, rule: ByPrediction, like: Tensor) -> Formula:
-    t, *values = rule.operands(base)
+def _by_prediction(base: Base, rule: ByPrediction, like: Tensor) -> Formula:
+    t, *values = rule.operands().values()
     above, below = (like.new_tensor(v) for v in values)
-    weighted = _weighted_mse if base == "mse" else LOSSES[base]
+    weighted = _weighted_mse if type(base) is MSE else LOSSES[type(base)]
     return lambda x, y: weighted(x, y, torch.where(x >= t, above, below))
 
 
-def _by_proximity(base: str, rule: ByProximity, like: Tensor) -> Formula:
-    t, reach, factor = map(float, rule.operands(base))
-    predict = torch.sigmoid if base == "bce_with_logits" else lambda x: x
+def _by_proximity(base: Base, rule: ByProximity, like: Tensor) -> Formula:
+    t, reach, factor = (float(value) for value in rule.operands().values())
 
     def formula(x: Tensor, y: Tensor) -> Tensor:
-        penalty = torch.rsub((predict(x) - t).abs(), factor, alpha=factor / reach).relu()
-        value = _elementwise(x, y, base)
+        penalty = torch.rsub((base.prediction(x) - t).abs(), factor, alpha=factor / reach).relu()
+        value = LOSSES[type(base)](x, y, reduction="none")
         return torch.addcmul(value, value, penalty).mean()
 
     return formula
 
 
-def _by_loss(base: str, rule: ByLoss, like: Tensor) -> Formula:
-    bound, factor = rule.operands(base)
-
+def _by_loss(base: Base, rule: ByLoss, like: Tensor) -> Formula:
     def formula(x: Tensor, y: Tensor) -> Tensor:
-        value = _elementwise(x, y, base)
-        return torch.where(value > bound, value * factor, value).mean()
+        value = LOSSES[type(base)](x, y, reduction="none")
+        return torch.where(value > rule.loss_threshold, value * rule.penalty_factor, value).mean()
 
     return formula
 
 
-LOSSES: Mapping[str, Formula] = {
-    "mse": F.mse_loss,
-    "bce": F.binary_cross_entropy,
-    "bce_with_logits": F.binary_cross_entropy_with_logits,
+LOSSES: Mapping[type[Base], Formula] = {
+    MSE: F.mse_loss,
+    BCE: F.binary_cross_entropy,
+    BCEWithLogits: F.binary_cross_entropy_with_logits,
 }
-RULES: Mapping[type[Rule], Callable[[str, Any, Tensor], Formula]] = {
+RULES: Mapping[type[Rule], Callable[[Base, Any, Tensor], Formula]] = {
     ByPrediction: _by_prediction,
     ByProximity: _by_proximity,
     ByLoss: _by_loss,

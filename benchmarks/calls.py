@@ -24,10 +24,9 @@ from torch import Tensor
 import triton_thresh as tt
 from benchmarks.records import Stamp, now
 from benchmarks.stub_driver import StubDriver
-from benchmarks.workloads import Inputs, Workload, outputs, workloads
+from benchmarks.workloads import Inputs, Workload, family, outputs, workloads
 from triton_thresh import backend, tuning
-from triton_thresh.families import LearnedGate, gate
-from triton_thresh.registry import OPS
+from triton_thresh.registry import OPS, Gate
 
 NUMEL = 256
 EXPLANATION = (
@@ -82,15 +81,15 @@ def bare_loss(x_ptr, y_ptr, out_ptr, n, t, a, b, BLOCK: tl.constexpr):  # type: 
     tl.store(out_ptr, tl.sum((x - y) * (x - y) * tl.where(x > t, a, b), axis=0))
 
 
-def _launch(family: str, x: Tensor, *others: Tensor) -> Tensor:
+def _launch(kind: str, x: Tensor, *others: Tensor) -> Tensor:
     """What an op of the family launches, plainly."""
-    if family == "loss":
+    if kind == "loss":
         out = torch.empty((), device=x.device)
         bare_loss[(1,)](x, others[0], out, x.numel(), 0.5, 1.0, 0.1, BLOCK=1024, num_warps=4)
         return out
     y = torch.empty_like(x)
     grid = (triton.cdiv(x.numel(), 1024),)
-    if family == "learned":
+    if kind == "learned":
         bare_learned[grid](x, others[0], y, x.numel(), 0.5, BLOCK=1024, num_warps=4)
     else:
         bare[grid](x, y, x.numel(), 0.5, BLOCK=1024, num_warps=4)
@@ -101,9 +100,9 @@ class _Bare(torch.autograd.Function):
     """One launch forward and one backward: what it costs if somebody writes it for one case."""
 
     @staticmethod
-    def forward(ctx: Any, family: str, x: Tensor, *others: Tensor) -> Tensor:
+    def forward(ctx: Any, kind: str, x: Tensor, *others: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return _launch(family, x, *others)
+        return _launch(kind, x, *others)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -141,9 +140,9 @@ def _steps(workload: Workload, inputs: Inputs) -> Iterator[tuple[str, Callable[[
         )
 
 
-def _shipped(shell: str, op: str, dtype: torch.dtype, *_: Any) -> tuning.Choice:
-    """Where a table is shipped for the GPU, as `_resolve` finds it."""
-    return tuning.Choice(tuning.default(shell, dtype.itemsize), "shipped table")
+def _found(kind: tuning.Kind, op: str, dtype: torch.dtype, *_: Any) -> tuning.Choice:
+    """Where the user's table has an entry, as `_resolve` finds it."""
+    return tuning.Choice(tuning.default(kind, dtype.itemsize), "user's table")
 
 
 @contextlib.contextmanager
@@ -156,11 +155,10 @@ def _triton_on(device: torch.device) -> Iterator[Callable[[], None]]:
             stub = stack.enter_context(StubDriver())
             clear = stub.clear
             stack.enter_context(patch.object(backend, "is_driven", lambda device: True))
-            stack.enter_context(patch.object(tuning, "_resolve", _shipped))
+            stack.enter_context(patch.object(tuning, "_resolve", _found))
             stack.enter_context(patch.object(tuning, "_settled", {}))
             stack.enter_context(patch.object(tuning, "device_name", lambda device: "stub"))
-            stack.enter_context(patch.object(gate, "runs_eagerly", lambda tensor: False))
-            name = "auto"  # of which a stub has no crossovers
+            name = "auto"
         stack.enter_context(tt.use_backend(name))
         yield clear
 
@@ -169,7 +167,7 @@ def measure(name: str, device: torch.device, stamp: Stamp) -> Iterator[CallRecor
     """An op without a gradient and with, on the CPU path and on the Triton path; none where a call is of many tensors."""
     where = "triton" if device.type != "cpu" else "triton, stub driver"
     facts = {field: getattr(stamp, field) for field in ("device", "torch", "triton", "commit")} | {"timestamp": now()}
-    if OPS[name].family == "foreach":
+    if family(OPS[name]) == "foreach":
         return
     gc.disable()
     try:
@@ -189,14 +187,14 @@ def measure(name: str, device: torch.device, stamp: Stamp) -> Iterator[CallRecor
 
 
 def _kernel(workload: Workload, inputs: Inputs, mode: str) -> Callable[[], Any]:
-    family = workload.op.family
+    op, kind = workload.op, family(workload.op)
     x, *others = (t.detach() for t in inputs.tensors)
     if mode == "forward":
-        launches = range(2 if isinstance(workload.op, LearnedGate) and workload.op.counts else 1)
-        return lambda: [_launch(family, x, *others) for _ in launches]
+        launches = range(2 if isinstance(op, Gate) and op.counts else 1)
+        return lambda: [_launch(kind, x, *others) for _ in launches]
     x.requires_grad_()
-    ones = torch.ones_like(_launch(family, x.detach(), *others))
-    return lambda: torch.autograd.grad(_Bare.apply(family, x, *others), x, ones)  # type: ignore[no-untyped-call]
+    ones = torch.ones_like(_launch(kind, x.detach(), *others))
+    return lambda: torch.autograd.grad(_Bare.apply(kind, x, *others), x, ones)  # type: ignore[no-untyped-call]
 
 
 def table(records: Sequence[CallRecord]) -> list[str]:

@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import triton.language as tl
 
 from benchmarks.aot import Unaligned
-from triton_thresh import tuning
-from triton_thresh.families import ForeachGate, Gate, GradientGate, LearnedGate, Loss
-from triton_thresh.kernel_cache import NUMBER
-from triton_thresh.kernels import foreach, gate, learned, loss, pointwise
-from triton_thresh.launch import CHANNEL, ELEMENT, FINISH_BLOCK, SCALAR
-from triton_thresh.learned import COUNT_BLOCK, ROWS
-from triton_thresh.reference import RULES
-from triton_thresh.registry import OPS
-from triton_thresh.rules import ByPrediction, ByProximity
+from triton_thresh import cells, tuning
+from triton_thresh.bases import Base
+from triton_thresh.gates import COUNT_BLOCK, ROWS
+from triton_thresh.kernels import foreach, gate, loss, pointwise
+from triton_thresh.launch import CHANNEL, ELEMENT, NUMBER, SCALAR
+from triton_thresh.losses import FINISH_BLOCK
+from triton_thresh.registry import OPS, Gate, GradientGate, Loss
+from triton_thresh.rules import ByPrediction, Rule
 
 TYPES = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32, "fp64": tl.float64}
 ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
@@ -61,109 +61,137 @@ def _number(dtype: str) -> str:
     return "scalar" if dtype == "fp64" else "number"
 
 
-def _gate_forward(op: Gate, dtype: str, lanes: int, operands: str, mask: bool, n: str = "i32") -> Case:
-    kind, packed = PACKED[operands]
-    constant_kind, constant = PACKED[_number(dtype)]
-    constants = len(op.constants)
+BITS = {"bit": 1, "two bits": 2}
+
+
+def _operands(op: Gate, first: str, dtype: str, held: str) -> dict[str, object]:
+    """A threshold of this kind, which lies in `held`, and the gate's other operands and numbers."""
+    numbers = len(op.example) - op.operands
+    kind, packed = PACKED[first]
+    number, packed_number = PACKED[_number(dtype)]
+    return dict(
+        operands=(*[packed(held)] * op.operands, *[packed_number(dtype)] * numbers),
+        KINDS=(*[kind] * op.operands, *[number] * numbers),
+    )
+
+
+def _forward(op: Gate, dtype: str, lanes: int, operands: str, bits: int, n: str = "i32") -> Case:
+    """A row is one block."""
     block, warps = tuning.default("gate", ITEMSIZE[dtype], lanes)
     arguments: dict[str, object] = dict(
         x_ptr=f"*{dtype}",
         y_ptr=f"*{dtype}",
-        mask_ptr="*u8" if mask else None,
+        mask_ptr="*u8" if bits else None,
         n=n,
-        operands=(packed(dtype), *[constant(dtype)] * constants),
-        KINDS=(kind, *[constant_kind] * constants),
-        FUNCTION=getattr(pointwise, op.name),
+        groups="i32",
+        width=None,
+        **_operands(op, operands, dtype, dtype),
+        FUNCTION=getattr(pointwise, op.value or op.name),
         COMPUTE=_compute(dtype),
+        PROMOTED=None,
+        BITS=bits,
+        BY_COLUMN=False,
         COLS=block,
     )
-    return Case(op.name, f"forward{int(mask)}", dtype, operands, gate.forward, arguments, warps, 8 * block)
+    return Case(op.name, f"forward{bits}", dtype, operands, gate.forward, arguments, warps, 8 * block)
 
 
-def _gate_backward(op: Gate, dtype: str, lanes: int) -> Case:
+def _backward(op: Gate, dtype: str, lanes: int, operands: str) -> Case:
     block, warps = tuning.default("gate", ITEMSIZE[dtype], lanes)
-    arguments: dict[str, object] = dict(g_ptr=f"*{dtype}", mask_ptr="*u8", dx_ptr=f"*{dtype}", n="i32", COLS=block)
-    return Case(op.name, "backward", dtype, "-", gate.backward, arguments, warps, 8 * block)
+    arguments: dict[str, object] = dict(g_ptr=f"*{dtype}", dx_ptr=f"*{dtype}", n="i32", COLS=block)
+    if op.saves == "bit":
+        arguments |= dict(mask_ptr="*u8")
+        return Case(op.name, "backward", dtype, "-", gate.backward_bit, arguments, warps, 8 * block)
+    arguments |= dict(_operands(op, operands, dtype, dtype), COMPUTE=_compute(dtype))
+    if op.saves == "input":
+        arguments |= dict(x_ptr=f"*{dtype}", FUNCTION=getattr(pointwise, op.name))
+        return Case(op.name, "backward", dtype, operands, gate.backward_input, arguments, warps, 8 * block)
+    arguments |= _code_arguments(f"{op.name}_backward", 2, False, False)
+    return Case(op.name, "backward", dtype, operands, gate.backward_code, arguments, warps, 8 * block)
+
+
+def _code_arguments(function: str, bits: int, input_gradient: bool, by_column: bool) -> dict[str, object]:
+    return dict(
+        count_ptr=None,
+        mask_ptr="*u8",
+        dt_ptr=None,
+        groups="i32",
+        width="i32",
+        features=None,
+        FUNCTION=getattr(pointwise, function),
+        BITS=bits,
+        INPUT_GRADIENT=input_gradient,
+        BY_COLUMN=by_column,
+        GROUPS=ROWS // 8 if by_column else 1,
+    )
 
 
 def gate_cases(op: Gate, dtype: str, lanes: int) -> Iterator[Case]:
-    """A gate's kernels: forward for every kind of threshold, with and without a mask; backward; both again if it learns."""
-    for operands in (_number(dtype), "channel", "channel-odd", "rows", "element"):
-        yield _gate_forward(op, dtype, lanes, operands, op.differentiable)
-    yield _gate_forward(op, dtype, lanes, _number(dtype), False, n="i64")
-    if op.differentiable:
-        yield _gate_backward(op, dtype, lanes)
-    if op.push:
-        function = f"{op.name}_learned"
-        for operands in ("scalar", "channel", "element"):
-            yield _learned_forward(op.name, function, 0, dtype, lanes, operands, 2)
-            yield _learned_backward(op.name, function, 0, dtype, lanes, operands, False, False)
+    """A gate's kernels: forward for every kind of threshold, and without a gradient; backward; both again if it learns."""
+    if not op.straight_through:
+        bits = BITS.get(op.saves, 0)
+        for operands in (_number(dtype), "channel", "channel-odd", "rows", "element"):
+            yield _forward(op, dtype, lanes, operands, bits)
+        yield _forward(op, dtype, lanes, _number(dtype), 0, n="i64")
+        if op.saves != "nothing":
+            yield _backward(op, dtype, lanes, _number(dtype))
+        if op.saves in ("input", "two bits"):
+            yield _backward(op, dtype, lanes, "channel")
+    if op.learns:
+        yield from _learned_cases(op, dtype, lanes)
 
 
-def _by_column(operands: str, dtype: str, constants: int) -> tuple[dict[str, object], bool]:
-    """Threshold and constants of a learned gate, and whether the threshold keeps to its columns ("row": as wide as one)."""
-    kind, packed = PACKED["element" if operands == "row" else operands]
-    number, packed_number = PACKED[_number(dtype)]
-    arguments: dict[str, object] = dict(
-        operands=(packed(_wide(dtype)), *[packed_number(dtype)] * constants), KINDS=(kind, *[number] * constants)
-    )
-    return arguments, operands != "element"
-
-
-def _learned_forward(
-    name: str, function: str, constants: int, dtype: str, lanes: int, operands: str, bits: int
-) -> Case:
+def _learned_forward(op: Gate, dtype: str, lanes: int, operands: str, bits: int) -> Case:
+    """Rows by column. A threshold of a "row" is as wide as one."""
     block, warps = tuning.default("learned", ITEMSIZE[dtype], lanes)
-    arguments, by_column = _by_column(operands, dtype, constants)
-    arguments |= dict(
+    learned = op.name if op.straight_through else f"{op.name}_learned"
+    arguments: dict[str, object] = dict(
         x_ptr=f"*{dtype}",
         y_ptr=f"*{dtype}",
         mask_ptr="*u8" if bits else None,
         n="i32",
         groups="i32",
         width="i32",
-        FUNCTION=getattr(pointwise, function),
+        **_operands(op, "element" if operands == "row" else operands, dtype, _wide(dtype)),
+        FUNCTION=getattr(pointwise, op.value or learned),
         COMPUTE=_compute(dtype),
+        PROMOTED=None,
         BITS=bits,
-        BY_COLUMN=by_column,
+        BY_COLUMN=operands != "element",
         COLS=block,
     )
-    return Case(name, f"learned-forward{bits}", dtype, operands, learned.forward, arguments, warps, 8 * block)
+    return Case(op.name, f"learned-forward{bits}", dtype, operands, gate.forward, arguments, warps, 8 * block)
 
 
-def _learned_backward(
-    name: str, function: str, constants: int, dtype: str, lanes: int, operands: str, counts: bool, input_gradient: bool
-) -> Case:
+def _learned_backward(op: Gate, dtype: str, lanes: int, operands: str, input_gradient: bool) -> Case:
     block, warps = tuning.default("learned", ITEMSIZE[dtype], lanes)
-    arguments, by_column = _by_column(operands, dtype, constants)
+    learned = op.name if op.straight_through else f"{op.name}_learned"
+    arguments = _code_arguments(f"{learned}_backward", 2, input_gradient, operands != "element")
+    arguments |= _operands(op, "element" if operands == "row" else operands, dtype, _wide(dtype))
     arguments |= dict(
         g_ptr=f"*{dtype}",
-        count_ptr=f"*{_wide(dtype)}" if counts else None,
-        mask_ptr="*u8",
+        count_ptr=f"*{_wide(dtype)}" if op.counts else None,
         dx_ptr=f"*{dtype}",
         dt_ptr=f"*{_wide(dtype)}",
         n="i32",
-        groups="i32",
-        width="i32",
-        features="i32" if counts and operands == "channel" else None,
-        FUNCTION=getattr(pointwise, f"{function}_backward"),
+        features="i32" if op.counts and operands == "channel" else None,
         COMPUTE=_compute(dtype),
-        INPUT_GRADIENT=input_gradient,
-        BY_COLUMN=by_column,
-        GROUPS=ROWS // 8 if by_column else 1,
         COLS=block,
     )
     kernel = "learned-backward" + ("-input" if input_gradient else "")
-    return Case(name, kernel, dtype, operands, learned.backward, arguments, warps, 8 * block)
+    return Case(op.name, kernel, dtype, operands, gate.backward_code, arguments, warps, 8 * block)
 
 
-def learned_cases(op: LearnedGate, dtype: str, lanes: int) -> Iterator[Case]:
-    """A learned gate's kernels: a threshold for all, per feature (as wide as a row, or not divisible by 16), per element."""
-    for operands in ("scalar", "row", "channel", "element"):
-        yield _learned_forward(op.name, op.forward or op.name, 1, dtype, lanes, operands, 2)
-        yield _learned_backward(op.name, op.name, 1, dtype, lanes, operands, op.counts, False)
-    yield _learned_forward(op.name, op.forward or op.name, 1, dtype, lanes, "row", int(op.counts))
-    yield _learned_backward(op.name, op.name, 1, dtype, lanes, "row", op.counts, True)
+def _learned_cases(op: Gate, dtype: str, lanes: int) -> Iterator[Case]:
+    """With a threshold for all, per feature (as wide as a row, or not divisible by 16), per element."""
+    for operands in (
+        ("scalar", "row", "channel", "element") if op.straight_through else ("scalar", "channel", "element")
+    ):
+        yield _learned_forward(op, dtype, lanes, operands, 2)
+        yield _learned_backward(op, dtype, lanes, operands, False)
+    if op.straight_through:
+        yield _learned_forward(op, dtype, lanes, "row", int(op.counts))
+        yield _learned_backward(op, dtype, lanes, "row", True)
     if op.counts:
         arguments: dict[str, object] = dict(
             mask_ptr="*u8",
@@ -174,10 +202,10 @@ def learned_cases(op: LearnedGate, dtype: str, lanes: int) -> Iterator[Case]:
             PARTS=1,
             BLOCK=COUNT_BLOCK,
         )
-        yield Case(op.name, "count", dtype, "-", learned.count, arguments, 4, 8 * COUNT_BLOCK)
+        yield Case(op.name, "count", dtype, "-", gate.count, arguments, 4, 8 * COUNT_BLOCK)
 
 
-def foreach_cases(op: ForeachGate, dtype: str, lanes: int) -> Iterator[Case]:
+def foreach_cases(op: GradientGate, dtype: str, lanes: int) -> Iterator[Case]:
     """A gate over many tensors, with thresholds in the table and on the device, and with the count of what was kept."""
     block, warps = tuning.default("gate", ITEMSIZE[dtype], lanes)
     for operands, thresholds, kept in (
@@ -198,40 +226,42 @@ def foreach_cases(op: ForeachGate, dtype: str, lanes: int) -> Iterator[Case]:
         yield Case(op.name, "inplace", dtype, operands, foreach.inplace, arguments, warps, 8 * block)
 
 
-def _loss_arguments(
-    base: str, rule: type, dtype: str, operands: str, reduction: str, pos_weight: bool
-) -> dict[str, object]:
-    settings = len((rule() if rule is not ByProximity else rule(0.5)).operands(base))
-    base_count = int(pos_weight)
+def _loss_arguments(base: Base, rule: Rule, dtype: str, operands: str, reduction: str) -> dict[str, object]:
+    spec, _ = cells.specify(base, rule, None, reduction, torch.float32)
+    count, (base_static, rule_static) = len(spec.base_fields) + len(spec.rule_fields), spec.static
     kind, packed = PACKED[operands]
     return dict(
         x_ptr=f"*{dtype}",
         y_ptr=f"*{dtype}",
         dx_ptr=f"*{dtype}",
         n="i32",
-        operands=(packed(_wide(dtype)),) * (base_count + settings),
-        KINDS=(kind,) * (base_count + settings),
-        BASE=getattr(pointwise, base),
-        BASE_COUNT=base_count,
-        RULE=getattr(pointwise, RULES[rule].weight.__name__),
-        RULE_COUNT=settings,
+        operands=(packed(_wide(dtype)),) * count,
+        KINDS=(kind,) * count,
+        BASE=getattr(pointwise, base.snake_name()),
+        BASE_COUNT=len(spec.base_fields),
+        BASE_STATIC=base_static,
+        RULE=getattr(pointwise, rule.snake_name()),
+        RULE_COUNT=len(spec.rule_fields),
+        RULE_STATIC=rule_static,
         COMPUTE=_compute(dtype),
         REDUCTION=reduction,
     )
 
 
-def cell_cases(base: str, rule: type, dtype: str, lanes: int) -> Iterator[Case]:
-    """A cell's kernels: fused forward, forward without reduction, recomputing backward."""
+def cell_cases(base: type[Base], rule: type[Rule], dtype: str, lanes: int) -> Iterator[Case]:
+    """A pair's kernels: fused forward, forward without reduction, recomputing backward with the base's optional settings."""
     block, warps = tuning.default("loss", ITEMSIZE[dtype], lanes)
-    name, number = f"{base}.{rule.__name__}", _number(dtype)
+    name, number = f"{base.snake_name()}.{rule.__name__}", _number(dtype)
+    made, weighing = base(*base.example), rule(*rule.example)
     for operands in (number, "channel") if rule is ByPrediction else (number,):
-        arguments = _loss_arguments(base, rule, dtype, operands, "mean", False)
+        arguments = _loss_arguments(made, weighing, dtype, operands, "mean")
         arguments |= dict(out_ptr=f"*{_wide(dtype)}", SINGLE=False, BLOCK=block)
         yield Case(name, "forward", dtype, operands, loss.forward, arguments, warps, block)
-    arguments = _loss_arguments(base, rule, dtype, number, "none", False)
+    arguments = _loss_arguments(made, weighing, dtype, number, "none")
     arguments |= dict(dx_ptr=None, out_ptr=f"*{dtype}", SINGLE=False, BLOCK=block)
     yield Case(name, "forward-none", dtype, number, loss.forward, arguments, warps, block)
-    arguments = _loss_arguments(base, rule, dtype, number, "mean", base == "bce_with_logits")
+    whole = base(*base.example, **dict.fromkeys(base.optional_fields, 2.0))
+    arguments = _loss_arguments(whole, weighing, dtype, number, "mean")
     arguments |= dict(g_ptr=f"*{dtype}", BLOCK=block)
     yield Case(name, "backward", dtype, number, loss.backward, arguments, warps, block)
 
@@ -254,15 +284,13 @@ def shared_loss_cases(dtype: str, lanes: int) -> Iterator[Case]:
 
 def cases(dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16"), lanes: int = 32) -> Iterator[Case]:
     """Everything the registry holds, for warps of so many lanes."""
+    pairs = dict.fromkeys(pair for op in OPS.values() if isinstance(op, Loss) for pair in op.cells)
     for dtype in dtypes:
         for op in OPS.values():
-            if isinstance(op, (Gate, GradientGate)):
-                yield from gate_cases(op if isinstance(op, Gate) else op.gate, dtype, lanes)
-            elif isinstance(op, LearnedGate):
-                yield from learned_cases(op, dtype, lanes)
-            elif isinstance(op, ForeachGate):
-                yield from foreach_cases(op, dtype, lanes)
-        cells = dict.fromkeys(cell for op in OPS.values() if isinstance(op, Loss) for cell in op.cells)
-        for base, rule in cells:
+            if isinstance(op, Gate):
+                yield from gate_cases(op, dtype, lanes)
+            elif isinstance(op, GradientGate):
+                yield from foreach_cases(op, dtype, lanes) if op.many else gate_cases(op.gate, dtype, lanes)
+        for base, rule in pairs:
             yield from cell_cases(base, rule, dtype, lanes)
         yield from shared_loss_cases(dtype, lanes)

@@ -16,7 +16,11 @@ from pathlib import Path
 
 import torch
 
-from triton_thresh.measured import slug
+
+def slug(device_name: str) -> str:
+    """A device's name as files have it."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", device_name).strip("_")
+
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"  # committed

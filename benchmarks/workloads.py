@@ -1,6 +1,6 @@
 """What the benchmark runs for each op: inputs, this package's call, the formula in torch, the bytes, and what must come out.
 
-One builder per family of the registry, in BUILDERS. A new op of a known family appears by itself; a new family needs a builder.
+One builder for each family of the registry, in BUILDERS. A new op of a known family appears by itself.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from typing import Any, NamedTuple, Union
 import torch
 from torch import Tensor
 
-import triton_thresh as tt
 from benchmarks import baselines
-from triton_thresh import explain, reference
-from triton_thresh.families import ForeachGate, Gate, GradientGate, LearnedGate, Loss, Op
-from triton_thresh.registry import OPS
-from triton_thresh.rounding import round_to
-from triton_thresh.rules import ByLoss, ByPrediction, ByProximity, Rule
+from triton_thresh import explain, gates, losses
+from triton_thresh import gradients as gradient_gates
+from triton_thresh.backend import Plan
+from triton_thresh.bases import Base
+from triton_thresh.checks import round_to
+from triton_thresh.functional import function_of
+from triton_thresh.registry import OPS, Gate, GradientGate, Loss, Op
+from triton_thresh.rules import Rule
 
 MODES = ("forward", "backward", "both")
 WHOLE = "whole"  # how a workload's `whole` is run: forward and backward in one call, without autograd
@@ -29,12 +31,6 @@ GRADIENT_THRESHOLD = 0.5
 PARAMETERS = 1000
 FLOAT16_SCALE = 256.0
 CHUNK = 1 << 24  # elements that are drawn, and compared, at a time
-# Every setting is exact in every dtype, so that no formula compares with another number than this package.
-SETTINGS: Mapping[type[Rule], Rule] = {
-    ByPrediction: ByPrediction(0.75, 1.0, 0.125),
-    ByProximity: ByProximity(0.5, 0.25, 1.5),
-    ByLoss: ByLoss(1.0, 2.0),
-}
 # Of the largest expected value: what may lie between a formula, which rounds between its steps, and the expected result.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 ASTRAY = 0.02  # of a formula's elements may lie further off: those beside a threshold, rounded to its other side
@@ -191,9 +187,12 @@ def _random(
     return made
 
 
-def _bytes(op: Any, x: Tensor, operands: Sequence[Tensor] = (), **arguments: Any) -> dict[str, int]:
-    inference, _, _ = op.bytes_moved(x, operands, arguments, grad=False)
-    forward, backward, _ = op.bytes_moved(x, operands, arguments, grad=True)
+def _bytes(plan: Callable[[], Plan]) -> dict[str, int]:
+    """The bytes of a call, as its plan counts them: without a gradient and with."""
+    with torch.no_grad():
+        inference = plan().forward_bytes or 0
+    found = plan()
+    forward, backward = found.forward_bytes or 0, found.backward_bytes or 0
     return {"forward": inference, "backward": backward, "both": forward + backward}
 
 
@@ -201,11 +200,14 @@ def gate(op: Gate, dtype: torch.dtype, numel: int, device: torch.device) -> Iter
     """The gate with the numbers of its example, on normal inputs."""
     if dtype not in op.dtypes:
         return
-    call, numbers = getattr(tt, op.name, op), tuple(round_to(v, dtype) for v in op.example)
+    call, numbers = function_of(op), tuple(round_to(v, dtype) for v in op.example)
+    differentiable = op.saves != "nothing"
 
     def make(seed: int) -> Inputs:
-        x = _random((numel,), dtype, device, 2 * seed).requires_grad_(op.differentiable)
-        return Inputs((x,), (_random((numel,), dtype, device, 2 * seed + 1) if op.differentiable else None,))
+        x = _random((numel,), dtype, device, 2 * seed).requires_grad_(differentiable)
+        return Inputs((x,), (_random((numel,), dtype, device, 2 * seed + 1) if differentiable else None,))
+
+    like = torch.empty(numel, dtype=dtype, device="meta", requires_grad=differentiable)
 
     yield Workload(
         op.name,
@@ -213,22 +215,22 @@ def gate(op: Gate, dtype: torch.dtype, numel: int, device: torch.device) -> Iter
         dtype,
         numel,
         device,
-        MODES if op.differentiable else ("forward",),
+        MODES if differentiable else ("forward",),
         make,
         pack=lambda x: call(x, *numbers),
         formula=lambda like: baselines.gate(op, numbers, like),
-        bytes=_bytes(op, torch.empty(numel, dtype=dtype, device="meta", requires_grad=op.differentiable)),
+        bytes=_bytes(lambda: gates.plan(op, like, *numbers)),
         arguments=lambda tensors: ((*tensors, *numbers), {}),
     )
 
 
-def learned(op: LearnedGate, dtype: torch.dtype, numel: int, device: torch.device) -> Iterator[Workload]:
+def learned(op: Gate, dtype: torch.dtype, numel: int, device: torch.device) -> Iterator[Workload]:
     """Rows of up to FEATURES features with a float32 threshold each, which learns as the input does."""
     if dtype not in op.dtypes:
         return
     features = math.gcd(numel, FEATURES)
     shape = (numel // features, features)
-    call, (threshold, bandwidth) = getattr(tt, op.name, op), op.example
+    call, (threshold, bandwidth) = function_of(op), op.example
 
     def make(seed: int) -> Inputs:
         x = _random(shape, dtype, device, 3 * seed).requires_grad_()
@@ -237,6 +239,7 @@ def learned(op: LearnedGate, dtype: torch.dtype, numel: int, device: torch.devic
         return Inputs((x, t.requires_grad_()), (g, g[:, 0].float()) if op.counts else (g,))
 
     like = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
+    thresholds = torch.empty(features, device="meta", requires_grad=True)
     yield Workload(
         op.name,
         op,
@@ -247,34 +250,37 @@ def learned(op: LearnedGate, dtype: torch.dtype, numel: int, device: torch.devic
         make,
         pack=lambda x, t: call(x, t, bandwidth),
         formula=lambda like: baselines.learned(op, bandwidth),
-        bytes=_bytes(op, like, (torch.empty(features, device="meta", requires_grad=True),)),
+        bytes=_bytes(lambda: gates.plan(op, like, thresholds, bandwidth)),
         arguments=lambda tensors: ((*tensors, bandwidth), {}),
     )
 
 
 def loss(op: Loss, dtype: torch.dtype, numel: int, device: torch.device) -> Iterator[Workload]:
-    """The mean of a named loss, and of each cell of the grid that has no name of its own."""
-    named = {cell for other in OPS.values() if isinstance(other, Loss) and other.rule for cell in other.cells}
-    for base, rule in op.cells:
+    """The mean of a named loss; of the grid, what has no name of its own and holds a base or a rule for the first time."""
+    named = {pair for other in OPS.values() if isinstance(other, Loss) and other.rule for pair in other.cells}
+    for kind, rule in op.pairs:
+        base, made = kind(*kind.example), rule(*rule.example)
         if op.rule is not None:
-            yield _loss(op.name, op, base, SETTINGS[rule], dtype, numel, device)
-        elif (base, rule) not in named:
-            yield _loss(f"{op.name}.{base}.{rule.__name__}", op, base, SETTINGS[rule], dtype, numel, device)
+            yield _loss(op.name, op, base, made, dtype, numel, device)
+        elif (kind, rule) not in named:
+            name = f"{op.name}.{kind.snake_name()}.{rule.__name__}"
+            yield _loss(name, op, base, made, dtype, numel, device)
 
 
-def _loss(name: str, op: Loss, base: str, rule: Rule, dtype: torch.dtype, numel: int, device: torch.device) -> Workload:
-    call = getattr(tt, op.name)
-    keywords = vars(rule) if op.rule is not None else {"rule": rule, "base": base}
-    domain = reference.BASES[base].domain
+def _loss(
+    name: str, op: Loss, base: Base, rule: Rule, dtype: torch.dtype, numel: int, device: torch.device
+) -> Workload:
+    call = function_of(op)
+    keywords = rule.operands() if op.rule is not None else {"rule": rule, "base": base}
     # 1, but in float16 scaled as a GradScaler does it: the formulas' gradients, divided by numel, would underflow
     scale = min(FLOAT16_SCALE, numel) if dtype == torch.float16 else 1.0
     upstream = torch.full((), scale, dtype=dtype, device=device) if scale != 1 else None
 
     def make(seed: int) -> Inputs:
-        x = _random((numel,), dtype, device, 2 * seed, normal=domain != "probability")
-        if domain == "probability":
+        x = _random((numel,), dtype, device, 2 * seed, normal=base.kind != "probabilities")
+        if base.kind == "probabilities":
             x.clamp_(1 / 256, 1 - 1 / 256)
-        y = _random((numel,), dtype, device, 2 * seed + 1, normal=domain == "real")
+        y = _random((numel,), dtype, device, 2 * seed + 1, normal=base.kind == "values")
         return Inputs((x.requires_grad_(), y), (upstream,))
 
     like = torch.empty(numel, dtype=dtype, device="meta", requires_grad=True)
@@ -288,7 +294,7 @@ def _loss(name: str, op: Loss, base: str, rule: Rule, dtype: torch.dtype, numel:
         make,
         pack=lambda x, y: call(x, y, **keywords),
         formula=lambda like: baselines.loss(base, rule, like),
-        bytes=_bytes(op, like, (like.detach(),), reduction="mean"),
+        bytes=_bytes(lambda: losses.plan(op.name, like, like.detach(), base, rule)),
         arguments=lambda tensors: (tensors, dict(keywords)),
         scale=scale,
     )
@@ -303,6 +309,7 @@ def gradient(op: GradientGate, dtype: torch.dtype, numel: int, device: torch.dev
         x = _random((numel,), dtype, device, 2 * seed).requires_grad_()
         return Inputs((x,), (_random((numel,), dtype, device, 2 * seed + 1),))
 
+    call, like = function_of(op), torch.empty(numel, dtype=dtype, device="meta", requires_grad=True)
     yield Workload(
         op.name,
         op,
@@ -311,14 +318,14 @@ def gradient(op: GradientGate, dtype: torch.dtype, numel: int, device: torch.dev
         device,
         ("backward", "both"),
         make,
-        pack=lambda x: op(x, GRADIENT_THRESHOLD),
+        pack=lambda x: call(x, GRADIENT_THRESHOLD),
         formula=lambda like: lambda x: baselines.hardshrink_gradient(x, GRADIENT_THRESHOLD),
-        bytes=_bytes(op, torch.empty(numel, dtype=dtype, device="meta", requires_grad=True)),
+        bytes=_bytes(lambda: gradient_gates.plan_one(op.name, like, GRADIENT_THRESHOLD)),
         arguments=lambda tensors: ((*tensors, GRADIENT_THRESHOLD), {}),
     )
 
 
-def foreach(op: ForeachGate, dtype: torch.dtype, numel: int, device: torch.device) -> Iterator[Workload]:
+def foreach(op: GradientGate, dtype: torch.dtype, numel: int, device: torch.device) -> Iterator[Workload]:
     """The gradients of up to PARAMETERS parameters, in place; what is kept stays kept, so that calls repeat."""
     if dtype not in op.gate.dtypes:
         return
@@ -338,7 +345,8 @@ def foreach(op: ForeachGate, dtype: torch.dtype, numel: int, device: torch.devic
 
         return thresholded
 
-    size, _, _ = op.bytes_moved([torch.empty(numel, dtype=dtype, device="meta")], (), {}, grad=False)
+    hollow = torch.nn.Parameter(torch.empty(numel, dtype=dtype, device="meta"))
+    hollow.grad = torch.empty_like(hollow)
     yield Workload(
         op.name,
         op,
@@ -347,9 +355,9 @@ def foreach(op: ForeachGate, dtype: torch.dtype, numel: int, device: torch.devic
         device,
         ("forward",),
         make,
-        pack=of(op),
+        pack=of(function_of(op)),
         formula=lambda like: of(baselines.hardshrink_gradients_),
-        bytes={"forward": size},
+        bytes={"forward": gradient_gates.plan_many(op.name, [hollow], GRADIENT_THRESHOLD).forward_bytes or 0},
         arguments=lambda tensors: ((tensors, GRADIENT_THRESHOLD), {}),
         compiles=False,
     )
@@ -364,10 +372,15 @@ BUILDERS: Mapping[str, Callable[[Any, torch.dtype, int, torch.device], Iterator[
 }
 
 
+def family(op: Op) -> str:
+    """The key of the op's builder."""
+    if isinstance(op, Gate):
+        return "learned" if op.straight_through else "gate"
+    if isinstance(op, Loss):
+        return "loss"
+    return "foreach" if op.many else "gradient"
+
+
 def workloads(op: Op, dtype: torch.dtype, numel: int, device: torch.device) -> Iterator[Workload]:
     """The op's workloads (none for a dtype it does not take)."""
-    if op.family not in BUILDERS:
-        raise NotImplementedError(
-            f"{op.name}: no benchmark for the family {op.family!r}; add one to {__name__}.BUILDERS"
-        )
-    yield from BUILDERS[op.family](op, dtype, numel, device)
+    yield from BUILDERS[family(op)](op, dtype, numel, device)

@@ -17,6 +17,7 @@ from benchmarks import records
 from benchmarks.records import Record
 from benchmarks.run import PACK
 from benchmarks.tables import Row, described, markdown, rows, size, steps
+from benchmarks.workloads import family
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -27,7 +28,7 @@ T, BANDWIDTH = 0.5, 0.25
 
 
 def _family(*names: str) -> list[Any]:
-    return [op for op in tt.ops().values() if op.family in names]
+    return [op for op in tt.ops().values() if family(op) in names]
 
 
 def _named(names: Iterable[str]) -> str:
@@ -426,7 +427,7 @@ def _file(folder: Path, module: str | None, name: str) -> str | None:
 def files() -> str:
     """Every file of the package: its own first sentence, and which others it uses."""
     lines = []
-    folders = ("triton_thresh", "triton_thresh/families", "kernels")
+    folders = ("triton_thresh", "kernels")
     for path in (path for folder in folders for path in sorted((ROOT / folder).glob("*.py"))):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         says = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")

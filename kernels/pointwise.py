@@ -44,7 +44,7 @@ def softshrink(x, c, p):
 
 @triton.jit
 def garrote(x, c, p):
-    """y = x - t**2 / x where |x| > t, x where x is NaN, else 0; dy/dx = 1 + t**2 / x**2. t / x is at most 1, so nothing overflows."""
+    """y = x - t**2 / x where |x| > t, x where x is NaN, else 0; dy/dx = 1 + t**2 / x**2, of t / x, which is at most 1."""
     t = p[0].to(c.dtype)
     above = tl.abs(c) > t
     safe = tl.where(above, c, 1.0)
@@ -220,7 +220,8 @@ def _logs(x):
 
 @triton.jit
 def bce(x, y, p, s):
-    """l = -(y log x + (1 - y) log(1 - x)), logs clamped at -100; dl/dx = (x - y) / max(x (1 - x), 1e-12); NaN for x or y outside [0, 1].
+    """l = -(y log x + (1 - y) log(1 - x)), logs clamped at -100; dl/dx = (x - y) / max(x (1 - x), 1e-12); NaN where x or y lies
+    outside [0, 1].
 
     x (1 - x) >= 0 just where 0 <= x <= 1. Elsewhere y becomes NaN, and with it loss and slope: the logs are finite.
     """

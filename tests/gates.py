@@ -264,7 +264,7 @@ def kept(op: Gate, x: Tensor, *arguments: Any) -> Tensor:
 
 
 def gradient(op: Gate, x: Tensor, *arguments: Any, g: Tensor) -> Tensor:
-    """The contract's rule: the upstream gradient where the element is kept, else 0; else that times the reference's derivative."""
+    """The contract's rule: the upstream gradient where the element is kept, else 0; or that times the derivative."""
     if op.selects:
         return torch.where(kept(op, x, *arguments), g, 0)
     x_ = x.detach().double().requires_grad_()

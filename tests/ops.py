@@ -115,3 +115,14 @@ def held(graph: torch.fx.GraphModule) -> list[str]:
 def op_of(case: Case) -> str:
     """The op of the library that a case is in a graph."""
     return "loss" if isinstance(case.op, Loss) else "gate"
+
+
+class Called(torch.nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: object) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)  # type: ignore[operator, no-any-return]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import triton_thresh as tt
 from triton_thresh import gates, reference, registry
 from triton_thresh.bases import BASES
+from triton_thresh.functional import function_of
 from triton_thresh.registry import KEEP_LARGE
 from triton_thresh.rules import RULES
 
@@ -25,7 +24,7 @@ class Op:
 
     @property
     def _function(self) -> Callable[..., Any]:
-        return getattr(tt, self.name, None) or functools.partial(gates.call, self.row)
+        return function_of(self.row)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._function(*args, **kwargs)

@@ -15,11 +15,15 @@ from benchmarks.cases import ITEMSIZE, Case, cases
 from benchmarks.compiled import compile_case
 from benchmarks.roofline import GPUS
 from benchmarks.stub_driver import StubDriver
-from triton_thresh import launch, reference, rules, tuning
-from triton_thresh import learned as learned_launch
+from triton_thresh import gates, losses, tuning
+from triton_thresh.bases import BCEWithLogits
+from triton_thresh.cells import specify
+from triton_thresh.kernels import foreach, gate
+from triton_thresh.registry import GATES, Gate
+from triton_thresh.rules import ByPrediction
 
 from .conftest import INTERPRETED
-from .rows import LEARNED_GATES, OPS, Gate, LearnedGate
+from .rows import Gate
 
 pytestmark = [pytest.mark.skipif(INTERPRETED, reason="this process interprets kernels"), pytest.mark.slow]
 
@@ -42,7 +46,7 @@ def _violations(case: Case, report: Report) -> list[str]:
         )
     if wide_writes < writes * size:
         found.append(f"writes {wide_writes} of {writes * size} bytes an element in 16-byte vectors")
-    packed = case.jit in (gate.forward, gate.backward, learned.forward, learned.backward)
+    packed = case.jit in (gate.forward, gate.backward_bit, gate.backward_input, gate.backward_code)
     if packed or (case.jit is foreach.inplace and not case.arguments["kept_ptr"]):
         if report.shared_bytes or report.barriers or report.shuffles:
             found.append(f"uses shared memory ({report.shared_bytes} bytes), barriers or shuffles")
@@ -65,10 +69,14 @@ INSTRUCTIONS = {
 def _full_size_operands(case: Case) -> tuple[int, int]:
     """How many tensors of the input's size and dtype a full tile reads and writes."""
     if case.jit is gate.forward:
-        return 2 if case.operands in ("channel", "element") else 1, 1
-    if case.jit is learned.forward:
-        return 2 if case.operands == "element" else 1, 1
-    if case.jit is gate.backward or case.jit is learned.backward:
+        loads = GATES[case.op].operands if case.op in GATES else 1
+        wide = case.operands == "element" or (case.operands == "channel" and not case.arguments["BY_COLUMN"])
+        return 1 + loads * wide, 1
+    if case.jit is gate.backward_bit:
+        return 1, 1
+    if case.jit is gate.backward_input:
+        return 3 if case.operands == "channel" else 2, 1
+    if case.jit is gate.backward_code:
         return 1, 2 if case.operands == "element" else 1
     if case.jit is foreach.inplace:
         return 1, 1
@@ -147,34 +155,42 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubDriver]:
     tuning._settled.clear()
 
 
-@pytest.mark.parametrize("op", ["threshold", "hardshrink", "softshrink", "binary_threshold"])
-def test_gate_numbers_are_not_specialised(stub: StubDriver, op: str) -> None:
-    x, gate_op = torch.randn(1), OPS[op]
-    assert isinstance(gate_op, Gate)
+def _call(row: Gate, learns: bool) -> gates.Call:
+    return gates._call(row, torch.float32, True, learns, False)
+
+
+FIXED = [row for row in GATES.values() if not row.straight_through]
+LEARNED = [row for row in GATES.values() if row.straight_through]
+
+
+@pytest.mark.parametrize("row", FIXED, ids=lambda row: str(row.name))
+def test_gate_numbers_are_not_specialised(stub: StubDriver, row: Gate) -> None:
+    x = torch.randn(1)
     for value in (0.5, 1.0, 0.0, 16.0):
-        constants = (value,) * len(gate_op.constants)
-        launch.gate_forward(gate_op.lowered(x, value, constants, None), x, want_mask=False)
+        gates.forward(x, value, (value,) * (len(row.example) - 1), _call(row, False))
     assert all(made.signature == stub.launches[0].signature for made in stub.launches)
-    assert not any(made.specialised for made in stub.launches)
+    assert all(made.specialised <= {"groups"} for made in stub.launches)
 
 
-@pytest.mark.parametrize("op", LEARNED_GATES.values(), ids=lambda op: str(op.name))
-def test_numbers_of_learned_gates_are_not_specialised(stub: StubDriver, op: LearnedGate) -> None:
+@pytest.mark.parametrize("row", LEARNED, ids=lambda row: str(row.name))
+def test_numbers_of_learned_gates_are_not_specialised(stub: StubDriver, row: Gate) -> None:
     """Only sizes are, where 16 divides them."""
     sizes = {"width", "features", "operands[0][1]", "operands[0][2]"}
     for value, shape in ((0.5, (64, 48)), (1.0, (64, 32)), (16.0, (400, 47)), (1.0, (1, 1))):
         x, t = torch.randn(shape), torch.zeros(shape[1:])
-        call, t = op.learned_call(x, t, (value,), False)
-        _, _, codes = learned_launch.forward(call, t, x, 2)
-        assert codes is not None
-        learned_launch.backward(call, t, codes, [x, *([x[:, 0]] if op.counts else [])], t.shape)
+        call = _call(row, True)
+        _, _, bits, saved = gates.forward(x, t, (value,), call)
+        assert bits is not None
+        gates._backward_code(call, (t, value), bits, saved, [x, *([x[:, 0]] if row.counts else [])], t.shape)
     assert all(made.specialised <= sizes for made in stub.launches)
-    assert {made.kernel for made in stub.launches} == {"forward", "backward"} | ({"count"} if op.counts else set())
+    assert {made.kernel for made in stub.launches} == {"forward", "backward_code"} | (
+        {"count"} if row.counts else set()
+    )
 
 
 @pytest.mark.parametrize("value", [0.25, 1.0])
 def test_loss_numbers_are_not_specialised(stub: StubDriver, value: float) -> None:
     x = torch.randn(1)
-    spec, operands = reference.specify(x, rules.ByPrediction(value, value, value), "bce_with_logits", value, value)
-    launch.loss_forward(spec, x, x, operands, want_gradient=True)
+    spec, operands = specify(BCEWithLogits(value), ByPrediction(value, value, value), value, "mean", torch.float32)
+    losses.loss_forward(spec, x, x, operands, want_gradient=True)
     assert not any(made.specialised for made in stub.launches)

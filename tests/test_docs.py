@@ -22,7 +22,6 @@ from benchmarks import records
 from docs import hooks, pictures, tables
 
 from .conftest import INTERPRETED
-from .rows import OPS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -183,7 +182,7 @@ def test_the_map_names_files_that_exist() -> None:
     names = re.findall(r"[\w/]+\.py", (DOCS / "architecture.svg").read_text(encoding="utf-8"))
     assert len(names) > 20
     for name in names:
-        places = ("triton_thresh", "triton_thresh/families", "kernels", ".")
+        places = ("triton_thresh", "kernels", ".")
         assert any((ROOT / place / name).is_file() for place in places), name
 
 

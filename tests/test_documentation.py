@@ -16,6 +16,7 @@ import triton_thresh as tt
 from docs import hooks, tables
 from docs.readme import updated
 from triton_thresh import functional
+
 from .conftest import INTERPRETED
 from .rows import OPS
 from .test_docs import assert_same, ran

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import platform
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from triton_thresh.measured import Config, Table
 
 import triton_thresh as tt
-from triton_thresh import backend, measured
+from triton_thresh import backend, tuning
 from triton_thresh.__main__ import main
 
 from .conftest import INTERPRETED
@@ -50,26 +48,22 @@ def test_without_triton() -> None:
 
 
 @pytest.mark.parametrize("has", [True, False], ids=["triton", "no triton"])
-def test_a_gpu_and_its_tables(
+def test_gpus_and_their_tables(
     has: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    table: Any = {f"hardshrink/float32/{size}": Config(256, 2) for size in range(3)}
-    (tmp_path / "Made_up_GPU.json").write_text(json.dumps(measured.document("Made-up GPU", Table(table, {}))))
+    table = {f"hardshrink/float32/{size}": [256, 2] for size in range(3)}
+    (tmp_path / "Made_up_GPU.json").write_text(json.dumps(table))
     monkeypatch.setenv("TRITON_THRESH_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Made-up GPU{' 2' * device.index}")
-    monkeypatch.setattr(measured, "shipped_devices", lambda: ["Made-up GPU"])
-    first = dict(list(table.items())[:1])
-    monkeypatch.setattr(measured, "shipped", lambda name: Table({} if name.endswith("2") else first, {}))
     monkeypatch.setattr(backend, "has_triton", lambda: has)
-    measured.cached.cache_clear()
+    tuning.table.cache_clear()
     with tt.use_backend("auto"):
         said = info(capsys)
-    measured.cached.cache_clear()
+    tuning.table.cache_clear()
     would = "triton (auto: tensors on cuda run on Triton)" if has else "eager (auto: Triton is not installed)"
-    assert f"cuda:0 Made-up GPU, 1 block sizes shipped and 3 found: {would}" in said
-    assert f"cuda:1 Made-up GPU 2, 0 block sizes shipped and 0 found: {would}" in said
-    assert "block sizes shipped for: Made-up GPU" in said
+    assert f"cuda:0 Made-up GPU, 3 block sizes found: {would}" in said
+    assert f"cuda:1 Made-up GPU 2, 0 block sizes found: {would}" in said
 
 
 def test_triton_asked_for_where_it_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from triton_thresh import backend
 from .calls import Case, all_same
 from .gates import same, upstream
 from .kernels.test_features import agree, outcome, plain
-from .ops import FUSED, OURS, SHAPE, compiled, held, named, named_cases
+from .ops import FUSED, OURS, SHAPE, Called, compiled, held, named, named_cases
 from .rows import OPS, ForeachGate
 
 CPU = torch.device("cpu")
@@ -96,19 +96,8 @@ def test_named_ops_in_a_compiled_and_an_exported_program() -> None:
     same(exported(x.detach()), program(x.detach()))
 
 
-class Called(torch.nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: object) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.function(*inputs)  # type: ignore[operator, no-any-return]
-
-
 def test_rules_of_the_named_grid() -> None:
-    with pytest.raises(ValueError, match="rule must be one of 'ByPrediction', .*'ByLoss', got 'ByMood'"):
+    with pytest.raises(ValueError, match=r"rule must be one of 'ByPrediction', .*'ByLoss', got 'ByMood'"):
         OURS.threshold_loss(torch.ones(2), torch.ones(2), "ByMood", [1.0])
 
 

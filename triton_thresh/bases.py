@@ -25,7 +25,8 @@ BaseName = Literal["bce", "bce_with_logits", "mse"]
 class Settings:
     """A frozen dataclass of operands: what bases and rules have in common.
 
-    A field is an operand, save those in `static_fields`, which belong to the kernel's key. Those in `optional_fields` may be None.
+    A field is an operand, save those in `static_fields`, which belong to the kernel's key. Those in `optional_fields` may be
+    None.
     """
 
     example: ClassVar[tuple[Any, ...]] = ()  # arguments with which tests and benchmarks make one

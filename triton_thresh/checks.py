@@ -1,4 +1,4 @@
-"""What every op asks of its arguments, and how numbers are rounded. An error names the argument, what it was, and what would do."""
+"""Checks of arguments, and the rounding of numbers. An error names the argument, what it was, and what would be accepted."""
 
 from __future__ import annotations
 

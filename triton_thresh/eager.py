@@ -19,7 +19,7 @@ from torch import Tensor
 from . import reference
 from .cells import Spec, element_loss, wide
 from .checks import Operand, compute_dtype, round_to
-from .rules import Element, Rule, select
+from .rules import Element, select
 
 SLICE = 1 << 18
 FEW = 1 << 13  # elements of which a pass costs less than a call
@@ -59,15 +59,16 @@ def loss_and_slope(
     x, y = (tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in (x, y))
     base, rule, weight = spec.parts([wide(value, dtype) for value in operands])
     slope = base.slope(x, y)
-    if slope is None or (rule.slopes and type(rule).weight_slope is Rule.weight_slope):
-        return _differentiated(spec, x, y, operands)
     loss = base.value(x, y) if want_loss or rule.reads_loss or rule.slopes else x
     element = Element(base, x, y, loss, fast=True)
+    steep = rule.weight_slope(element) if rule.slopes else None
+    if slope is None or (rule.slopes and steep is None):
+        return _differentiated(spec, x, y, operands)
     factor = rule.weight(element)
     if factor is not None:
         slope = slope * factor
-        if rule.slopes:
-            slope = slope + loss.nan_to_num(0.0, 0.0, 0.0) * rule.weight_slope(element)
+        if steep is not None:
+            slope = slope + loss.nan_to_num(0.0, 0.0, 0.0) * steep
         loss = loss * factor
     if weight is not None:
         loss, slope = loss * weight, slope * weight
@@ -90,12 +91,12 @@ def loss_forward(
     if spec.reduction == "none":
         out = torch.empty_like(input, dtype=spec.result)
         for x, y, part, *values in _parts([input, target, out, *operands], input):
-            value, _ = loss_and_slope(spec, x, y, values, want_slope=False)
-            part.copy_(value)
+            part.copy_(element_loss(spec, x, y, values, fast=True))
         return out, None
     scale = 1 / input.numel() if spec.reduction == "mean" else 1.0
     if input.numel() <= SLICE:
         value, slope = loss_and_slope(spec, input, target, operands, want_slope=want_gradient)
+        assert value is not None
         total = value.mean() if spec.reduction == "mean" else value.sum()
         if slope is not None:
             slope = torch.mul(slope, scale, out=torch.empty_like(input))
@@ -104,6 +105,7 @@ def loss_forward(
     total = torch.zeros((), dtype=compute_dtype(input.dtype), device=input.device)
     for x, y, part, *values in _parts([input, target, gradient, *operands], input):
         value, slope = loss_and_slope(spec, x, y, values, want_slope=want_gradient)
+        assert value is not None
         total += value.sum()
         if slope is not None:
             torch.mul(slope, scale, out=part)
@@ -118,6 +120,7 @@ def loss_backward(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[
     scale = 1 / input.numel() if spec.reduction == "mean" else 1.0
     for x, y, g, part, *values in _parts([input, target, gradient, dx, *operands], input):
         _, slope = loss_and_slope(spec, x, y, values, want_loss=False)
+        assert slope is not None
         torch.mul(slope, g.to(slope.dtype) * scale, out=part)
     return dx
 
@@ -132,7 +135,7 @@ def loss_rescale(dx: Tensor, gradient: Tensor) -> None:
 
 
 def _are_few(input: Tensor) -> bool:
-    """True if numbers may be passed as cached 0-dim tensors. CPU only: one on a GPU would be tied to a stream or a captured graph."""
+    """True if numbers may be passed as cached 0-dim tensors. On a GPU such a tensor would be tied to a stream."""
     return input.is_cpu and input.numel() <= FEW
 
 

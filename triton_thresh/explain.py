@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import functional, gates, gradients, losses
+from . import gates, gradients, losses
 from .backend import Plan, use_backend
+from .functional import function_of
 from .registry import OPS, Gate, Loss
 
 
@@ -28,7 +29,7 @@ class Explanation:
         reason: why that one.
         block: the elements a thread block covers (a gate's tile is 8 times that); None on the eager backend.
         num_warps: the warps of a thread block; None on the eager backend.
-        block_source: "shipped table", "user cache", "search", "default" or "interpreter"; None on the eager backend.
+        block_source: "user's table", "search", "default" or "interpreter"; None on the eager backend.
         forward_bytes: bytes that the call's kernels move; None on the eager backend.
         backward_bytes: bytes that its backward's move, for an upstream gradient of 1; 0 if there is none; None likewise.
         saved_bytes: bytes of all tensors kept for backward, the caller's own among them, without what rounds the bits of a gate
@@ -80,10 +81,9 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
     if name not in OPS:
         raise ValueError(f"explain: name must be one of {', '.join(OPS)}, got {name!r}")
     op = OPS[name]
-    function: Any = getattr(functional, name, None) or functools.partial(gates.call, op)
-    described = getattr(functional, name, None) or getattr(gates.reference, name)
+    function = function_of(op)
     try:
-        bound = inspect.signature(described).bind(*args, **kwargs)
+        bound = inspect.signature(function).bind(*args, **kwargs)
     except TypeError as error:
         raise TypeError(f"explain: {name}: {error}") from None
     bound.apply_defaults()
@@ -115,11 +115,12 @@ def _planned_loss(op: Loss, arguments: dict[str, Any]) -> Plan:
     if op.rule is None:
         base, rule = arguments["base"], arguments["rule"]
     else:
-        base, rule = op.base.snake_name(), op.rule(**{name: arguments[name] for name in op.rule.__dataclass_fields__})
+        names = inspect.signature(op.rule).parameters
+        base, rule = op.base.snake_name(), op.rule(**{name: arguments[name] for name in names})
     return losses.plan(op.name, arguments["input"], arguments["target"], base, rule, **options)
 
 
-def _saved_eagerly(function: Any, bound: inspect.BoundArguments) -> int:
+def _saved_eagerly(function: Callable[..., Any], bound: inspect.BoundArguments) -> int:
     """The bytes that the eager backend saves for backward: makes the call, on tensors without memory."""
     saved = []
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import overload
-from typing import Literal
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, overload
 
 import torch
 import torch.fx
 from torch import Tensor
 
-from . import gates, gradients, losses
+from . import gates, gradients, losses, reference
 from .bases import Base, BaseName
 from .checks import Operand, Reduction
-from .registry import GATES
+from .registry import GATES, Gate, Op
 from .rules import ByLoss, ByPrediction, ByProximity, Rule
 
 __all__ = [
@@ -185,7 +186,8 @@ def firm(input: Tensor, low: Operand, high: Operand) -> Tensor:
 
     Raises:
         TypeError: for other dtypes, and for thresholds that are neither number nor tensor.
-        ValueError: for thresholds that do not broadcast to the input's shape, that require grad, or that are numbers out of order.
+        ValueError: for thresholds that do not broadcast to the input's shape, that require grad, or that are numbers out of
+            order.
 
     Equivalent to:
         ``torch.where(x.abs() > high, x, x.sign() * torch.where(x.abs() > low, high * (x.abs() - low) / (high - low), 0))``
@@ -760,3 +762,14 @@ for _name in __all__:  # under torch.fx.symbolic_trace a call is one node, as th
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def function_of(op: Op) -> Callable[..., Any]:
+    """The public function of an op; for a gate that has none yet, its call with the signature of its formula."""
+    public: Callable[..., Any] | None = globals().get(op.name)
+    if public is not None:
+        return public
+    assert isinstance(op, Gate)
+    call: Any = functools.partial(gates.call, op)
+    call.__signature__ = inspect.signature(getattr(reference, op.name))
+    return call  # type: ignore[no-any-return]

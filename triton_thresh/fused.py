@@ -39,12 +39,12 @@ class Fused:
 
     The pieces share one list of arguments, which begins with tensors:
 
-        forward(*arguments) -> outputs           a tuple, None for what is not wanted; what follows the op's outputs is for an eager setup
+        forward(*arguments) -> outputs           a tuple, None for what is not wanted; what follows is for an eager setup
         setup(ctx, arguments, outputs)           saves for backward
         backward(ctx, *gradients) -> gradients   of the first arguments; the rest have none
 
-    The op has `outputs` outputs. A caller gets the first `public` of them; the others are for backward. The op takes what its schema says, which `decode`
-    turns into the arguments. ctx.traced tells backward how it was called.
+    The op has `outputs` outputs. A caller gets the first `public` of them; the others are for backward. The op takes what its
+    schema says; `decode` turns that into the arguments. ctx.traced tells backward how it was called.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Fused:
         name: str,
         schema: str,
         *,
-        forward: Callable[..., tuple[Tensor | None, ...]],
+        forward: Callable[..., tuple[Any, ...]],
         fake: Callable[..., tuple[Tensor, ...]],
         setup: Callable[..., None],
         backward: Callable[..., tuple[Tensor | None, ...]],
@@ -70,8 +70,8 @@ class Fused:
         def decompose(*flat: Any) -> Any:
             return formula(*flat) if is_exporting() else NotImplemented
 
-        # What run_decompositions of an exported program puts in the op's place. Torch asks wherever it traces; to compilers, which
-        # are to keep the op, the answer is that there is none. With a kernel for CompositeImplicitAutograd Inductor refuses the op.
+        # run_decompositions of an exported program puts this in the op's place. Torch asks wherever it traces; a compiler is to
+        # keep the op, so it hears that there is none. With a kernel for CompositeImplicitAutograd Inductor refuses the op.
         self.op.decompose = decompose
         torch.library.register_autograd(
             f"{NAMESPACE}::{name}", self._backward_of_op, setup_context=self._setup_of_op, lib=_library

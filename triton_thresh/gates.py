@@ -589,7 +589,7 @@ def _backward_of_formula(
     def formula(x: Tensor, *threshold: Operand) -> Any:
         return getattr(reference, call.row.name)(x, *(threshold or values[:1]), *values[1:], **keywords)
 
-    outputs, pull = torch.func.vjp(formula, input, *(values[:1] if learns else ()))
+    outputs, pull, *_ = torch.func.vjp(formula, input, *(values[:1] if learns else ()))
     if not isinstance(outputs, tuple):
         return pull(gradients[0])  # type: ignore[no-any-return]
     return pull(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, gradients)))  # type: ignore[no-any-return]
@@ -633,11 +633,11 @@ def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     if not ctx.from_bits:
         if last and not ctx.traced:
             return _backward_input(call, kept, values, given[0]), None
-        dx, *dt = _backward_of_formula(call, kept, values, gradients, learns)
-        return dx, dt[0] if dt else None
+        found = _backward_of_formula(call, kept, values, gradients, learns)
+        return found[0], found[1] if learns else None
     if ctx.traced:
         return _backward_traced(ctx, kept, values, gradients, learns, last)
-    saved = ctx.saved
+    saved: Saved = ctx.saved
     if last and call.bits == 1 and not call.by_column:
         return _backward_bit(kept, saved, given[0]), None
     if last:
@@ -649,8 +649,8 @@ def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     return dx, dt.to(ctx.dtype) if learns and dt is not None else None
 
 
-# The threshold of a traced gate is a tensor or, where that is None, the first of `numbers`. Its bits are in memory whose size follows
-# from the input's shape; `size` and `stride` are those of the dense tensor they belong to (None: contiguous).
+# The threshold of a traced gate is a tensor or, where that is None, the first of `numbers`. Its bits are in memory whose size
+# follows from the input's shape; `size` and `stride` are those of the dense tensor they belong to (None: contiguous).
 _TRACED = "Tensor? threshold, float[] numbers, str name, bool input_gradient, int bits"
 
 

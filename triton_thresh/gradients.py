@@ -97,7 +97,7 @@ def threshold_grad(op: str, input: Tensor, threshold: Operand) -> Tensor:
     if ordinary and not (input.requires_grad and torch.is_grad_enabled()):
         return input.view_as(input)
     compiling = torch.compiler.is_compiling()
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # their programs hold no gradient of one's own
+    if torch._C._is_tracing() or torch.compiler.is_exporting():  # their programs hold no gradient of one's own
         return input.view_as(input)
     if not ordinary and not isinstance(threshold, Tensor):
         threshold = checks.held(threshold, input.dtype, input.device)
@@ -345,7 +345,7 @@ def _in_place(
     flattened = return_kept and any(hasattr(p, FLATTENED) for p in listed)
     if flattened:
         spread |= {place: FLATTENED for place in places if hasattr(listed[place], FLATTENED)}
-    groups = _groups(present, places, is_plain(thresholds), spread) if places else []
+    groups = _groups(present, places, backend.is_ordinary(thresholds), spread) if places else []
     for group in groups:
         _check_gradients(op, group)
         if isinstance(thresholds, list) or (isinstance(thresholds, Tensor) and thresholds.dim()):

@@ -50,18 +50,19 @@ def run(
     """Check the arguments, choose the way, go."""
     checks.check_input(op, input, FLOATING, jagged=False)
     checks.check_target(op, input, target)
-    base, rule = _parts(op, base, rule, pos_weight)
+    loss, weighing = _parts(op, base, rule, pos_weight)
     result = result_dtype(input)
     operands: Sequence[Operand]
-    settings = (*base.operands().values(), *rule.operands().values())
+    settings = (*loss.operands().values(), *weighing.operands().values())
     if weight is None and not is_dynamo_compiling() and all(map(_is_small_number, settings)):
         checks.check_reduction(op, reduction)
-        spec, operands = cells.specify_numbers(base, rule, reduction, input.dtype, result)
+        spec, operands = cells.specify_numbers(loss, weighing, reduction, input.dtype, result)
         way = backend.way(input, target)
     else:
-        _check(op, input, base, rule, weight, reduction)
-        base, rule, weight = _closed(base, input), _closed(rule, input), None if weight is None else _wide(weight, input)
-        spec, operands = cells.specify(base, rule, weight, reduction, result)
+        _check(op, input, loss, weighing, weight, reduction)
+        loss, weighing = _closed(loss, input), _closed(weighing, input)
+        weight = None if weight is None else _wide(weight, input)
+        spec, operands = cells.specify(loss, weighing, weight, reduction, result)
         compute = compute_dtype(input.dtype)
         operands = tuple([v if isinstance(v, Tensor) else round_to(float(v), compute) for v in operands])
         way = backend.way(input, target, *operands)
@@ -281,8 +282,8 @@ def _setup(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Any, ...]) -> No
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor]:
     """The first backward takes the gradient that forward made; later ones recompute from the saved inputs.
 
-    The buffer belongs to this node alone, so an eager backward scales it in place and hands it on. A traced one multiplies it into
-    a new tensor, which compilers fuse into its consumer.
+    The buffer belongs to this node alone, so an eager backward scales it in place and hands it on. A traced one multiplies it
+    into a new tensor, which compilers fuse into its consumer.
     """
     input, target, ahead, *tensors = ctx.saved_tensors
     supply = iter(tensors)
@@ -403,13 +404,11 @@ def plan(
     """What `run` would do: its checks, its way, its block size, and the bytes of its kernels."""
     checks.check_input(op, input, FLOATING)
     checks.check_target(op, input, target)
-    base, rule = _parts(op, base, rule, pos_weight)
-    _check(op, input, base, rule, weight, reduction)
-    spec, operands = cells.specify(base, rule, weight, reduction, result_dtype(input))
-    given = [
-        target,
-        *(v for v in (*base.operands().values(), *rule.operands().values(), weight) if isinstance(v, Tensor)),
-    ]
+    loss, weighing = _parts(op, base, rule, pos_weight)
+    _check(op, input, loss, weighing, weight, reduction)
+    spec, operands = cells.specify(loss, weighing, weight, reduction, result_dtype(input))
+    settings = (*loss.operands().values(), *weighing.operands().values(), weight)
+    given = [target, *(value for value in settings if isinstance(value, Tensor))]
     way = backend.way(input, target, *operands)
     if target.requires_grad and torch.is_grad_enabled() and input.requires_grad:
         reason = "a target that requires grad gets it through the formula in plain torch"

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .checks import as_float, check_number, check_positive, check_real
-from .checks import Operand, Reduction
+from .checks import Operand, Reduction, as_float, check_number, check_positive, check_real
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Union
 import torch
 from torch import Tensor
 
-from .gradients import check_thresholds
 from .functional import threshold_gradients_
+from .gradients import check_thresholds
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -164,7 +164,7 @@ def _window(x: Tensor, t: Tensor, bandwidth: float) -> Tensor:
 
 
 def _jump(window: Tensor, x: Tensor, t: Tensor, bandwidth: float, input_gradient: bool) -> Tensor:
-    """An estimate whose derivative in t is -(t / bandwidth) inside the window; with `input_gradient` that in x is its opposite."""
+    """An estimate with the derivative -(t / bandwidth) in t inside the window; with `input_gradient` the opposite in x."""
     inside = torch.where(window, t, 0)  # an infinite t has no x inside its window
     estimate = inside * inside * (-0.5 / bandwidth)
     if input_gradient:
@@ -173,7 +173,7 @@ def _jump(window: Tensor, x: Tensor, t: Tensor, bandwidth: float, input_gradient
 
 
 def _step(window: Tensor, x: Tensor, t: Tensor, bandwidth: float, input_gradient: bool) -> Tensor:
-    """An estimate whose derivative in t is -1 / bandwidth inside the window, and in x 0; with `input_gradient` the opposite in x."""
+    """An estimate with the derivative -1 / bandwidth in t inside the window, 0 in x; with `input_gradient` the opposite in x."""
     inside = torch.where(window, x, 0)
     if not input_gradient:  # x stays in the graph, with a gradient of 0 whatever comes
         inside = torch.where(torch.zeros_like(window), x, inside.detach())

@@ -79,6 +79,11 @@ class Loss:
         """The pairs of base and rule that it reaches."""
         return [(self.base, self.rule)] if self.rule else [(base, rule) for base in BASES for rule in RULES]
 
+    @property
+    def pairs(self) -> list[tuple[type[Base], type[Rule]]]:
+        """Those with the first rule or the default base: what is measured, since a pair costs what its parts cost."""
+        return self.cells if self.rule else [pair for pair in self.cells if pair[0] is self.base or pair[1] is RULES[0]]
+
 
 @dataclass(frozen=True)
 class GradientGate:

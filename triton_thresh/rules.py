@@ -46,8 +46,8 @@ def _scalar(value: Operand, like: Tensor) -> Tensor:
 def select(compare: Callable[..., Tensor], left: Tensor, right: Operand, a: Operand, b: Operand) -> Tensor:
     """a where compare(left, right), else b, off the tape.
 
-    With numbers the comparison writes 0 and 1; times a; then b goes where that is 0. On a CPU this takes a fourteenth of the time of
-    torch.where, which is not vectorised.
+    With numbers the comparison writes 0 and 1; times a; then b goes where that is 0. On a CPU this takes a fourteenth of the time
+    of torch.where, which is not vectorised.
     """
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return torch.where(compare(left, right), _scalar(a, left), _scalar(b, left))
@@ -136,7 +136,8 @@ class ByOutcome(Rule):
     The weight has no slope.
 
     Args:
-        threshold: where a prediction becomes positive: a number, a 0-dim tensor, or a tensor that broadcasts to the input's shape.
+        threshold: where a prediction becomes positive: a number, a 0-dim tensor, or a tensor that broadcasts to the input's
+            shape.
         true_positive: the weight of positives that are predicted positive; likewise a number or a tensor.
         false_positive: the weight of negatives that are predicted positive (false alarms).
         false_negative: the weight of positives that are predicted negative (misses).
@@ -222,7 +223,7 @@ class ByProximity(Rule):
     def weight(self, element: Element) -> Tensor:
         d = (element.q - self.threshold).abs()
         if element.fast and self._far_from_overflow():
-            return 1 + self.penalty_factor * (1 - d.clamp(max=self.penalty_range) / self.penalty_range)  # type: ignore[type-var]
+            return 1 + self.penalty_factor * (1 - d.clamp(max=self.penalty_range) / self.penalty_range)
         near = d < self.penalty_range
         return torch.where(near, 1 + self.penalty_factor * (1 - torch.where(near, d, 0) / self.penalty_range), 1)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from . import functional, gates, reference
 from .checks import Operand
+from .functional import function_of
 from .fused import NAMESPACE
 from .registry import OPS, GradientGate, Op
 from .rules import RULES, Rule
@@ -32,8 +32,6 @@ _TYPES = {
     "float": "Scalar",
     "bool": "bool",
     "BaseName": "str",
-    "Base | BaseName": "str",
-    "Reduction": "str",
     "torch.dtype | None": "ScalarType?",
 }
 _RULES: dict[str, Callable[..., Rule]] = {rule.__name__: rule for rule in RULES}
@@ -53,7 +51,7 @@ def _parameter(parameter: inspect.Parameter, operand: str) -> str:
 
 def schema(op: Op, operand: str) -> str:
     """The declaration for operands of a type, Scalar or Tensor."""
-    signature = inspect.signature(getattr(functional, op.name, None) or getattr(reference, op.name))
+    signature = inspect.signature(function_of(op))
     declared: list[str] = []
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in declared:
@@ -77,7 +75,7 @@ def _by_rule(
 
 
 def _define(op: Op) -> None:
-    function = getattr(functional, op.name, None) or functools.partial(gates.call, op)
+    function = function_of(op)
     for operand in ("Scalar", "Tensor"):
         declaration = schema(op, operand)
         kernel = functools.partial(_by_rule, function) if "str rule" in declaration else function

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import triton_thresh as tt
-from triton_thresh import measured
+from triton_thresh import tuning
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +17,7 @@ def _triton_with_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv(
         "TRITON_THRESH_AUTOTUNE", "0"
     )  # a search compiles every candidate: minutes over the whole matrix
-    measured.cached.cache_clear()
+    tuning.table.cache_clear()
     with tt.use_backend("triton"):
         yield
-    measured.cached.cache_clear()
+    tuning.table.cache_clear()

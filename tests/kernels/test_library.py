@@ -16,7 +16,7 @@ from triton_thresh import gates, tuning
 
 from ..calls import Case
 from ..gates import upstream
-from ..ops import FUSED, OURS, SHAPE, Recorder, compiled, held, op_of, recorded
+from ..ops import FUSED, OURS, SHAPE, Called, Recorder, compiled, held, op_of, recorded
 from ..rows import OPS, Loss
 from .test_features import agree, outcome, plain
 

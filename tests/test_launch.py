@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from benchmarks.stub_driver import SM_90, StubDriver
-from triton_thresh import launch as kernel_cache
+from triton_thresh import launch
 from triton_thresh.kernels import gate, pointwise
 from triton_thresh.launch import NUMBER, SCALAR, Kernel, triton_dtype
 
@@ -25,7 +25,13 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter binds nothi
 
 def kernel(kinds: tuple[int, ...] = (NUMBER,)) -> Kernel:
     constants = dict(
-        KINDS=kinds, FUNCTION=pointwise.hardshrink, COMPUTE=triton_dtype[torch.float32], COLS=512, PROMOTED=None
+        KINDS=kinds,
+        FUNCTION=pointwise.hardshrink,
+        COMPUTE=triton_dtype(torch.float32),
+        PROMOTED=None,
+        BITS=0,
+        BY_COLUMN=False,
+        COLS=512,
     )
     return Kernel(gate.forward, num_warps=4, **constants)
 
@@ -43,14 +49,14 @@ def aligned(dtype: torch.dtype = torch.float32, offset: int = 0) -> Tensor:
 
 
 CALLS = {
-    "as before": (aligned(), aligned(), None, 256, ((0.5,),)),
-    "other numbers": (aligned(), aligned(), None, 255, ((-0.0,),)),
-    "a mask": (aligned(), aligned(), aligned(torch.uint8), 256, ((0.5,),)),
-    "input off by 4 bytes": (aligned(offset=1), aligned(), None, 256, ((0.5,),)),
-    "output off by 4 bytes": (aligned(), aligned(offset=1), None, 256, ((0.5,),)),
-    "bfloat16": (aligned(torch.bfloat16), aligned(torch.bfloat16), None, 256, ((0.5,),)),
-    "one element": (aligned(), aligned(), None, 1, ((0.5,),)),
-    "2**31 elements": (aligned(), aligned(), None, 1 << 31, ((0.5,),)),
+    "as before": (aligned(), aligned(), None, 256, 1, None, ((0.5,),)),
+    "other numbers": (aligned(), aligned(), None, 255, 1, None, ((-0.0,),)),
+    "bits": (aligned(), aligned(), aligned(torch.uint8), 256, 1, None, ((0.5,),)),
+    "input off by 4 bytes": (aligned(offset=1), aligned(), None, 256, 1, None, ((0.5,),)),
+    "output off by 4 bytes": (aligned(), aligned(offset=1), None, 256, 1, None, ((0.5,),)),
+    "bfloat16": (aligned(torch.bfloat16), aligned(torch.bfloat16), None, 256, 1, None, ((0.5,),)),
+    "one element": (aligned(), aligned(), None, 1, 1, None, ((0.5,),)),
+    "2**31 elements": (aligned(), aligned(), None, 1 << 31, 1, None, ((0.5,),)),
 }
 
 
@@ -85,18 +91,18 @@ def test_a_tensor_among_the_operands(stub: StubDriver) -> None:
     own = kernel((SCALAR,))
     x = aligned()
     for t in (torch.zeros(()), torch.zeros((), dtype=torch.float64), aligned(offset=1)[0]):
-        own(1, x, x, None, 256, ((t,),))
+        own(1, x, x, None, 256, 1, None, ((t,),))
         found = stub.launches
         stub.clear()
-        own._launch(1, (x, x, None, 256, ((t,),)))
+        own._launch(1, (x, x, None, 256, 1, None, ((t,),)))
         assert stub.launches == found
         stub.clear()
 
 
 def test_integers_by_what_is_compiled_for() -> None:
-    ordinary = kernel_cache._bound((17,))
-    assert kernel_cache._bound((33,)) == ordinary
-    assert len({kernel_cache._bound((value,)) for value in (17, 1, 16, 1 << 31, (1 << 31) + 1)}) == 5
+    ordinary = launch._facts((17,))
+    assert launch._facts((33,)) == ordinary
+    assert len({launch._facts((value,)) for value in (17, 1, 16, 1 << 31, (1 << 31) + 1)}) == 5
 
 
 def test_another_device_is_another_kernel() -> None:
@@ -110,7 +116,7 @@ def test_another_device_is_another_kernel() -> None:
 
 def test_amds_binder_is_always_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """It looks at the size of storages too."""
-    monkeypatch.setattr(kernel_cache, "_is_nvidia", lambda device: False)
+    monkeypatch.setattr(launch, "_is_nvidia", lambda device: False)
     own = kernel()
     with StubDriver(SM_90) as driver:
         own(1, *CALLS["as before"])
@@ -156,4 +162,4 @@ def test_a_profilers_hooks_see_launches(kind: str, stub: StubDriver) -> None:
 
 def test_constants_stand_in_order() -> None:
     with pytest.raises(AssertionError):
-        Kernel(gate.backward, num_warps=1, n=5)
+        Kernel(gate.backward_bit, num_warps=1, n=5)
