@@ -18,6 +18,7 @@ from benchmarks.records import Record
 from benchmarks.run import PACK
 from benchmarks.tables import Row, described, markdown, rows, size, steps
 from benchmarks.workloads import family
+from triton_thresh.functional import function_of
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -82,14 +83,19 @@ def _gradients(output: Tensor, *leaves: Tensor) -> list[Tensor]:
 
 
 def gate_points() -> str:
-    """y and dy/dx of every gate where it matters, for a threshold of 0.5."""
+    """y and dy/dx of every gate where it matters, for a threshold of 0.5 (and a high one of 1)."""
     points = {"x = t": T, "x = -t": -T, "x = NaN": NAN, "x = ∞": INF, "x = -∞": -INF}
     lines = []
     for op in _family("gate"):
-        x = _leaf(*points.values())
-        y = op(x, T)
+        x, thresholds = _leaf(*points.values()), op.example[: op.operands]
+        y = function_of(op)(x, *thresholds)
         pairs = zip(y, _gradients(y, x)[0]) if y.requires_grad else zip(y)
-        lines.append([f"`{op.name}(x, {T})`", *(", ".join(map(_number, pair)) for pair in pairs)])
+        lines.append(
+            [
+                f"`{op.name}({', '.join(['x', *map(str, thresholds)])})`",
+                *(", ".join(map(_number, pair)) for pair in pairs),
+            ]
+        )
     return markdown(["y, dy/dx", *points], lines, left=len(points) + 1)
 
 

@@ -178,7 +178,7 @@ def _element(base: str, x: Tensor, y: Tensor, pos_weight: Tensor) -> tuple[Tenso
 
 
 def _own(base: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same for a base without an oracle here, by its formula in float64; a size is what a change of an input by its size makes."""
+    """The same for a base with no oracle here, by its formula in float64; a size is what changing an input by its size makes."""
     x, y = (x if x.requires_grad else x.requires_grad_()), y.detach().requires_grad_()
     loss = base.loss(x, y)
     slope, along_y = torch.autograd.grad(loss.sum(), (x, y), create_graph=True)

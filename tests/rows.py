@@ -18,16 +18,13 @@ class Op:
     """A row, called as its public function or, where it has none yet, through its family."""
 
     row: Any
+    function: Callable[..., Any]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.row, name)
 
-    @property
-    def _function(self) -> Callable[..., Any]:
-        return function_of(self.row)
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
+        return self.function(*args, **kwargs)
 
 
 class _AnyGate(Op):
@@ -82,7 +79,7 @@ class Loss(Op):
 class _AnyGradientGate(Op):
     @property
     def gate(self) -> Gate:
-        return Gate(self.row.gate)
+        return _gate(self.row.gate)
 
 
 class GradientGate(_AnyGradientGate):
@@ -97,18 +94,22 @@ class ForeachGate(_AnyGradientGate):
     family = "foreach"
 
 
-def _op(row: registry.Op) -> Op:
+def _gate(row: registry.Gate) -> Any:
+    return (LearnedGate if row.straight_through else Gate)(row, function_of(row))
+
+
+def _op(row: registry.Op) -> Any:
     if isinstance(row, registry.Gate):
-        return (LearnedGate if row.straight_through else Gate)(row)
+        return _gate(row)
     if isinstance(row, registry.Loss):
-        return Loss(row)
-    return (ForeachGate if row.many else GradientGate)(row)
+        return Loss(row, function_of(row))
+    return (ForeachGate if row.many else GradientGate)(row, function_of(row))
 
 
 OPS: Mapping[str, Any] = {name: _op(row) for name, row in registry.OPS.items()}
 LEARNED_GATES: Mapping[str, Any] = {name: op for name, op in OPS.items() if isinstance(op, LearnedGate)}
 GATES: Mapping[str, Any] = {name: op for name, op in OPS.items() if isinstance(op, Gate)}
-KEEP = Gate(KEEP_LARGE)
+KEEP = _gate(KEEP_LARGE)
 BASE_NAMES: Mapping[str, type[Any]] = {base.snake_name(): base for base in BASES}
 RULE_CLASSES: Sequence[type[Any]] = RULES
 

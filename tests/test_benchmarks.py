@@ -25,9 +25,9 @@ from benchmarks.records import MixedRecordsError, Record, Stamp, Writer
 from benchmarks.run import COMPILE, COPY, EAGER, GRAD, PACK, PROVIDERS, Bench, Plan, measure, plan
 from benchmarks.timing import CpuTimer, CudaTimer, Step, summarize
 from benchmarks.workloads import Inputs, Workload, WrongResultError
+from triton_thresh.registry import OPS, Loss
 
 from .conftest import INTERPRETED
-from .rows import OPS
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="once is enough, and the benchmark measures what users run")
 
@@ -92,14 +92,6 @@ def _spoiled(call: Callable[..., Any], factor: float, term: float) -> Callable[.
 def _wrong_gradient(call: Callable[..., Any]) -> Callable[..., Any]:
     """The same outputs, twice the gradient."""
     return lambda *tensors: tuple(2 * y - y.detach() for y in workloads.outputs(call(*tensors)))
-
-
-def test_a_family_without_a_builder_is_named() -> None:
-    class Other:
-        name, family = "something", "something_else"
-
-    with pytest.raises(NotImplementedError, match=r"something: .* 'something_else'; add one to"):
-        list(workloads.workloads(Other(), torch.float32, 1, CPU))  # type: ignore[arg-type]
 
 
 def test_names_are_unique_and_keep_to_the_registry() -> None:
@@ -346,7 +338,7 @@ def test_a_deadline_ends_a_run(bench: Bench, written: list[Record]) -> None:
 def test_a_wrong_result_is_recorded_and_the_run_goes_on(
     bench: Bench, written: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workloads.tt, "hardshrink", lambda x, lambd: x * 1.5)
+    monkeypatch.setattr(workloads, "function_of", lambda op: lambda x, lambd: x * 1.5)
     list(measure(tiny(modes=("forward",)), bench))
     assert [record.error is None for record in written] == [True, True, False]
     assert written[-1].error is not None
@@ -393,7 +385,7 @@ def test_both_compiled_columns_are_measured_unless_asked_otherwise() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.family == "loss"])
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if isinstance(op, Loss)])
 def test_gradient_and_value_in_one_call_are_the_losss(name: str, dtype: torch.dtype) -> None:
     for workload in workloads.workloads(OPS[name], dtype, 1000, CPU):
         assert workload.whole is not None

@@ -23,7 +23,6 @@ from triton_thresh.registry import GATES, Gate
 from triton_thresh.rules import ByPrediction
 
 from .conftest import INTERPRETED
-from .rows import Gate
 
 pytestmark = [pytest.mark.skipif(INTERPRETED, reason="this process interprets kernels"), pytest.mark.slow]
 
