@@ -87,15 +87,11 @@ def gate_points() -> str:
     points = {"x = t": T, "x = -t": -T, "x = NaN": NAN, "x = ∞": INF, "x = -∞": -INF}
     lines = []
     for op in _family("gate"):
-        x, thresholds = _leaf(*points.values()), op.example[: op.operands]
+        x, thresholds = _leaf(*points.values()), (T, *op.example[1 : op.operands])
         y = function_of(op)(x, *thresholds)
         pairs = zip(y, _gradients(y, x)[0]) if y.requires_grad else zip(y)
-        lines.append(
-            [
-                f"`{op.name}({', '.join(['x', *map(str, thresholds)])})`",
-                *(", ".join(map(_number, pair)) for pair in pairs),
-            ]
-        )
+        call = f"`{op.name}({', '.join(['x', *map(str, thresholds)])})`"
+        lines.append([call, *(", ".join(map(_number, pair)) for pair in pairs)])
     return markdown(["y, dy/dx", *points], lines, left=len(points) + 1)
 
 
