@@ -35,8 +35,8 @@ def test_versions_place_and_settings(
     assert said[1] == f"Python {platform.python_version()}, torch {torch.__version__}"
     assert said[2].startswith("triton ")
     assert said[3] == "backend asked for: eager"
-    assert said[5] == f"block sizes found by searches: {tmp_path}; a search may run: no"
-    assert said[6] == "cpu: eager (asked for)"
+    assert said[4] == f"block sizes found by searches: {tmp_path}; a search may run: no"
+    assert said[5] == "cpu: eager (asked for)"
 
 
 @pytest.mark.slow

@@ -90,6 +90,14 @@ class BCE(Base):
 
     Equivalent to:
         ``torch.nn.functional.binary_cross_entropy(x, y, reduction="none")``
+
+    Source:
+        `torch.nn.functional.binary_cross_entropy`, which clamps the same way.
+
+    Examples:
+        >>> from triton_thresh import threshold_loss
+        >>> threshold_loss(torch.tensor([0.5, 1.0]), torch.tensor([1.0, 0.0]), base=BCE(), reduction="none")
+        tensor([  0.6931, 100.0000])
     """
 
     kind = "probabilities"
@@ -132,6 +140,15 @@ class BCEWithLogits(Base):
 
     Equivalent to:
         ``torch.nn.functional.binary_cross_entropy_with_logits(x, y, pos_weight=pos_weight, reduction="none")``
+
+    Source:
+        `torch.nn.functional.binary_cross_entropy_with_logits`.
+
+    Examples:
+        >>> from triton_thresh import threshold_loss
+        >>> x, y = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0])
+        >>> threshold_loss(x, y, base=BCEWithLogits(pos_weight=9.0), reduction="none")
+        tensor([6.2383, 2.1269])
     """
 
     kind = "logits"
@@ -157,6 +174,14 @@ class MSE(Base):
 
     Equivalent to:
         ``torch.nn.functional.mse_loss(x, y, reduction="none")``
+
+    Source:
+        `torch.nn.functional.mse_loss`.
+
+    Examples:
+        >>> from triton_thresh import threshold_loss
+        >>> threshold_loss(torch.tensor([1.0, 3.0]), torch.zeros(2), base=MSE(), reduction="none")
+        tensor([1., 9.])
     """
 
     kind = "values"
@@ -176,8 +201,22 @@ class Huber(Base):
     Args:
         delta: where one becomes the other: a number above 0, a 0-dim tensor, or a tensor that broadcasts to the input's shape.
 
+    Raises:
+        ValueError: for a number that is not finite and above 0.
+
     Equivalent to:
         ``torch.nn.functional.huber_loss(x, y, delta=delta, reduction="none")``
+
+    Source:
+        Huber 1964, Robust Estimation of a Location Parameter; `torch.nn.functional.huber_loss`.
+
+    Examples:
+        >>> from triton_thresh import ByPrediction, threshold_loss
+        >>> x, y = torch.tensor([0.5, 3.0]), torch.zeros(2)
+        >>> threshold_loss(x, y, base=Huber(1.0), reduction="none")
+        tensor([0.1250, 2.5000])
+        >>> threshold_loss(x, y, ByPrediction(2.0, 10.0, 1.0), base=Huber(1.0), reduction="none")
+        tensor([ 0.1250, 25.0000])
     """
 
     kind = "values"
