@@ -15,11 +15,13 @@ Call = Callable[..., Any]
 ROWS, CHANNELS = 33, 37
 T, V, BANDWIDTH = 0.1, 0.3, 0.25  # no bfloat16 and no float16
 
-# What is called with an input, a threshold, and the number that its constants are made of.
+# What is called with an input, a threshold, and the number that its constants, or a second threshold, are made of.
 GATES: dict[str, Call] = {
     "threshold": lambda x, t, v: tt.threshold(x, t, v),
     "hardshrink": lambda x, t, v: tt.hardshrink(x, t),
     "softshrink": lambda x, t, v: tt.softshrink(x, t),
+    "garrote": lambda x, t, v: tt.garrote(x, t),
+    "firm": lambda x, t, v: tt.firm(x, t, t + v),
     "binary_threshold": lambda x, t, v: tt.binary_threshold(x, t, 3 * v, -v),
     "threshold_grad": lambda x, t, v: tt.threshold_grad(x, t),
 }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import triton_thresh as tt
+from triton_thresh.checks import OutOfRange
 
 from .conftest import INTERPRETED
 from .rows import GATES
@@ -24,7 +25,8 @@ OPTIMIZER = torch.optim.SGD(LAYER.parameters(), lr=0.1)
 FLOATS = "float16, bfloat16, float32, float64"
 NUMBER = "must be a number or a tensor"
 REDUCTIONS = "reduction must be one of 'mean', 'sum', 'none'"
-RULES = "ByPrediction, ByProximity, ByLoss"
+RULES = "ByPrediction, ByOutcome, ByProximity, ByLoss"
+BASES = "an instance of BCE, BCEWithLogits, MSE, Huber"
 BACKENDS = "name must be one of 'auto', 'triton', 'eager'"
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="without Triton's interpreter")
@@ -42,9 +44,12 @@ def mistake(call: Callable[[], object], error: type[Exception], *words: str) -> 
     return Mistake(call, error, words)
 
 
-def of_a_gate(name: str, threshold: str, *, learns: bool = False) -> list[Mistake]:
-    """The mistakes that every gate shares."""
-    op: Any = getattr(tt, name)
+def of_a_gate(name: str, threshold: str, *rest: float, learns: bool = False) -> list[Mistake]:
+    """The mistakes that every gate shares; `rest` are the operands after its first."""
+
+    def op(input: Any, threshold: Any) -> Any:
+        return getattr(tt, name)(input, threshold, *rest)
+
     found = [
         mistake(lambda: op([0.1, 0.2], 0.5), TypeError, name, "input must be a tensor, got list"),
         mistake(lambda: op(X.numpy(), 0.5), TypeError, name, "input must be a tensor, got ndarray"),
@@ -123,6 +128,28 @@ def of_a_rule(rule: Any, setting: str) -> list[Mistake]:
     ]
 
 
+def of_a_base(base: Any, setting: str) -> list[Mistake]:
+    def call(value: Any) -> Tensor:
+        return tt.threshold_loss(X, Y, base=base(**{setting: value}))
+
+    return [
+        mistake(lambda: call("1"), TypeError, setting, "must be a number", "str '1'"),
+        mistake(lambda: call(torch.ones(2)), ValueError, setting, "(2,)", "broadcast", "(2, 3)"),
+        mistake(lambda: call(PARAMETER), ValueError, f"{setting} requires grad"),
+        mistake(lambda: call(ELSEWHERE), RuntimeError, f"{setting} is on meta", "expected cpu"),
+        mistake(lambda: base(factor=2.0), TypeError, "factor"),
+    ]
+
+
+def of_a_bare_base(base: Any) -> list[Mistake]:
+    return [
+        mistake(lambda: base(0.5), TypeError, "argument"),
+        mistake(lambda: tt.threshold_loss(X, Y, base=base), ValueError, f"base must be one of {STRINGS}", BASES),
+        mistake(lambda: tt.threshold_loss(X, Y, base()), TypeError, "rule must be None or one of", RULES),
+    ]
+
+
+STRINGS = "'bce', 'bce_with_logits', 'mse'"
 NAMED = {
     "threshold_bce_loss": (named("threshold_bce_loss"), "threshold"),
     "threshold_bce_with_logits_loss": (named("threshold_bce_with_logits_loss"), "pos_weight"),
@@ -162,7 +189,16 @@ MISTAKES: dict[str, list[Mistake]] = {
     ],
     "softshrink": [
         *of_a_gate("softshrink", "lambd", learns=True),
-        mistake(lambda: tt.softshrink(X, -0.5), RuntimeError, "softshrink", "lambd must be at least 0, got -0.5"),
+        mistake(lambda: tt.softshrink(X, -0.5), OutOfRange, "softshrink", "lambd must be at least 0, got -0.5"),
+    ],
+    "firm": [
+        *of_a_gate("firm", "low", 1.0),
+        mistake(lambda: tt.firm(X, 0.5, "1"), TypeError, "firm: high", NUMBER, "str '1'"),  # type: ignore[arg-type]
+        mistake(lambda: tt.firm(X, 0.5, torch.ones(2)), ValueError, "firm: high", "(2,)", "broadcast", "(2, 3)"),
+        mistake(lambda: tt.firm(X, 0.5, PARAMETER), ValueError, "firm: high requires grad", "detach()"),
+        mistake(lambda: tt.firm(X, -0.5, 1.0), OutOfRange, "firm: low must be at least 0, got -0.5"),
+        mistake(lambda: tt.firm(X, 1.0, 0.5), OutOfRange, "firm: high must be at least 1.0, got 0.5"),
+        mistake(lambda: tt.firm(X, 0.5), TypeError, "'high'"),  # type: ignore[call-arg]
     ],
     "binary_threshold": [
         *of_a_gate("binary_threshold", "threshold"),
@@ -185,8 +221,26 @@ MISTAKES: dict[str, list[Mistake]] = {
     **{name: of_a_loss(name, call, setting) for name, (call, setting) in NAMED.items()},
     **{name: of_a_loss(op, call, setting) for name, (op, call, setting) in MODULES.items()},
     "ByPrediction": of_a_rule(tt.ByPrediction, "weight_above"),
+    "ByOutcome": of_a_rule(tt.ByOutcome, "false_negative"),
     "ByProximity": of_a_rule(tt.ByProximity, "penalty_range"),
     "ByLoss": of_a_rule(tt.ByLoss, "loss_threshold"),
+    "BCE": of_a_bare_base(tt.BCE),
+    "MSE": of_a_bare_base(tt.MSE),
+    "BCEWithLogits": [
+        *of_a_base(tt.BCEWithLogits, "pos_weight"),
+        mistake(
+            lambda: tt.threshold_loss(X, Y, base=tt.BCEWithLogits(), pos_weight=2.0),
+            ValueError,
+            "pos_weight goes with the string 'bce_with_logits'",
+            "BCEWithLogits(pos_weight=...)",
+        ),
+    ],
+    "Huber": [
+        *of_a_base(tt.Huber, "delta"),
+        mistake(lambda: tt.Huber(0.0), ValueError, "Huber: delta must be a finite number above 0, got 0.0"),
+        mistake(lambda: tt.Huber(-1.0), ValueError, "Huber: delta must be a finite number above 0, got -1.0"),
+        mistake(lambda: tt.threshold_loss(X, Y, base="huber"), ValueError, STRINGS, BASES, "'huber'"),  # type: ignore[arg-type]
+    ],
     "threshold_grad": of_a_gate("threshold_grad", "threshold")[:-1],
     "threshold_gradients_": [
         mistake(lambda: tt.threshold_gradients_(LAYER, 0.1), TypeError, "parameters", "got Linear", "parameters()"),
@@ -223,7 +277,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         mistake(lambda: tt.nn.Hardshrink(torch.ones(2))(X), ValueError, "lambd", "(2,)", "(2, 3)"),
         mistake(lambda: tt.nn.Hardshrink()(INTEGERS), TypeError, "hardshrink", "torch.int64", FLOATS),
     ],
-    "Softshrink": [mistake(lambda: tt.nn.Softshrink(-1.0)(X), RuntimeError, "lambd must be at least 0, got -1.0")],
+    "Softshrink": [mistake(lambda: tt.nn.Softshrink(-1.0)(X), OutOfRange, "lambd must be at least 0, got -1.0")],
     "BinaryThreshold": [
         mistake(lambda: tt.nn.BinaryThreshold(None)(X), TypeError, "threshold", NUMBER, "NoneType None")
     ],  # type: ignore[arg-type]
@@ -273,7 +327,7 @@ MISTAKES["threshold_loss"] += [
 ]
 for op in GATES.values():  # a gate without mistakes of its own
     if op.name in tt.__all__:
-        MISTAKES.setdefault(op.name, of_a_gate(op.name, op.names[0], learns=op.learns is not None))
+        MISTAKES.setdefault(op.name, of_a_gate(op.name, op.names[0], learns=op.learns))
 CASES = [pytest.param(m, id=f"{name}-{i}") for name, of in MISTAKES.items() for i, m in enumerate(of)]
 
 
@@ -281,7 +335,7 @@ def test_every_public_entry_is_here() -> None:
     public = (
         {name for name in tt.__all__ if callable(getattr(tt, name))} | set(tt.functional.__all__) | set(tt.nn.__all__)
     )
-    cannot_fail = {"Explanation", "get_backend", "ops"}
+    cannot_fail = {"Explanation", "Operand", "get_backend", "ops"}
     assert set(MISTAKES) == public - cannot_fail
 
 
