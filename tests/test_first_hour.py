@@ -316,8 +316,8 @@ MISTAKES: dict[str, list[Mistake]] = {
     ],
 }
 MISTAKES["threshold_loss"] += [
-    mistake(lambda: tt.threshold_loss(X, Y, "ByLoss"), TypeError, "rule must be one of", RULES, "str"),  # type: ignore[arg-type]
-    mistake(lambda: tt.threshold_loss(X, Y, tt.ByLoss), TypeError, "rule must be one of", RULES, "type"),  # type: ignore[arg-type]
+    mistake(lambda: tt.threshold_loss(X, Y, "ByLoss"), TypeError, "rule must be None or one of", RULES, "str"),  # type: ignore[arg-type]
+    mistake(lambda: tt.threshold_loss(X, Y, tt.ByLoss), TypeError, "rule must be None or one of", RULES, "type"),  # type: ignore[arg-type]
     mistake(lambda: tt.threshold_loss(X, Y, tt.ByLoss(), base="bec"), ValueError, "base", "'bce_with_logits'", "'bec'"),
     mistake(
         lambda: tt.threshold_loss(X, Y, tt.ByLoss(), base="mse", pos_weight=2.0),
