@@ -44,12 +44,16 @@ def softshrink(x, c, p):
 
 @triton.jit
 def garrote(x, c, p):
-    """y = x - t**2 / x where |x| > t, x where x is NaN, else 0; dy/dx = 1 + t**2 / x**2, of t / x, which is at most 1."""
+    """y = (|x| - t)(|x| + t) / x where |x| > t, x where x is NaN, else 0; dy/dx = 1 + (t / x)**2.
+
+    t / |x| is at most 1, so nothing overflows; |x| - t is exact near t.
+    """
     t = p[0].to(c.dtype)
-    above = tl.abs(c) > t
-    safe = tl.where(above, c, 1.0)
-    r = tl.where(above, t / safe, 0.0)
-    y = tl.where(above, safe - t * r, tl.where(c != c, c, 0.0))
+    size = tl.abs(c)
+    above = size > t
+    r = tl.where(above, t / tl.where(above, size, 1.0), 0.0)
+    shrunk = (size - t) * (1.0 + r)
+    y = tl.where(above, tl.where(c < 0.0, -shrunk, shrunk), tl.where(c != c, c, 0.0))
     return y, tl.where(above | (c != c), 1.0 + r * r, 0.0)
 
 

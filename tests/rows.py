@@ -43,7 +43,7 @@ class _AnyGate(Op):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(gates.signature(self.row))
+        return tuple(gates.SIGNATURES[self.name])
 
     @property
     def constants(self) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ast
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -52,11 +52,14 @@ class Spec:
         """The name in the tables of block sizes. A reduction never searches, so it has another than what is not reduced."""
         return self.cell + (".none" if self.reduction == "none" else "")
 
-    @functools.cached_property
+    @property
     def text(self) -> str:
-        """The same for the schema of an op, less the result's dtype."""
-        values = [getattr(self, name) for name in self.__dataclass_fields__ if name != "result"]
-        return json.dumps([value.__name__ if isinstance(value, type) else value for value in values])
+        """The same for the schema of an op, less the result's dtype; made of what Dynamo can trace."""
+        statics = [
+            ",".join([f"{name}={value!r}" for name, value in pairs]) for pairs in (self.base_static, self.rule_static)
+        ]
+        base = f"{self.base.__name__}/{','.join(self.base_fields)}/{statics[0]}"
+        return f"{base}/{self.rule.__name__}/{','.join(self.rule_fields)}/{statics[1]}/{self.reduction}"
 
     def parts(self, operands: Sequence[Operand]) -> tuple[Base, Rule, Operand | None]:
         """The base, the rule and the weight, made of these operands."""
@@ -73,11 +76,11 @@ class Spec:
 
 @functools.cache
 def from_text(text: str, result: torch.dtype) -> Spec:
-    base, base_fields, base_static, rule, rule_fields, rule_static, reduction = json.loads(text)
-    static = [tuple(map(tuple, pairs)) for pairs in (base_static, rule_static)]
-    return Spec(
-        _KINDS[base], tuple(base_fields), static[0], _KINDS[rule], tuple(rule_fields), static[1], reduction, result
-    )
+    base, base_fields, base_static, rule, rule_fields, rule_static, reduction = text.split("/")
+    names = [tuple(part.split(",")) if part else () for part in (base_fields, rule_fields)]
+    pairs = [[pair.partition("=") for pair in part.split(",") if pair] for part in (base_static, rule_static)]
+    statics = [tuple((name, ast.literal_eval(value)) for name, _, value in part) for part in pairs]
+    return Spec(_KINDS[base], names[0], statics[0], _KINDS[rule], names[1], statics[1], reduction, result)
 
 
 def specify(

@@ -122,7 +122,7 @@ def check_number(op: str, name: str, value: object) -> float | int:
         return float(value)
     if isinstance(value, (torch.SymFloat, torch.SymInt)):
         return value  # type: ignore[return-value]
-    raise TypeError(f"{op}: {name} must be a number, got {_describe(value)}")
+    raise TypeError(f"{op}: {name} must be a number, got {describe(value)}")
 
 
 def check_positive(op: str, name: str, value: object) -> float:
@@ -224,7 +224,7 @@ def check_operand(
     if not isinstance(value, Tensor):
         if isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
             return check_number(op, name, value)
-        raise TypeError(f"{op}: {name} must be a number or a tensor, got {_describe(value)}")
+        raise TypeError(f"{op}: {name} must be a number or a tensor, got {describe(value)}")
     check_real(op, name, value)
     if value.requires_grad and not learns and torch.is_grad_enabled():
         raise ValueError(f"{op}: {name} requires grad, but {why.format(name=name)}")
@@ -271,7 +271,7 @@ def check_real(op: str, name: str, value: Tensor) -> None:
 def check_target(op: str, input: Tensor, target: object) -> None:
     """`target` is a real tensor of the input's shape and device."""
     if not isinstance(target, Tensor):
-        raise TypeError(f"{op}: target must be a tensor, got {_describe(target)}")
+        raise TypeError(f"{op}: target must be a tensor, got {describe(target)}")
     check_real(op, "target", target)
     shape, expected = _sizes(target), _sizes(input)
     if len(shape) != len(expected) or shape != expected:
@@ -312,7 +312,8 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
-def _describe(value: object) -> str:
+def describe(value: object) -> str:
+    """A value as an error shows it."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype} on {value.device}"
     return f"{type(value).__name__} {value!r}"

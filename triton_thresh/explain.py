@@ -98,7 +98,7 @@ def _planned(op: Any, arguments: dict[str, Any]) -> Plan:
     """The plan of the op's family."""
     input, *rest = arguments.values()
     if isinstance(op, Gate):
-        names = list(gates.signature(op))
+        names = list(gates.SIGNATURES[op.name])
         if not isinstance(input, Tensor):
             raise TypeError(f"{op.name}: input must be a tensor, got {type(input).__name__}")
         keywords = {name: value for name, value in arguments.items() if name in ("inplace", "dtype", "input_gradient")}

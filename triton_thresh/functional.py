@@ -623,16 +623,16 @@ def threshold_loss(
     pos_weight: Operand | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Any cell of the grid base x rule: the base's element loss times the rule's weight.
+    """Any pair of a base and a rule: the base's element loss times the rule's weight.
 
-    The named losses are five of the nine cells.
+    The named losses are pairs that many need.
 
     Args:
-        input: float16, bfloat16, float32 or float64: probabilities for base "bce", logits for "bce_with_logits",
-            predictions for "mse".
+        input: float16, bfloat16, float32 or float64: what the base takes, such as logits or predictions.
         target: of the input's shape, in any real dtype.
-        rule: `ByPrediction`, `ByProximity` or `ByLoss`; on logits, thresholds are probabilities.
-        base: "bce", "bce_with_logits" or "mse".
+        rule: an instance of `ByPrediction`, `ByOutcome`, `ByProximity` or `ByLoss`; on logits, thresholds are probabilities.
+            None for weight 1.
+        base: an instance of `BCE`, `BCEWithLogits`, `MSE` or `Huber`; or "bce", "bce_with_logits" or "mse".
         pos_weight: the factor of positive targets, for base "bce_with_logits" alone.
         weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
         reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
@@ -642,8 +642,8 @@ def threshold_loss(
 
     Raises:
         TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
-        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or (like a target)
-            requires grad, and an unknown reduction. Only `input` gets a gradient.
+        ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or requires grad, and
+            an unknown reduction. Input and target get a gradient.
 
     Equivalent to:
         the base loss with reduction "none", times the rule's weight, reduced

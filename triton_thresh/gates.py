@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from . import backend, checks, eager, layout, reference, tuning
 from .checks import FLOATING, HALF, Operand, compute_dtype, round_to
 from .fused import Fused, define
 from .launch import CHANNEL, ELEMENT, SHORT, Kernel, Packed, device_code, pack, pack_all, triton_dtype
-from .registry import GATES, Gate
+from .registry import GATES, KEEP_LARGE, Gate
 from .tuning import Choice, Config
 
 ROWS = 32  # that a program of backward sums: partial sums and thresholds then cost 3/8 byte per element
@@ -28,11 +29,15 @@ STEEP = (
 )
 
 
-@functools.cache
-def signature(row: Gate) -> dict[str, Any]:
-    """The gate's operands and numbers with their defaults, as its function in reference.py declares them."""
+def _signature(row: Gate) -> dict[str, Any]:
     parameters = list(inspect.signature(getattr(reference, row.name)).parameters.values())[1:]
     return {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+
+
+SIGNATURES: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {row.name: _signature(row) for row in (*GATES.values(), KEEP_LARGE)}
+)
+"""The operands and numbers of each gate with their defaults, as its function in reference.py declares them."""
 
 
 # ------------------------------------------------------------------------------------------------------------- the call
@@ -40,7 +45,7 @@ def signature(row: Gate) -> dict[str, Any]:
 
 def call(row: Gate, input: Tensor, *parameters: Any, **keywords: Any) -> Any:
     """`run`, where parameters that are left out have their defaults."""
-    defaults = tuple(signature(row).values())
+    defaults = tuple(SIGNATURES[row.name].values())
     return run(row, input, parameters + defaults[len(parameters) :], **keywords)
 
 
@@ -85,7 +90,7 @@ def _requires_grad(threshold: object) -> bool:
 
 def _checked(row: Gate, input: Tensor, parameters: tuple[Any, ...], dtype: torch.dtype | None) -> tuple[Any, ...]:
     """Operands and numbers as they are computed with; an error names what cannot be."""
-    op, names = row.name, list(signature(row))
+    op, names = row.name, list(SIGNATURES[row.name])
     checks.check_input(op, input, row.dtypes)
     if row.counts and input.dim() == 0:
         raise ValueError(f"{op}: input has shape (), expected at least one dimension to count along")
@@ -120,7 +125,7 @@ def _read(row: Gate, input: Tensor, parameters: tuple[Any, ...], way: str) -> tu
 def _number(row: Gate, input: Tensor, value: Operand) -> Operand:
     if not isinstance(value, Tensor) or value.dim() or not value.is_cpu or (row.learns and _requires_grad(value)):
         return value
-    (name, *_), number = signature(row), value.item()
+    (name, *_), number = SIGNATURES[row.name], value.item()
     if input.is_floating_point():
         number = float(number)
     if row.casts and input.dtype not in FLOATING:
@@ -651,7 +656,7 @@ def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
 
 # The threshold of a traced gate is a tensor or, where that is None, the first of `numbers`. Its bits are in memory whose size
 # follows from the input's shape; `size` and `stride` are those of the dense tensor they belong to (None: contiguous).
-_TRACED = "Tensor? threshold, float[] numbers, str name, bool input_gradient, int bits"
+_TRACED = "Tensor? threshold, float[] numbers, str name, bool input_gradient, int planes"
 
 
 def _traced(row: Gate, input: Tensor, parameters: tuple[Any, ...], learns: bool, input_gradient: bool) -> Any:
@@ -675,7 +680,7 @@ def _decode(
 ) -> tuple[Any, ...]:
     first, rest = (numbers[0], numbers[1:]) if threshold is None else (threshold, numbers)
     row = GATES[name]
-    call = _call(row, input.dtype, True, True, input_gradient)._replace(bits=bits)
+    call = _call(row, input.dtype, True, True, input_gradient)._replace(bits=bits, traced=True)
     return input, first, tuple(rest), call, False
 
 

@@ -110,7 +110,7 @@ def _parts(op: str, base: Base | str, rule: Rule | None, pos_weight: Operand | N
         rule = Unweighted()
     elif type(rule) not in RULES and type(rule) is not Unweighted:
         accepted = ", ".join(kind.__name__ for kind in RULES)
-        raise TypeError(f"{op}: rule must be None or one of {accepted}, got {getattr(rule, '__name__', rule)}")
+        raise TypeError(f"{op}: rule must be None or one of {accepted}, got {checks.describe(rule)}")
     return base, rule
 
 
@@ -407,8 +407,7 @@ def plan(
     loss, weighing = _parts(op, base, rule, pos_weight)
     _check(op, input, loss, weighing, weight, reduction)
     spec, operands = cells.specify(loss, weighing, weight, reduction, result_dtype(input))
-    settings = (*loss.operands().values(), *weighing.operands().values(), weight)
-    given = [target, *(value for value in settings if isinstance(value, Tensor))]
+    given = [target, *(value for value in operands if isinstance(value, Tensor))]
     way = backend.way(input, target, *operands)
     if target.requires_grad and torch.is_grad_enabled() and input.requires_grad:
         reason = "a target that requires grad gets it through the formula in plain torch"

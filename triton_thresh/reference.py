@@ -85,12 +85,17 @@ def softshrink_backward(g: Gradients, low: Tensor, high: Tensor, t: Operand) -> 
 
 
 def garrote(input: Tensor, lambd: Operand = 0.5) -> Tensor:
-    """x - t²/x where |x| > t, x where x is NaN, else 0."""
-    t = compared(input, lambd)
+    """(|x| - t)(|x| + t) / x where |x| > t, x where x is NaN, else 0."""
     x = input.to(compute_dtype(input.dtype))
-    above = x.abs() > t
-    safe = torch.where(above, x, 1)  # so that no gradient of 0 meets the infinite slope at 0
-    return torch.where(above, safe - t * (t / safe), torch.where(x.isnan(), x, 0)).to(input.dtype)
+    t = _beside(x, compared(input, lambd))
+    if not isinstance(t, Tensor):
+        t = constant(t, x.dtype, x.device)  # a number over a tensor would be rounded twice
+    size = x.abs()
+    above = size > t
+    inner = above & ~x.isinf()  # no gradient meets the slope of t / x at 0 or at infinity
+    safe = torch.where(inner, size, 1)
+    shrunk = (safe - t) * (1 + t / safe) * x.sign()
+    return torch.where(inner, shrunk, torch.where(above | x.isnan(), x, 0)).to(input.dtype)
 
 
 def firm(input: Tensor, low: Operand, high: Operand) -> Tensor:

@@ -129,9 +129,10 @@ _OPS: tuple[Op, ...] = (
     ),
     Gate(
         "garrote",
-        formula="x - λ²/x where |x| > λ, x where x is NaN, else 0",
+        formula="(|x| - λ)(|x| + λ)/x where |x| > λ, x where x is NaN, else 0",
         gradient="1 + λ²/x² where |x| > λ, 1 where x is NaN, else 0",
         saves="input",
+        nonnegative=True,
     ),
     Gate(
         "firm",

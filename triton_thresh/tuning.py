@@ -1,7 +1,7 @@
 """Block sizes: a default, the user's table on disk, or a search at first use, which is written to that table.
 
 Reductions always take the default, because block and warps fix the order of summation and with it the bits. Nothing searches
-while a CUDA graph is captured, nor in a process group, whose ranks must agree.
+while a CUDA graph is captured. In a process group everything takes the default, so that its ranks agree.
 """
 
 from __future__ import annotations
@@ -88,11 +88,16 @@ def candidates(kind: Kind, itemsize: int, lanes: int = 32) -> list[Config]:
     return found
 
 
+def _among_ranks() -> bool:
+    """True in a process group. Its ranks agree on the default, because their tables may differ."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def may_search() -> bool:
     """True if a search may run now: it is not switched off, ranks could not disagree, and no CUDA graph is captured."""
     if os.environ.get("TRITON_THRESH_AUTOTUNE", "1") == "0":
         return False
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if _among_ranks():
         return False
     return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
@@ -220,12 +225,12 @@ def _resolve(
 ) -> Choice:
     if interpreting():
         return Choice(INTERPRETER[kind], "interpreter")
-    if searches and may_search():
+    if searches and not _among_ranks():
         name, key = device_name(device), key_of(op, dtype, bucket)
         own = table(name).get(key)
         if own:
             return Choice(own, "user's table")
-        if launch is not None:
+        if launch is not None and may_search():
             with on_device(device):
                 found = search(candidates(kind, dtype.itemsize, lanes(device)), launch)
             remember(name, {key: found})
