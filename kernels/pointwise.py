@@ -51,9 +51,10 @@ def garrote(x, c, p):
     t = p[0].to(c.dtype)
     size = tl.abs(c)
     above = size > t
-    r = tl.where(above, t / tl.where(above, size, 1.0), 0.0)
+    inner = above & (size > 0.0)  # a tensor may hold a t below 0
+    r = tl.where(inner, t / tl.where(inner, size, 1.0), 0.0)
     shrunk = (size - t) * (1.0 + r)
-    y = tl.where(above, tl.where(c < 0.0, -shrunk, shrunk), tl.where(c != c, c, 0.0))
+    y = tl.where(inner, tl.where(c < 0.0, -shrunk, shrunk), tl.where(c != c, c, 0.0))
     return y, tl.where(above | (c != c), 1.0 + r * r, 0.0)
 
 

@@ -284,7 +284,9 @@ def agree(op: Gate, actual: Tensor, expected: Tensor) -> None:
     if op.selects:
         same(actual, expected)
     else:
-        torch.testing.assert_close(actual, expected, rtol=4 * torch.finfo(actual.dtype).eps, atol=0, equal_nan=True)
+        kind = torch.finfo(actual.dtype)
+        ulps, least = 4 * kind.eps, 4 * kind.tiny * kind.eps  # of denormals a unit is the smallest of them
+        torch.testing.assert_close(actual, expected, rtol=ulps, atol=least, equal_nan=True)
 
 
 def threshold_gradient(op: Gate, x: Tensor, threshold: Tensor, *constants: Any, g: Tensor) -> Tensor:

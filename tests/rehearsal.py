@@ -17,7 +17,7 @@ import torch
 import triton.testing
 
 from benchmarks.stub_driver import StubDriver
-from triton_thresh import backend, crossing, tune, tuning
+from triton_thresh import backend, tune, tuning
 
 NAME = "pretended GPU"
 
@@ -38,8 +38,6 @@ def pretended_gpu() -> Iterator[StubDriver]:
             (tuning, "device_name", lambda device: NAME),
             (tuning, "lanes", lambda device: 32),
             (triton.testing, "do_bench", bench),
-            (crossing, "ROUNDS", 1),
-            (crossing, "REPEATS", 1),
         ):
             stack.enter_context(patch.object(target, name, value))
         yield stack.enter_context(StubDriver())

@@ -107,9 +107,11 @@ class BCE(Base):
         interior = inside & (at * (1 - at) >= 1e-12)
         safe = torch.where(interior, x, 0.5)
         smooth = -(y * safe.log() + (1 - y) * (-safe).log1p())
-        # Beside 0 and 1 the logs are clamped; a parabola of value 0 has the slope that the contract gives there.
+        # Beside 0 and 1 the logs are clamped; torch's own loss has their value, and the gradient of y. A parabola of value 0 has
+        # the slope in x that the contract gives there.
         bend = 0.5e12 * (x - y.detach()).square()
-        edge = bend - bend.detach() - (y * at.log().clamp(min=-100) + (1 - y) * (-at).log1p().clamp(min=-100))
+        clamped = F.binary_cross_entropy(torch.where(inside, at, 0.5), torch.where(inside, y, 0.5), reduction="none")
+        edge = bend - bend.detach() + clamped
         return torch.where(interior, smooth, edge * torch.where(inside, 1.0, torch.nan))
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:

@@ -856,4 +856,4 @@ def _bytes(call: Call, input: Tensor, operands: Sequence[Tensor], records: bool)
     bits = call.bits * plane
     again = read if row.reads_threshold and call.bits == 2 else 0
     learning = layout.total_bytes([t for t in operands if t.requires_grad])
-    return forward + bits, 2 * n * size + bits + count + again + learning, bits
+    return forward + bits, 2 * n * size + bits + count + again + learning, bits + again

@@ -212,7 +212,7 @@ class JumpReLU(_Module):
         tensor([0.5000, 0.5000, 0.5000, 0.5000], requires_grad=True)
         >>> activations, l0 = activation.l0(torch.tensor([[0.0, 0.5, 0.6, 2.0]]))
         >>> l0
-        tensor([2.], grad_fn=<LearnedGateBackward>)
+        tensor([2.], grad_fn=<SubBackward0>)
     """
 
     threshold: nn.Parameter

@@ -90,11 +90,14 @@ def garrote(input: Tensor, lambd: Operand = 0.5) -> Tensor:
     t = _beside(x, compared(input, lambd))
     if not isinstance(t, Tensor):
         t = constant(t, x.dtype, x.device)  # a number over a tensor would be rounded twice
-    size = x.abs()
-    above = size > t
-    inner = above & ~x.isinf()  # no gradient meets the slope of t / x at 0 or at infinity
-    safe = torch.where(inner, size, 1)
-    shrunk = (safe - t) * (1 + t / safe) * x.sign()
+    above = x.abs() > t
+    inner = above & ~x.isinf() & (x != 0)  # no gradient of 0 meets the slope of t / x at 0 or at infinity
+    safe, t = torch.where(inner, x, 1), torch.where(inner, t, 0)
+    near = safe.abs() < 2 * t  # where x - t²/x would cancel; elsewhere the other form's gradient might overflow
+    close = torch.where(near, safe, 1)
+    size = close.abs()
+    exact = (size - t) * (1 + t / size) * close.sign()
+    shrunk = torch.where(near, exact, safe - t * (t / safe))
     return torch.where(inner, shrunk, torch.where(above | x.isnan(), x, 0)).to(input.dtype)
 
 
