@@ -19,7 +19,7 @@ from triton_thresh import gates, losses, tuning
 from triton_thresh.bases import BCEWithLogits
 from triton_thresh.cells import specify
 from triton_thresh.kernels import foreach, gate
-from triton_thresh.registry import GATES, Gate
+from triton_thresh.registry import GATES, OPS, Gate, Loss
 from triton_thresh.rules import ByPrediction
 
 from .conftest import INTERPRETED
@@ -92,30 +92,29 @@ DTYPES = {
     "sm_100": ("bf16",),
     "gfx942": ("fp32", "bf16"),
 }
-WHOLE = (("sm_90", "fp32"), ("sm_90", "bf16"), ("gfx942", "bf16"))
+WHOLE = ("sm_90", "bf16")
+PAIRS = {
+    f"{base.snake_name()}.{rule.__name__}" for op in OPS.values() if isinstance(op, Loss) for base, rule in op.pairs
+}
 
 
 def _all_cases() -> list[object]:
-    """Every form in fp32 and bf16 on sm_90, those that differ most in bf16 on gfx942; each kernel once.
+    """Every form in bf16 on sm_90; each kernel once elsewhere. Of the losses each base once and each rule once.
 
-    Other targets and dtypes differ from these in what the backends make of a kernel: there one kind of operand of each kernel is
-    compiled, a tensor per channel where it takes one; and of the losses each base once and each rule once. What ops share, such
-    as the backward of gates, is one kernel. `python -m benchmarks compile` compiles them all.
+    Other targets and dtypes differ in what the backends make of a kernel: there one kind of operand is compiled, a tensor per
+    channel where the kernel takes one. What ops share, such as the backward of gates, is one kernel.
+    `python -m benchmarks compile` compiles them all.
     """
     found: dict[str, object] = {}
     for target, gpu in TARGETS.items():
-        listed = list(cases(DTYPES[target], gpu.warp_size))
+        listed = [case for case in cases(DTYPES[target], gpu.warp_size) if "." not in case.op or case.op in PAIRS]
         kinds: dict[object, set[str]] = {}
         for case in listed:
             kinds.setdefault((case.op, case.kernel, case.dtype), set()).add(case.operands)
         for case in listed:
             kept = case.operands not in ("channel-odd", "rows") and case.kernel not in ("forward0", "forward-none")
-            if (target, case.dtype) not in WHOLE:
-                kept &= (
-                    "." not in case.op or case.op.startswith("bce_with_logits.") or case.op.endswith(".ByPrediction")
-                )
-                kept &= case.operands == "channel" or "channel" not in kinds[case.op, case.kernel, case.dtype]
-            if kept or (target == "sm_90" and case.dtype in ("fp32", "bf16")):
+            kept &= case.operands == "channel" or "channel" not in kinds[case.op, case.kernel, case.dtype]
+            if kept or (target, case.dtype) == WHOLE:
                 form = f"{target} {case.jit.fn.__module__} {case.jit.fn.__qualname__} {case.arguments} {case.num_warps}"
                 found.setdefault(form, pytest.param(target, case, id=f"{target}-{case}"))
     return list(found.values())

@@ -292,7 +292,9 @@ def test_inplace_under_autograd(op: Op) -> None:
         g, middle = upstream(x), x.clone()
         op(middle, *rest, inplace=True).backward(g)
         same(middle.detach(), op.reference(x.detach(), *rest))
-        near(op, x.grad, gradient(op, x, *rest, g=g) + 0)  # torch adds the gradient of what was overwritten, +0, to a -0
+        near(
+            op, x.grad, gradient(op, x, *rest, g=g) + 0
+        )  # torch adds the gradient of what was overwritten, +0, to a -0
         middle = x.clone()
         square = middle * middle
         op(middle, *rest, inplace=True)
@@ -371,7 +373,9 @@ def test_compile_in_one_graph(op: Op, kind: str) -> None:
         if op.differentiable:
             g = upstream(x, special=op.selects)
             (dx,) = torch.autograd.grad(compiled(x.requires_grad_(), *rest), x, g)
-            near(op, dx + 0, gradient(op, x, *rest, g=g) + 0)  # the formula adds the gradients of its branches: -0 becomes +0
+            near(
+                op, dx + 0, gradient(op, x, *rest, g=g) + 0
+            )  # the formula adds the gradients of its branches: -0 becomes +0
 
 
 @pytest.mark.parametrize("op", GATES, ids=label)

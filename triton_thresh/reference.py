@@ -93,7 +93,7 @@ def garrote(input: Tensor, lambd: Operand = 0.5) -> Tensor:
     above = x.abs() > t
     inner = above & ~x.isinf() & (x != 0)  # no gradient of 0 meets the slope of t / x at 0 or at infinity
     safe, t = torch.where(inner, x, 1), torch.where(inner, t, 0)
-    near = safe.abs() < 2 * t  # where x - t²/x would cancel; elsewhere the other form's gradient might overflow
+    near = safe.abs() < 2 * t.abs()  # where x - t²/x would cancel; elsewhere the other form's gradient might overflow
     close = torch.where(near, safe, 1)
     size = close.abs()
     exact = (size - t) * (1 + t / size) * close.sign()
