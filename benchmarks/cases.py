@@ -283,8 +283,8 @@ def shared_loss_cases(dtype: str, lanes: int) -> Iterator[Case]:
 
 
 def cases(dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16"), lanes: int = 32) -> Iterator[Case]:
-    """Everything the registry holds, for warps of so many lanes."""
-    pairs = dict.fromkeys(pair for op in OPS.values() if isinstance(op, Loss) for pair in op.cells)
+    """Everything the registry holds, for warps of so many lanes; of the grid of losses each base once and each rule once."""
+    pairs = dict.fromkeys(pair for op in OPS.values() if isinstance(op, Loss) for pair in op.pairs)
     for dtype in dtypes:
         for op in OPS.values():
             if isinstance(op, Gate):

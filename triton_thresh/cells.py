@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from .bases import BASES, Base
 from .checks import Operand, compute_dtype, round_to
@@ -22,9 +23,9 @@ _KINDS: Mapping[str, type[Any]] = MappingProxyType({kind.__name__: kind for kind
 # ------------------------------------------------------------------------------------------------------ what is computed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spec:
-    """Which loss is computed. Its operands travel beside it: the base's, the rule's, then the weight if there is one."""
+    """Which loss is computed; made by `_spec`, once each. Operands travel beside it: the base's, the rule's, then the weight."""
 
     base: type[Base]
     base_fields: tuple[str, ...]
@@ -34,13 +35,6 @@ class Spec:
     rule_static: tuple[tuple[str, Any], ...]
     reduction: str
     result: torch.dtype
-
-    @functools.cached_property
-    def _hash(self) -> int:
-        return hash((self.base, self.base_fields, self.base_static, self.rule, self.rule_fields, self.reduction))
-
-    def __hash__(self) -> int:
-        return self._hash
 
     @functools.cached_property
     def cell(self) -> str:
@@ -75,12 +69,17 @@ class Spec:
 
 
 @functools.cache
+def _spec(*fields: Any) -> Spec:
+    return Spec(*fields)
+
+
+@functools.cache
 def from_text(text: str, result: torch.dtype) -> Spec:
     base, base_fields, base_static, rule, rule_fields, rule_static, reduction = text.split("/")
     names = [tuple(part.split(",")) if part else () for part in (base_fields, rule_fields)]
     pairs = [[pair.partition("=") for pair in part.split(",") if pair] for part in (base_static, rule_static)]
     statics = [tuple((name, ast.literal_eval(value)) for name, _, value in part) for part in pairs]
-    return Spec(_KINDS[base], names[0], statics[0], _KINDS[rule], names[1], statics[1], reduction, result)
+    return _spec(_KINDS[base], names[0], statics[0], _KINDS[rule], names[1], statics[1], reduction, result)
 
 
 def specify(
@@ -88,12 +87,13 @@ def specify(
 ) -> tuple[Spec, tuple[Operand, ...]]:
     rule = rule.on(base)
     bases, rules = base.operands(), rule.operands()
-    spec = Spec(type(base), tuple(bases), base.static(), type(rule), tuple(rules), rule.static(), reduction, result)
+    make: Any = Spec if is_dynamo_compiling() else _spec  # Dynamo looks through a cache, and warns
+    spec = make(type(base), tuple(bases), base.static(), type(rule), tuple(rules), rule.static(), reduction, result)
     return spec, (*bases.values(), *rules.values(), *(() if weight is None else (weight,)))
 
 
 class Numbers(tuple[float, ...]):
-    """Operands that are numbers alone, with what kernels take for them."""
+    """Operands that are numbers alone, with what kernels take for them: for all but float64, which they compute in float32."""
 
     @functools.cached_property
     def packed(self) -> Packed:
@@ -108,11 +108,6 @@ def specify_numbers(
     spec, operands = specify(base, rule, None, reduction, result)
     compute = compute_dtype(dtype)
     return spec, Numbers([round_to(float(value), compute) for value in operands])
-
-
-def is_fused(reduction: str, dtype: torch.dtype) -> bool:
-    """True if forward computes the gradient, for an upstream gradient of 1. In float16 it might underflow."""
-    return reduction != "none" and dtype != torch.float16
 
 
 # -------------------------------------------------------------------------------------------------------------- formula

@@ -16,7 +16,7 @@ from torch.compiler import is_dynamo_compiling
 from . import backend, checks, eager, layout, reference, tuning
 from .checks import FLOATING, HALF, Operand, compute_dtype, round_to
 from .fused import Fused, define
-from .launch import CHANNEL, ELEMENT, SHORT, Kernel, Packed, device_code, pack, pack_all, triton_dtype
+from .launch import CHANNEL, ELEMENT, SHORT, Kernel, Packed, blocks, device_code, pack, pack_all, triton_dtype
 from .registry import GATES, KEEP_LARGE, Gate
 from .tuning import Choice, Config
 
@@ -365,7 +365,7 @@ def _forward_by_block(
     n, (operands, kinds) = x.numel(), prepared.pack(x)
 
     def launch(config: Config, out: Tensor) -> Tensor | None:
-        tiles = layout.blocks(n, 8 * config.block)
+        tiles = blocks(n, 8 * config.block)
         size = call.bits * tiles * config.block
         bits = torch.empty(size, dtype=torch.uint8, device=x.device) if size else None
         kernel = _forward_kernel(call.function, kinds, prepared.compute, prepared.promoted, call.bits, False, config)
@@ -386,7 +386,7 @@ def _forward_by_column(
     if width > WIDEST:
         raise ValueError(f"{call.row.name}: input has rows of {x.shape[-1]} elements, expected at most {WIDEST}")
     operands, kinds = _column_operands(prepared, x, width, pattern)
-    down, across = layout.blocks(n, 8 * width), layout.blocks(width, config.block)
+    down, across = blocks(n, 8 * width), blocks(width, config.block)
     planes = max(call.bits, int(counts))
     bits = memory if call.bits else None
     if bits is None and planes:
@@ -396,7 +396,7 @@ def _forward_by_column(
     if count is not None:
         lanes = min(COUNT_BLOCK, 1 << (x.shape[-1] - 1).bit_length())
         parts = COUNT_BLOCK // lanes
-        programs = layout.blocks(down * (width // x.shape[-1]), parts)
+        programs = blocks(down * (width // x.shape[-1]), parts)
         _count_kernel(parts, lanes)(programs, bits, count, count.numel(), width, x.shape[-1])
     return saved._replace(width=width, pattern=pattern), bits if call.bits else memory
 
@@ -431,7 +431,7 @@ def _rows(
 def _wide(unit: int, n: int, block: int) -> int:
     """Among the multiples of `unit` for which n elements still make eight rows, the one that wastes the fewest lanes."""
     fitting = [m * unit for m in range(1, max(8, block // unit) + 1) if n >= 8 * m * unit and m * unit <= WIDEST]
-    return max(fitting, key=lambda width: width / (layout.blocks(width, block) * block), default=unit)
+    return max(fitting, key=lambda width: width / (blocks(width, block) * block), default=unit)
 
 
 def _column_operands(prepared: Prepared, x: Tensor, width: int, pattern: tuple[int, int]) -> Packed:
@@ -498,7 +498,7 @@ def _backward_bit(bits: Tensor, saved: Saved, gradient: Tensor) -> Tensor:
     dx = torch.empty_strided(saved.shape, saved.stride, dtype=g.dtype, device=g.device)
     if g.numel():
         kernel = _backward_bit_kernel(saved.width, g.dtype.itemsize, tuning.lanes(g.device))
-        kernel(layout.blocks(g.numel(), 8 * saved.width), g, bits, dx, g.numel())
+        kernel(blocks(g.numel(), 8 * saved.width), g, bits, dx, g.numel())
     return dx
 
 
@@ -511,7 +511,7 @@ def _backward_input(call: Call, input: Tensor, values: tuple[Operand, ...], grad
         operands, kinds = prepared.pack(x)
         config = tuning.default("gate", x.dtype.itemsize, tuning.lanes(x.device))
         kernel = _backward_input_kernel(call.function, kinds, prepared.compute, config)
-        kernel(layout.blocks(x.numel(), 8 * config.block), g, x, dx, x.numel(), operands)
+        kernel(blocks(x.numel(), 8 * config.block), g, x, dx, x.numel(), operands)
     return dx
 
 
@@ -539,7 +539,7 @@ def _backward_code(
         operands, kinds = _column_operands(prepared, dx, width, saved.pattern)
     by_column = saved.pattern is not None and saved.pattern != (0, 0)
     rows = ROWS if by_column else 8
-    down, across = layout.blocks(n, rows * width), layout.blocks(width, config.block)
+    down, across = blocks(n, rows * width), blocks(width, config.block)
     dt = None
     if own is not None and by_column:
         dt = torch.empty(down * width, dtype=saved.compute, device=g.device)
@@ -549,7 +549,7 @@ def _backward_code(
     kernel = _backward_code_kernel(
         f"{call.key}_backward", kinds, saved.compute, call.bits, call.input_gradient, by_column, rows // 8, config
     )
-    slices, counted = layout.blocks(n, 8 * width), None if features == width else features
+    slices, counted = blocks(n, 8 * width), None if features == width else features
     kernel(down * across, g, count, bits, dx, dt, n, slices, width, counted, operands)
     if dt is None or own is None:
         return dx, None

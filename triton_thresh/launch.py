@@ -120,6 +120,11 @@ def _facts(arguments: tuple[Any, ...], *before: int) -> tuple[Any, ...]:
     return tuple(facts)
 
 
+def blocks(length: int, block: int) -> int:
+    """How many blocks a length falls into, the last one perhaps not full."""
+    return -(-length // block)
+
+
 class Kernel:
     """A ``@triton.jit`` function together with its constexpr arguments.
 

@@ -110,11 +110,6 @@ def summed(elementwise: Tensor, shape: torch.Size) -> Tensor:
     return total.reshape(shape)
 
 
-def blocks(length: int, block: int) -> int:
-    """How many blocks a length falls into, the last one perhaps not full."""
-    return -(-length // block)
-
-
 def total_bytes(tensors: Sequence[Tensor]) -> int:
     """The bytes of all their elements."""
     return sum(t.numel() * t.element_size() for t in tensors)

@@ -15,10 +15,10 @@ from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 
 from . import backend, cells, checks, eager, layout, tuning
 from .bases import BASES, Base, BCEWithLogits
-from .cells import Numbers, Spec, formula, is_fused
+from .cells import Numbers, Spec, formula
 from .checks import FLOATING, Operand, compute_dtype, round_to
 from .fused import Fused, define
-from .launch import SHORT, Kernel, device_code, pack_all, triton_dtype
+from .launch import SHORT, Kernel, blocks, device_code, pack_all, triton_dtype
 from .rules import RULES, Rule, Unweighted
 from .tuning import Choice, Config
 
@@ -50,16 +50,15 @@ def run(
     """Check the arguments, choose the way, go."""
     checks.check_input(op, input, FLOATING, jagged=False)
     checks.check_target(op, input, target)
+    checks.check_reduction(op, reduction)
     loss, weighing = _parts(op, base, rule, pos_weight)
     result = result_dtype(input)
     operands: Sequence[Operand]
-    settings = (*loss.operands().values(), *weighing.operands().values())
-    if weight is None and not is_dynamo_compiling() and all(map(_is_small_number, settings)):
-        checks.check_reduction(op, reduction)
+    if weight is None and not is_dynamo_compiling() and _are_numbers(loss, weighing):
         spec, operands = cells.specify_numbers(loss, weighing, reduction, input.dtype, result)
         way = backend.way(input, target)
     else:
-        _check(op, input, loss, weighing, weight, reduction)
+        _check(op, input, loss, weighing, weight)
         loss, weighing = _closed(loss, input), _closed(weighing, input)
         weight = None if weight is None else _wide(weight, input)
         spec, operands = cells.specify(loss, weighing, weight, reduction, result)
@@ -89,8 +88,10 @@ def _closed(part: Any, input: Tensor) -> Any:
     return replace(part, **changed) if changed else part
 
 
-def _is_small_number(value: object) -> bool:
-    return type(value) is float or (type(value) is int and value.bit_length() < 64)
+def _are_numbers(*parts: object) -> bool:
+    """True if every setting is a number that float64 holds, or was not given."""
+    values = [value for part in parts for value in vars(part).values() if value is not None]
+    return all(type(value) is float or (type(value) is int and value.bit_length() < 64) for value in values)
 
 
 def _parts(op: str, base: Base | str, rule: Rule | None, pos_weight: Operand | None) -> tuple[Base, Rule]:
@@ -118,8 +119,7 @@ def _accepted_bases() -> str:
     return f"one of {', '.join(map(repr, NAMED_BASES))}, or an instance of {', '.join(kind.__name__ for kind in BASES)}"
 
 
-def _check(op: str, input: Tensor, base: Base, rule: Rule, weight: Operand | None, reduction: str) -> None:
-    checks.check_reduction(op, reduction)
+def _check(op: str, input: Tensor, base: Base, rule: Rule, weight: Operand | None) -> None:
     given = {} if weight is None else {"weight": weight}
     for name, value in (*base.operands().items(), *rule.operands().items(), *given.items()):
         checks.check_operand(op, name, value, input, why=ONE_GRADIENT)
@@ -138,6 +138,11 @@ def result_dtype(input: Tensor) -> torch.dtype:
     kind = input.device.type
     wide = kind in AUTOCAST and torch.is_autocast_enabled(kind)
     return torch.float32 if wide else input.dtype
+
+
+def is_fused(reduction: str, dtype: torch.dtype) -> bool:
+    """True if forward computes the gradient, for an upstream gradient of 1. In float16 it might underflow."""
+    return reduction != "none" and dtype != torch.float16
 
 
 # --------------------------------------------------------------------------------------------------------------- Triton
@@ -172,21 +177,23 @@ def _finish_kernel(reduction: str) -> Kernel:
 
 
 @functools.cache
-def _rescale_kernel(dtype: torch.dtype, config: Config) -> Kernel:
-    compute = triton_dtype(compute_dtype(dtype))
-    return Kernel(device_code("loss").rescale, num_warps=config.num_warps, COMPUTE=compute, BLOCK=config.block)
+def _rescale_kernel(dtype: torch.dtype, device: torch.device) -> tuple[Kernel, int]:
+    """The kernel, and how many elements a program takes."""
+    config, compute = tuning.default("loss", dtype.itemsize, tuning.lanes(device)), triton_dtype(compute_dtype(dtype))
+    kernel = Kernel(device_code("loss").rescale, num_warps=config.num_warps, COMPUTE=compute, BLOCK=config.block)
+    return kernel, config.block
 
 
 def _prepared(input: Tensor, target: Tensor, operands: Sequence[Operand]) -> tuple[Any, ...]:
     """Input and target as they lie alike, the operands with their kinds, and the type they are computed in."""
-    compute = compute_dtype(input.dtype)
     if input.is_contiguous() and target.is_contiguous():
         x, y = input, target
     else:
         x = layout.dense(input)
         y = layout.laid_out_as(target, x.shape, x.stride())
-    if type(operands) is Numbers and compute in SHORT:
-        return x, y, *operands.packed, compute
+    if type(operands) is Numbers and input.dtype in SHORT:
+        return x, y, *operands.packed, torch.float32
+    compute = compute_dtype(input.dtype)
     return x, y, *pack_all(operands, x, (compute,) * len(operands)), compute
 
 
@@ -206,13 +213,13 @@ def loss_forward(
 
         def launch(config: Config) -> None:
             kernel = _kernel("forward", spec, kinds, compute, config, False)
-            kernel(layout.blocks(n, config.block), x, y, None, out, n, packed)
+            kernel(blocks(n, config.block), x, y, None, out, n, packed)
 
         launch(choose(spec, x, launch).config)
         return out, None
     dx = torch.empty_like(x) if want_gradient else None
     config = choose(spec, x).config
-    programs = layout.blocks(n, config.block)
+    programs = blocks(n, config.block)
     out = torch.empty_strided((), (), dtype=spec.result, device=device)  # takes 0.6 of the time of torch.empty(())
     partials = out if programs == 1 else torch.empty(programs, dtype=compute, device=device)
     _kernel("forward", spec, kinds, compute, config, programs == 1)(programs, x, y, dx, partials, n, packed)
@@ -231,16 +238,15 @@ def loss_backward(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[
     if backend.interpreting():
         config = choose(spec, x).config
     _kernel("backward", spec, kinds, compute, config)(
-        layout.blocks(x.numel(), config.block), x, y, gradient, dx, x.numel(), packed
+        blocks(x.numel(), config.block), x, y, gradient, dx, x.numel(), packed
     )
     return dx
 
 
 def loss_rescale(dx: Tensor, gradient: Tensor) -> None:
     """dx *= gradient, in place; moves nothing if the gradient is 1."""
-    config = tuning.default("loss", dx.dtype.itemsize, tuning.lanes(dx.device))
-    programs = min(layout.blocks(dx.numel(), config.block), RESCALE_PROGRAMS)
-    _rescale_kernel(dx.dtype, config)(programs, gradient, dx, dx.numel())
+    kernel, block = _rescale_kernel(dx.dtype, dx.device)
+    kernel(min(blocks(dx.numel(), block), RESCALE_PROGRAMS), gradient, dx, dx.numel())
 
 
 # ---------------------------------------------------------------------------------------------- autograd, eager and traced
@@ -404,8 +410,9 @@ def plan(
     """What `run` would do: its checks, its way, its block size, and the bytes of its kernels."""
     checks.check_input(op, input, FLOATING)
     checks.check_target(op, input, target)
+    checks.check_reduction(op, reduction)
     loss, weighing = _parts(op, base, rule, pos_weight)
-    _check(op, input, loss, weighing, weight, reduction)
+    _check(op, input, loss, weighing, weight)
     spec, operands = cells.specify(loss, weighing, weight, reduction, result_dtype(input))
     given = [target, *(value for value in operands if isinstance(value, Tensor))]
     way = backend.way(input, target, *operands)
