@@ -79,7 +79,8 @@ def from_text(text: str, result: torch.dtype) -> Spec:
     names = [tuple(part.split(",")) if part else () for part in (base_fields, rule_fields)]
     pairs = [[pair.partition("=") for pair in part.split(",") if pair] for part in (base_static, rule_static)]
     statics = [tuple((name, ast.literal_eval(value)) for name, _, value in part) for part in pairs]
-    return _spec(_KINDS[base], names[0], statics[0], _KINDS[rule], names[1], statics[1], reduction, result)
+    fields: Any = _KINDS[base], names[0], statics[0], _KINDS[rule], names[1], statics[1], reduction, result
+    return _spec(*fields)
 
 
 def specify(

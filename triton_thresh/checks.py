@@ -228,26 +228,32 @@ def check_operand(
     check_real(op, name, value)
     if value.requires_grad and not learns and torch.is_grad_enabled():
         raise ValueError(f"{op}: {name} requires grad, but {why.format(name=name)}")
-    shape = _sizes(value)
-    if not shape:
-        if value.device != input.device and value.device.type != "cpu":
-            raise RuntimeError(
-                f"{op}: {name} is on {value.device}, expected {input.device} (the input's) or a 0-dim CPU tensor"
-            )
-        return value
-    if value.device != input.device:
+    _check_place(op, name, value, input)
+    _check_broadcasts(op, name, _sizes(value), _sizes(input))
+    return value
+
+
+def _check_place(op: str, name: str, value: Tensor, input: Tensor) -> None:
+    if value.device == input.device:
+        return
+    if value.dim():
         raise RuntimeError(f"{op}: {name} is on {value.device}, expected {input.device}, where the input is")
-    target = _sizes(input)
+    if value.device.type != "cpu":
+        raise RuntimeError(
+            f"{op}: {name} is on {value.device}, expected {input.device} (the input's) or a 0-dim CPU tensor"
+        )
+
+
+def _check_broadcasts(op: str, name: str, shape: Sequence[int], target: Sequence[int]) -> None:
     # The common ones are soon told apart; of (8,) == (batch, 8) a compiler would keep the guard that batch is not 8.
     if not torch.compiler.is_compiling() and (
         shape == target or (target and len(shape) == 1 and shape[0] == target[-1])
     ):
-        return value
+        return
     if len(shape) > len(target) or any(s != 1 and s != t for s, t in zip(reversed(shape), reversed(target))):
         raise ValueError(
             f"{op}: {name} has shape {tuple(shape)}, which does not broadcast to the input's shape {tuple(target)}"
         )
-    return value
 
 
 def _sizes(tensor: Tensor) -> Sequence[int]:

@@ -36,17 +36,31 @@ def _parts(tensors: Sequence[Operand], like: Tensor) -> Iterator[list[Any]]:
     if like.numel() <= SLICE or like.dim() == 0:
         yield list(tensors)
         return
-    whole = [not isinstance(t, Tensor) or t.numel() == 1 for t in tensors]
-    if all(w or (t.shape == like.shape and t.is_contiguous()) for w, t in zip(whole, tensors)):  # type: ignore[union-attr]
-        tensors = [(t.reshape(()) if isinstance(t, Tensor) else t) if w else t.view(-1) for w, t in zip(whole, tensors)]  # type: ignore[union-attr]
-        length, step = like.numel(), SLICE
+    if all(_is_whole(t) or _lies_flat(t, like) for t in tensors):
+        tensors, length, step = [_flat(t) for t in tensors], like.numel(), SLICE
+        whole = [_is_whole(t) for t in tensors]
     else:
-        whole = [w or t.dim() < like.dim() or t.shape[0] == 1 for w, t in zip(whole, tensors)]  # type: ignore[union-attr]
+        whole = [_is_whole(t) or t.dim() < like.dim() or t.shape[0] == 1 for t in tensors]  # type: ignore[union-attr]
         length = like.shape[0]
         step = max(1, SLICE * length // like.numel())
     for start in range(0, length, step):
         size = min(step, length - start)
         yield [t if w else t.narrow(0, start, size) for w, t in zip(whole, tensors)]  # type: ignore[union-attr]
+
+
+def _is_whole(operand: Operand) -> bool:
+    """True for a number, or a tensor that holds one."""
+    return not isinstance(operand, Tensor) or operand.numel() == 1
+
+
+def _lies_flat(operand: Operand, like: Tensor) -> bool:
+    return isinstance(operand, Tensor) and operand.shape == like.shape and operand.is_contiguous()
+
+
+def _flat(operand: Operand) -> Operand:
+    if not isinstance(operand, Tensor):
+        return operand
+    return operand.reshape(()) if operand.numel() == 1 else operand.view(-1)
 
 
 def loss_and_slope(
@@ -56,7 +70,7 @@ def loss_and_slope(
     if not want_slope:
         return element_loss(spec, x, y, operands, fast=True), None
     dtype = compute_dtype(x.dtype)
-    x, y = (tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in (x, y))
+    x, y = x.to(dtype), y.to(dtype)
     base, rule, weight = spec.parts([wide(value, dtype) for value in operands])
     slope = base.slope(x, y)
     loss = base.value(x, y) if want_loss or rule.reads_loss or rule.slopes else x

@@ -59,22 +59,45 @@ def run(
     input_gradient: bool = False,
 ) -> Any:
     """Check the arguments, choose the way, go."""
-    ready = type(input) is Tensor and dtype is None and row.operands == 1 and row.rounds and not is_dynamo_compiling()
-    if not (ready and checks.within(input.dtype, parameters, row.nonnegative) and input.layout is torch.strided):
+    simple = _is_simple(row, input, parameters, dtype)
+    if not simple:
         parameters = _checked(row, input, parameters, dtype)
-        ready = False
-    way = backend.way(input, *(() if ready else parameters[: row.operands]))
-    if not ready and way in ("eager", "triton"):
+    way = backend.way(input, *(() if simple else parameters[: row.operands]))
+    learns = False
+    if not simple:
         parameters = _read(row, input, parameters, way)
-    learns = row.learns and not ready and _requires_grad(parameters[0])
+        learns = row.learns and _requires_grad(parameters[0])
     if inplace and way != "formula":
         checks.check_inplace(row.name, input)
+    if way == "triton":
+        return _on_triton(row, input, parameters, learns, dtype or input.dtype, inplace, input_gradient)
     if way == "op" and (row.straight_through or learns):
         return _traced(row, input, parameters, learns, input_gradient)
-    if way != "triton":
-        return _plain(row, input, parameters, way, learns, inplace=inplace, dtype=dtype, input_gradient=input_gradient)
+    return _plain(row, input, parameters, way, learns, inplace=inplace, dtype=dtype, input_gradient=input_gradient)
+
+
+def _is_simple(row: Gate, input: Tensor, parameters: tuple[Any, ...], dtype: torch.dtype | None) -> bool:
+    """True for an ordinary dense input and numbers that its dtype holds: nothing is left to check."""
+    if type(input) is not Tensor or dtype is not None or row.operands > 1 or not row.rounds or is_dynamo_compiling():
+        return False
+    return checks.within(input.dtype, parameters, row.nonnegative) and input.layout is torch.strided
+
+
+def _requires_grad(threshold: object) -> bool:
+    return isinstance(threshold, Tensor) and threshold.requires_grad and torch.is_grad_enabled()
+
+
+def _on_triton(
+    row: Gate,
+    input: Tensor,
+    parameters: tuple[Any, ...],
+    learns: bool,
+    result: torch.dtype,
+    inplace: bool,
+    input_gradient: bool,
+) -> Any:
     records = (input.requires_grad or learns) and torch.is_grad_enabled() and row.saves != "nothing"
-    made = _call(row, dtype or input.dtype, records, learns, input_gradient)
+    made = _call(row, result, records, learns, input_gradient)
     if records:
         return GATE.record(input, parameters[0], parameters[1:], made, inplace)
     y, count, *_ = forward(input, parameters[0], parameters[1:], made, inplace)
@@ -84,40 +107,36 @@ def run(
     return y if count is None else (y, count)
 
 
-def _requires_grad(threshold: object) -> bool:
-    return isinstance(threshold, Tensor) and threshold.requires_grad and torch.is_grad_enabled()
-
-
 def _checked(row: Gate, input: Tensor, parameters: tuple[Any, ...], dtype: torch.dtype | None) -> tuple[Any, ...]:
     """Operands and numbers as they are computed with; an error names what cannot be."""
     op, names = row.name, list(SIGNATURES[row.name])
     checks.check_input(op, input, row.dtypes)
     if row.counts and input.dim() == 0:
         raise ValueError(f"{op}: input has shape (), expected at least one dimension to count along")
-    operands = [
-        checks.check_operand(op, name, value, input, learns=row.learns, why=STEEP)
-        for name, value in zip(names[: row.operands], parameters)
-    ]
-    least: float = 0
-    for name, value in zip(names, operands):
-        if row.nonnegative and not isinstance(value, Tensor):
-            least = checks.check_least(op, name, value, least)
-    numbers = zip(names[row.operands :], parameters[row.operands :])
+    operands = _checked_operands(row, input, parameters[: row.operands])
+    numbers = list(zip(names[row.operands :], parameters[row.operands :]))
     if row.straight_through:
         return (*operands, *(checks.check_positive(op, name, value) for name, value in numbers))
-    if row.casts and input.dtype not in FLOATING:
-        operands = [
-            v if isinstance(v, Tensor) else checks.check_integer(op, name, v, input.dtype)
-            for name, v in zip(names, operands)
-        ]
     result = input.dtype if dtype is None else checks.check_dtype(op, dtype)
     check = checks.check_held if result.is_floating_point else checks.check_integer
     return (*operands, *(check(op, name, checks.check_number(op, name, value), result) for name, value in numbers))
 
 
+def _checked_operands(row: Gate, input: Tensor, values: Sequence[Any]) -> list[Operand]:
+    op, least, found = row.name, 0.0, []
+    for name, value in zip(SIGNATURES[op], values):
+        operand = checks.check_operand(op, name, value, input, learns=row.learns, why=STEEP)
+        if row.nonnegative and not isinstance(operand, Tensor):
+            operand = least = checks.check_least(op, name, operand, least)
+        if row.casts and input.dtype not in FLOATING and not isinstance(operand, Tensor):
+            operand = checks.check_integer(op, name, operand, input.dtype)
+        found.append(operand)
+    return found
+
+
 def _read(row: Gate, input: Tensor, parameters: tuple[Any, ...], way: str) -> tuple[Any, ...]:
     """The same with 0-dim CPU tensors as numbers, where they do not learn. To Triton's interpreter the CPU is the device."""
-    if not row.rounds or (way == "triton" and input.is_cpu):
+    if not row.rounds or way not in ("eager", "triton") or (way == "triton" and input.is_cpu):
         return parameters
     return tuple(_number(row, input, v) if i < row.operands else v for i, v in enumerate(parameters))
 
@@ -146,32 +165,40 @@ def _plain(
 ) -> Any:
     """By torch's own kernels where they give the same bits, else by the formula."""
     records = input.requires_grad and torch.is_grad_enabled()
-    if way == "eager" and input.dtype in FLOATING and row.name in eager.GATES and not isinstance(parameters[0], Tensor):
-        first, *rest = parameters
-        if (
-            not checks.within(input.dtype, parameters, False) or input.dtype in HALF
-        ):  # else torch's kernels round as they should
-            first, rest = round_to(first, input.dtype), rest if dtype else [round_to(v, input.dtype) for v in rest]
-        parameters = (first, *rest)
+    function: Any = getattr(reference, row.name)
+    if way == "eager" and _has_torch_kernel(row, input, parameters):
+        parameters = _rounded(input.dtype, parameters, dtype)
         if inplace and not records and row.name in eager.IN_PLACE:
             return eager.IN_PLACE[row.name](input, *parameters)
-        function: Any = eager.GATES[row.name]
-    else:
-        function = getattr(reference, row.name)
-    keywords: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+        function = eager.GATES[row.name]
+    keywords: dict[str, Any] = {}
     if row.straight_through:
         keywords = {"input_gradient": input_gradient, "learns": way != "eager" or learns or records}
-    source = input.clone() if inplace and records and way == "eager" else input  # what is saved must outlive the write
-    output = function(source, *parameters, **keywords)
+    elif dtype is not None:
+        keywords = {"dtype": dtype}
     if inplace:
-        return input.copy_(output)
-    if way == "eager" and not input.is_contiguous():
-        return _laid_out(output, input)
-    return output
+        source = input.clone() if records and way == "eager" else input  # what is saved must outlive the write
+        return input.copy_(function(source, *parameters, **keywords))
+    output = function(input, *parameters, **keywords)
+    return _laid_out(output, input) if way == "eager" else output
+
+
+def _has_torch_kernel(row: Gate, input: Tensor, parameters: tuple[Any, ...]) -> bool:
+    return row.name in eager.GATES and input.dtype in FLOATING and not isinstance(parameters[0], Tensor)
+
+
+def _rounded(own: torch.dtype, numbers: tuple[Any, ...], dtype: torch.dtype | None) -> tuple[Any, ...]:
+    """Numbers as torch's kernels round them; of a 16-bit type, and of numbers out of range, they would not as they should."""
+    if own not in HALF and checks.within(own, numbers, False):
+        return numbers
+    first, *rest = numbers
+    return (round_to(first, own), *(rest if dtype else [round_to(value, own) for value in rest]))
 
 
 def _laid_out(output: Any, input: Tensor) -> Any:
     """The output as the input lies; torch.where may lay it out as a threshold does."""
+    if input.is_contiguous():
+        return output
     if isinstance(output, tuple):
         return (_laid_out(output[0], input), *output[1:])
     like = torch.empty_like(input, dtype=output.dtype)
@@ -345,17 +372,22 @@ def forward(
     count = torch.empty(x.shape[:-1], dtype=compute_dtype(x.dtype), device=x.device) if call.row.counts else None
     bits = _memory(x, call.bits, call.row.counts) if call.traced else None
     if x.numel() == 0:
-        bits = torch.empty(0, dtype=torch.uint8, device=x.device) if bits is None else bits
+        bits = _memory(x, 0, False) if bits is None else bits
         count = None if count is None else count.zero_()
     elif call.by_column:
         saved, bits = _forward_by_column(call, prepared, x, y, count, saved, bits)
     else:
         saved, bits = _forward_by_block(call, prepared, x, y, saved)
-    if inplace and not into:
-        input.detach().copy_(y)
-    if call.row.counts and not input.is_contiguous():
+    if inplace:
+        y = input if into else _written(input, y)
+    elif call.row.counts and not input.is_contiguous():
         y = torch.empty_like(input).copy_(y)
-    return (input if inplace else y), count, bits, saved
+    return y, count, bits, saved
+
+
+def _written(input: Tensor, y: Tensor) -> Tensor:
+    input.detach().copy_(y)
+    return input
 
 
 def _forward_by_block(
@@ -553,11 +585,15 @@ def _backward_code(
     kernel(down * across, g, count, bits, dx, dt, n, slices, width, counted, operands)
     if dt is None or own is None:
         return dx, None
-    if saved.pattern is None or not by_column:
-        return dx, layout.summed(dt, own)
+    return dx, _summed_by_column(dt, own, saved) if by_column else layout.summed(dt, own)
+
+
+def _summed_by_column(dt: Tensor, own: torch.Size, saved: Saved) -> Tensor:
+    """Partial sums of each column, added up to the threshold's shape."""
+    assert saved.pattern is not None
     inner, mid = saved.pattern
     total = dt if dt.numel() == mid else dt.view(-1, mid).sum(0) if inner == 1 else dt.view(-1, mid, inner).sum((0, 2))
-    return dx, layout.unblock(total, own, saved.shape, saved.stride)
+    return layout.unblock(total, own, saved.shape, saved.stride)
 
 
 def _unpacked(bits: Tensor, saved: Saved, plane: int) -> Tensor:
@@ -622,18 +658,17 @@ def _setup(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Any, ...]) -> No
     ctx.from_bits = enough
     if enough and not ctx.traced and (not row.reads_threshold or ctx.call.bits == 1):
         values = tuple(0.0 if isinstance(value, Tensor) else value for value in values)
-    ctx.numbers = tuple(None if isinstance(value, Tensor) else value for value in values)
-    ctx.save_for_backward(bits if enough else input, *(value for value in values if isinstance(value, Tensor)))
+    ctx.numbers, tensors = _parted(values)
+    ctx.save_for_backward(bits if enough else input, *tensors)
 
 
 def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    if all(g is None for g in gradients):
+    given = [g for g in gradients if g is not None]
+    if not given:
         return None, None
     kept, *tensors = ctx.saved_tensors
-    supply = iter(tensors)
-    values = tuple(next(supply) if number is None else number for number in ctx.numbers)
+    values = _restored(ctx.numbers, tensors)
     call, learns = ctx.call, ctx.needs_input_grad[1]
-    given = [g for g in gradients if g is not None]
     last = not torch.is_grad_enabled() and (backend.is_ordinary(*given) or backend.is_one_op(*given))
     if not ctx.from_bits:
         if last and not ctx.traced:
@@ -642,16 +677,39 @@ def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         return found[0], found[1] if learns else None
     if ctx.traced:
         return _backward_traced(ctx, kept, values, gradients, learns, last)
-    saved: Saved = ctx.saved
+    return _backward_of_bits(ctx, kept, values, gradients, learns, last)
+
+
+def _backward_of_bits(
+    ctx: Any,
+    kept: Tensor,
+    values: tuple[Operand, ...],
+    gradients: Sequence[Tensor | None],
+    learns: bool,
+    last: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """By kernels; or, to be differentiated or transformed, in plain torch."""
+    call, saved = ctx.call, ctx.saved
+    given = [g for g in gradients if g is not None]
     if last and call.bits == 1 and not call.by_column:
         return _backward_bit(kept, saved, given[0]), None
     if last:
         dx, dt = _backward_code(call, values, kept, saved, given, ctx.own if learns else None)
-    else:
-        high = _unpacked(kept, saved, 1) if call.bits == 2 else None
-        dx, dt = _backward_formula(call, _unpacked(kept, saved, 0), high, values, gradients)
-        dt = layout.summed(dt, ctx.own) if learns and dt is not None else None
-    return dx, dt.to(ctx.dtype) if learns and dt is not None else None
+        return dx, None if dt is None else dt.to(ctx.dtype)
+    high = _unpacked(kept, saved, 1) if call.bits == 2 else None
+    dx, dt = _backward_formula(call, _unpacked(kept, saved, 0), high, values, gradients)
+    return dx, layout.summed(dt, ctx.own).to(ctx.dtype) if learns and dt is not None else None
+
+
+def _parted(values: Sequence[Operand]) -> tuple[tuple[Any, ...], list[Tensor]]:
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return tuple([None if isinstance(value, Tensor) else value for value in values]), tensors
+
+
+def _restored(numbers: Sequence[Any], tensors: Sequence[Tensor]) -> tuple[Operand, ...]:
+    """Operands that were parted: numbers, with None where a tensor was, and the tensors that were saved."""
+    supply = iter(tensors)
+    return tuple([next(supply) if number is None else number for number in numbers])
 
 
 # The threshold of a traced gate is a tensor or, where that is None, the first of `numbers`. Its bits are in memory whose size

@@ -347,23 +347,33 @@ def _in_place(
     if flattened:
         spread |= {place: FLATTENED for place in places if hasattr(listed[place], FLATTENED)}
     groups = _groups(present, places, backend.is_ordinary(thresholds), spread) if places else []
+    counts = _in_groups(op, groups, thresholds, return_kept)
+    return _fraction(listed, groups, counts, flattened) if return_kept else None
+
+
+def _in_groups(op: str, groups: list[Group], thresholds: Thresholds, count: bool) -> list[list[Tensor]]:
+    """Check all, then write; what each group kept, if it is counted."""
+    one_each = isinstance(thresholds, list) or (isinstance(thresholds, Tensor) and thresholds.dim() > 0)
     for group in groups:
         _check_gradients(op, group)
-        if isinstance(thresholds, list) or (isinstance(thresholds, Tensor) and thresholds.dim()):
+        if one_each:
             _check_apart(op, group)
     backends = [_on_triton(op, group) for group in groups]
     each = [_thresholds_of(op, group, thresholds, on_triton) for group, on_triton in zip(groups, backends)]
-    counts: list[list[Tensor]] = []
-    for group, own, on_triton in zip(groups, each, backends):
-        if on_triton:
-            counts.append(_launched(op, group.gradients, own, group.places, count=return_kept))
-        elif isinstance(own, Tensor):
-            entries = own.unbind() if own.dim() else ()
-            tensors = [entries[place] if entries else own for place in group.places]
-            counts.append(_eager_(group, tensors, return_kept))
-        else:
-            counts.append(_eager_(group, own, return_kept))
-    return _fraction(listed, groups, counts, flattened) if return_kept else None
+    return [
+        _launched(op, group.gradients, own, group.places, count=count)
+        if on_triton
+        else _eager_(group, _entries(group, own), count)
+        for group, own, on_triton in zip(groups, each, backends)
+    ]
+
+
+def _entries(group: Group, thresholds: list[float] | Tensor) -> Sequence[float | Tensor]:
+    """The threshold of each gradient of a group."""
+    if not isinstance(thresholds, Tensor):
+        return thresholds
+    entries = thresholds.unbind() if thresholds.dim() else ()
+    return [entries[place] if entries else thresholds for place in group.places]
 
 
 def _fraction(parameters: Sequence[Tensor], groups: list[Group], counts: list[list[Tensor]], flattened: bool) -> Tensor:

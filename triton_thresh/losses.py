@@ -52,29 +52,33 @@ def run(
     checks.check_target(op, input, target)
     checks.check_reduction(op, reduction)
     loss, weighing = _parts(op, base, rule, pos_weight)
+    spec, operands, way = _specified(op, input, target, loss, weighing, weight, reduction)
+    target_learns = target.requires_grad and torch.is_grad_enabled()
+    if way == "formula" or target_learns or (not input.numel() and way != "op"):
+        return formula(spec, input, target, operands)
+    if way == "op":
+        return _traced(spec, input, target, operands)
+    if input.requires_grad and torch.is_grad_enabled():
+        return LOSS.record(input, target, operands, spec, way)  # type: ignore[no-any-return]
+    return _engine_forward(way, spec, input, target, operands, False)[0]
+
+
+def _specified(
+    op: str, input: Tensor, target: Tensor, loss: Base, weighing: Rule, weight: Operand | None, reduction: str
+) -> tuple[Spec, Sequence[Operand], backend.Way]:
+    """What to compute of what, and the way it goes."""
     result = result_dtype(input)
     operands: Sequence[Operand]
     if weight is None and not is_dynamo_compiling() and _are_numbers(loss, weighing):
         spec, operands = cells.specify_numbers(loss, weighing, reduction, input.dtype, result)
-        way = backend.way(input, target)
-    else:
-        _check(op, input, loss, weighing, weight)
-        loss, weighing = _closed(loss, input), _closed(weighing, input)
-        weight = None if weight is None else _wide(weight, input)
-        spec, operands = cells.specify(loss, weighing, weight, reduction, result)
-        compute = compute_dtype(input.dtype)
-        operands = tuple([v if isinstance(v, Tensor) else round_to(float(v), compute) for v in operands])
-        way = backend.way(input, target, *operands)
-    target_learns = target.requires_grad and torch.is_grad_enabled()
-    if way == "formula" or target_learns or (way == "eager" and not input.numel()):
-        return formula(spec, input, target, operands)
-    if way == "op":
-        return _traced(spec, input, target, operands)
-    if not input.numel():
-        return formula(spec, input, target, operands)
-    if input.requires_grad and torch.is_grad_enabled():
-        return LOSS.record(input, target, operands, spec, way)  # type: ignore[no-any-return]
-    return _engine_forward(way, spec, input, target, operands, False)[0]
+        return spec, operands, backend.way(input, target)
+    _check(op, input, loss, weighing, weight)
+    loss, weighing = _closed(loss, input), _closed(weighing, input)
+    weight = None if weight is None else _wide(weight, input)
+    spec, operands = cells.specify(loss, weighing, weight, reduction, result)
+    compute = compute_dtype(input.dtype)
+    operands = tuple([v if isinstance(v, Tensor) else round_to(float(v), compute) for v in operands])
+    return spec, operands, backend.way(input, target, *operands)
 
 
 def _wide(value: Operand, input: Tensor) -> Operand:
