@@ -92,9 +92,10 @@ def _closed(part: Any, input: Tensor) -> Any:
     return replace(part, **changed) if changed else part
 
 
-def _are_numbers(*parts: object) -> bool:
-    """True if every setting is a number that float64 holds, or was not given."""
-    values = [value for part in parts for value in vars(part).values() if value is not None]
+def _are_numbers(*parts: Base | Rule) -> bool:
+    """True if every setting is a number that float64 holds; one that is optional may be missing."""
+    given = [(part, name, value) for part in parts for name, value in vars(part).items()]
+    values = [value for part, name, value in given if value is not None or name not in part.optional_fields]
     return all(type(value) is float or (type(value) is int and value.bit_length() < 64) for value in values)
 
 
