@@ -47,7 +47,7 @@ class _AnyGate(Op):
 
     @property
     def constants(self) -> tuple[str, ...]:
-        return self.names[1:]
+        return self.names[self.operands :]
 
 
 class Gate(_AnyGate):
@@ -76,10 +76,9 @@ class Loss(Op):
         return [(base.snake_name(), rule) for base, rule in self.row.cells]
 
 
+@dataclass(frozen=True)
 class _AnyGradientGate(Op):
-    @property
-    def gate(self) -> Gate:
-        return _gate(self.row.gate)
+    gate: Any
 
 
 class GradientGate(_AnyGradientGate):
@@ -103,7 +102,7 @@ def _op(row: registry.Op) -> Any:
         return _gate(row)
     if isinstance(row, registry.Loss):
         return Loss(row, function_of(row))
-    return (ForeachGate if row.many else GradientGate)(row, function_of(row))
+    return (ForeachGate if row.many else GradientGate)(row, function_of(row), _gate(row.gate))
 
 
 OPS: Mapping[str, Any] = {name: _op(row) for name, row in registry.OPS.items()}

@@ -637,8 +637,7 @@ def test_tune_on_a_pretended_gpu(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     table = json.loads((tmp_path / "table.json").read_text())
-    assert table["device"] == "pretended GPU"
-    assert set(table["entries"]) == {"hardshrink/bfloat16/10", "mse.ByPrediction.none/bfloat16/10"}
+    assert set(table) == {"hardshrink/bfloat16/10", "mse.ByPrediction.none/bfloat16/10"}
     assert json.loads((tmp_path / "cache" / "pretended_GPU.json").read_text()) == table
     environment["TRITON_THRESH_AUTOTUNE"] = "0"
     refused = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -21,7 +21,7 @@ from .rows import OPS
 FLOATING_ONLY = [op for op in GATES if torch.int64 not in op.dtypes]
 INTEGRAL = [op for op in GATES if torch.int64 in op.dtypes]
 CASTING = [op for op in INTEGRAL if op.casts]
-WITH_CONSTANTS = [op for op in GATES if len(op.example) > 1]
+WITH_CONSTANTS = [op for op in GATES if op.constants]
 NOT_LEARNED = [op for op in GATES if not op.learns]
 NONNEGATIVE = [op for op in GATES if op.nonnegative]
 WITH_DTYPE = [OPS["binary_threshold"]]
@@ -173,7 +173,7 @@ NOT_NUMBERS = {"string": "1", "none": None, "complex": 1j, "1dim": torch.ones(1)
 @pytest.mark.parametrize("op", WITH_CONSTANTS, ids=label)
 def test_constants_that_are_no_numbers(op: Any, value: Any) -> None:
     x = example()
-    with refused(TypeError, op.name, op.names[1], "must be a number", of=(x, value)):
+    with refused(TypeError, op.name, op.constants[0], "must be a number", of=(x, value)):
         op(x, 0.5, value)
 
 

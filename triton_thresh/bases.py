@@ -103,16 +103,19 @@ class BCE(Base):
     kind = "probabilities"
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """torch's loss, with the slope in x written out: autograd's ``y / x - (1 - y) / (1 - x)`` cancels where x is near y.
+
+        A step d of x adds slope * d; less half the curvature times d * d, so that the second derivative is right, too.
+        """
         inside, at = _is_probability(x) & _is_probability(y), x.detach()
-        interior = inside & (at * (1 - at) >= 1e-12)
-        safe = torch.where(interior, x, 0.5)
-        smooth = -(y * safe.log() + (1 - y) * (-safe).log1p())
-        # Beside 0 and 1 the logs are clamped; torch's own loss has their value, and the gradient of y. A parabola of value 0 has
-        # the slope in x that the contract gives there.
-        bend = 0.5e12 * (x - y.detach()).square()
-        clamped = F.binary_cross_entropy(torch.where(inside, at, 0.5), torch.where(inside, y, 0.5), reduction="none")
-        edge = bend - bend.detach() + clamped
-        return torch.where(interior, smooth, edge * torch.where(inside, 1.0, torch.nan))
+        p = torch.where(inside, at, 0.5)
+        cross = F.binary_cross_entropy(p, torch.where(inside, y, 0.5), reduction="none")
+        slope = (x - y) / (x * (1 - x)).clamp(min=1e-12)
+        variance = p * (1 - p)
+        interior = (variance - (p - y.detach()) * (1 - 2 * p)) / (variance * variance)
+        curvature = torch.where(variance >= 1e-12, interior, 1e12)
+        d = x - at
+        return (cross + slope * d - 0.5 * curvature * d * d) * torch.where(inside, 1.0, torch.nan)
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:
         cross = y * x.log().clamp(min=-100) + (1 - y) * (-x).log1p().clamp(min=-100)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, overload
 
 import torch
@@ -764,11 +765,13 @@ def __dir__() -> list[str]:
     return __all__
 
 
+_PUBLIC: Mapping[str, Callable[..., Any]] = MappingProxyType({name: globals()[name] for name in __all__})
+
+
 def function_of(op: Op) -> Callable[..., Any]:
     """The public function of an op; for a gate that has none yet, its call with the signature of its formula."""
-    public: Callable[..., Any] | None = globals().get(op.name)
-    if public is not None:
-        return public
+    if op.name in _PUBLIC:
+        return _PUBLIC[op.name]
     assert isinstance(op, Gate)
     call: Any = functools.partial(gates.call, op)
     call.__signature__ = inspect.signature(getattr(reference, op.name))

@@ -123,7 +123,8 @@ def _checked(row: Gate, input: Tensor, parameters: tuple[Any, ...], dtype: torch
 
 
 def _checked_operands(row: Gate, input: Tensor, values: Sequence[Any]) -> list[Operand]:
-    op, least, found = row.name, 0.0, []
+    op, found = row.name, []
+    least: float = 0
     for name, value in zip(SIGNATURES[op], values):
         operand = checks.check_operand(op, name, value, input, learns=row.learns, why=STEEP)
         if row.nonnegative and not isinstance(operand, Tensor):

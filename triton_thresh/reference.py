@@ -75,8 +75,11 @@ def softshrink(input: Tensor, lambd: Operand = 0.5) -> Tensor:
         # The gradient to a threshold sums in float32, and passes by the rounding.
         wide = lambd.float()
         x, t = input.float(), t.detach().float() + (wide - wide.detach()).nan_to_num(0.0)
-    kept = torch.where(x.isnan(), x, 0)
-    return torch.where(x > t, x - t, torch.where(x < -t, x + t, kept)).to(input.dtype)
+    if not isinstance(t, Tensor):
+        t = constant(t, x.dtype, x.device)
+    above, below = x > t, x < -t
+    kept = torch.where(above | below | x.isnan(), x, 0)
+    return (kept - torch.where(above, t, torch.where(below, -t, 0))).to(input.dtype)
 
 
 def softshrink_backward(g: Gradients, low: Tensor, high: Tensor, t: Operand) -> tuple[Tensor, Tensor]:
@@ -92,13 +95,14 @@ def garrote(input: Tensor, lambd: Operand = 0.5) -> Tensor:
         t = constant(t, x.dtype, x.device)  # a number over a tensor would be rounded twice
     above = x.abs() > t
     inner = above & ~x.isinf() & (x != 0)  # no gradient of 0 meets the slope of t / x at 0 or at infinity
-    safe, t = torch.where(inner, x, 1), torch.where(inner, t, 0)
+    scale = torch.where(x.abs() < 1e-30, 2.0**64, 1.0)  # beside denormals t / x is no float32
+    safe, t = torch.where(inner, x * scale, 1), torch.where(inner, t * scale, 0)
     near = safe.abs() < 2 * t.abs()  # where x - t²/x would cancel; elsewhere the other form's gradient might overflow
     close = torch.where(near, safe, 1)
     size = close.abs()
     exact = (size - t) * (1 + t / size) * close.sign()
     shrunk = torch.where(near, exact, safe - t * (t / safe))
-    return torch.where(inner, shrunk, torch.where(above | x.isnan(), x, 0)).to(input.dtype)
+    return torch.where(inner, shrunk / scale, torch.where(above | x.isnan(), x, 0)).to(input.dtype)
 
 
 def firm(input: Tensor, low: Operand, high: Operand) -> Tensor:
@@ -121,7 +125,8 @@ def firm_steepness(low: Operand, high: Operand) -> Operand:
     """high / (high - low): 1 for an infinite high. Between equal thresholds lies nothing, and any number serves."""
     if not isinstance(low, Tensor) and not isinstance(high, Tensor):
         return high / (high - low) if low < high < math.inf else 1.0
-    low, high = torch.as_tensor(low), torch.as_tensor(high)
+    device = low.device if isinstance(low, Tensor) else high.device  # type: ignore[union-attr]
+    low, high = torch.as_tensor(low, device=device), torch.as_tensor(high, device=device)
     usable = (low < high) & (high < math.inf)
     return torch.where(usable, high, 1) / torch.where(usable, high - low, 1)
 
@@ -181,10 +186,8 @@ def _jump(window: Tensor, x: Tensor, t: Tensor, bandwidth: float, input_gradient
 
 
 def _step(window: Tensor, x: Tensor, t: Tensor, bandwidth: float, input_gradient: bool) -> Tensor:
-    """An estimate with the derivative -1 / bandwidth in t inside the window, 0 in x; with `input_gradient` the opposite in x."""
-    inside = torch.where(window, x, 0)
-    if not input_gradient:  # x stays in the graph, with a gradient of 0 whatever comes
-        inside = torch.where(torch.zeros_like(window), x, inside.detach())
+    """An estimate with the derivative -1 / bandwidth in t inside the window; the opposite in x if `input_gradient`."""
+    inside = torch.where(window, x if input_gradient else x.detach(), 0)
     return (inside - torch.where(window, t, 0)) / bandwidth
 
 
@@ -221,11 +224,14 @@ def step(
     value = above.to(input.dtype)
     if not learns:
         return value
-    if (
-        not isinstance(threshold, Tensor) and not input_gradient
-    ):  # x stays in the graph, with a gradient of 0 whatever comes
-        return torch.where(torch.zeros_like(above), input, value)
-    return straight_through(value, _step(_window(x, t, bandwidth), x, t, bandwidth, input_gradient))
+    if isinstance(threshold, Tensor) or input_gradient:
+        value = straight_through(value, _step(_window(x, t, bandwidth), x, t, bandwidth, input_gradient))
+    return value if input_gradient else _in_graph(input, value)
+
+
+def _in_graph(x: Tensor, value: Tensor) -> Tensor:
+    """`value`, with x in its graph and a gradient of 0 to it, whatever comes."""
+    return torch.where(torch.zeros_like(x, dtype=torch.bool), x, value)
 
 
 def step_backward(g: Gradients, above: Tensor, window: Tensor, t: Operand, bandwidth: float) -> tuple[Tensor, Tensor]:
@@ -245,8 +251,17 @@ def jumprelu_l0(
     if not learns:
         return value, count
     window = _window(x, t, bandwidth)
-    steps = _step(window, x, t, bandwidth, input_gradient).sum(-1)
-    return straight_through(value, _jump(window, x, t, bandwidth, input_gradient)), straight_through(count, steps)
+    steps = _step(window, x, t, bandwidth, input_gradient)
+    if not input_gradient:
+        steps = _in_graph(x, steps)
+    estimate = _summed_jagged(steps) if steps.is_nested else steps.sum(-1)
+    return straight_through(value, _jump(window, x, t, bandwidth, input_gradient)), straight_through(count, estimate)
+
+
+def _summed_jagged(x: Tensor) -> Tensor:
+    """x.sum(-1), which has no gradient for jagged tensors (torch 2.13)."""
+    ones = torch.ones(x.size(-1), 1, dtype=x.dtype, device=x.device)
+    return torch.matmul(x, ones).squeeze(-1)
 
 
 def jumprelu_l0_backward(
