@@ -78,7 +78,9 @@ class Case:
         if isinstance(self.op, Gate):
             threshold = learned[0] if learned else self.operand(self.op.example[0], x)
             inplace = {"inplace": True} if self.kind == "inplace" else {}
-            return (x * 1 if inplace else x, threshold, *self.op.example[1:]), inplace
+            first, more = x * 1 if inplace else x, self.op.example[1 : self.op.operands]
+            operands = [self.operand(value, x) for value in more]
+            return (first, threshold, *operands, *self.op.example[self.op.operands :]), inplace
         assert self.cell
         y = (_spread(x.numel(), x.device).view_as(x) - 0.75).to(x.dtype)
         rule = self.cell.rule(*(self.operand(value, x) for value in SETTINGS[self.cell.rule]))
