@@ -202,7 +202,7 @@ def jumprelu(
 ) -> Tensor:
     """x where x > t, else 0. The estimate may be left out where nothing learns."""
     x, t = _apart(input, threshold)
-    value = torch.where(x > t, input, 0)
+    value = torch.where(x > t, x, 0).to(input.dtype)  # gradients meet in x's dtype, and are rounded once
     if not learns:
         return value
     return straight_through(value, _jump(_window(x, t, bandwidth), x, t, bandwidth, input_gradient))
@@ -247,7 +247,7 @@ def jumprelu_l0(
     """jumprelu, and how many elements of each row are above t, in float32 or wider."""
     x, t = _apart(input, threshold)
     above = x > t
-    value = torch.where(above, input, 0)
+    value = torch.where(above, x, 0).to(input.dtype)
     count = above.sum(-1, dtype=compute_dtype(input.dtype))  # a 16-bit type cannot count past 256
     if not learns:
         return value, count
