@@ -49,12 +49,18 @@ def garrote(x, c, p):
     t / |x| is at most 1, so nothing overflows; |x| - t is exact near t.
     """
     t = p[0].to(c.dtype)
+    t = tl.where(t < 0.0, 0.0, t)  # which a tensor may hold
     size = tl.abs(c)
     above = size > t
-    inner = above & (size > 0.0)  # a tensor may hold a t below 0
-    r = tl.where(inner, t / tl.where(inner, size, 1.0), 0.0)
+    safe = tl.where(above, size, 1.0)
+    if c.dtype == tl.float64:
+        r = t / safe
+    else:
+        root = tl.rsqrt(safe)  # a division takes ten instructions more; squared first, it would overflow for denormals
+        r = t * root * root
+    r = tl.where(above, r, 0.0)
     shrunk = (size - t) * (1.0 + r)
-    y = tl.where(inner, tl.where(c < 0.0, -shrunk, shrunk), tl.where(c != c, c, 0.0))
+    y = tl.where(above, tl.where(c < 0.0, -shrunk, shrunk), tl.where(c != c, c, 0.0))
     return y, tl.where(above | (c != c), 1.0 + r * r, 0.0)
 
 

@@ -93,12 +93,13 @@ def garrote(input: Tensor, lambd: Operand = 0.5) -> Tensor:
     t = _beside(x, compared(input, lambd))
     if not isinstance(t, Tensor):
         t = constant(t, x.dtype, x.device)  # a number over a tensor would be rounded twice
+    t = t.clamp(min=0)  # a tensor may hold less
     above = x.abs() > t
-    inner = above & ~x.isinf() & (x != 0)  # no gradient of 0 meets the slope of t / x at 0 or at infinity
+    inner = above & ~x.isinf()  # no gradient of 0 meets the slope of t / x at 0 or at infinity
     large, one = (constant(value, x.dtype, x.device) for value in (2.0**64, 1.0))
     scale = torch.where(x.abs() < 1e-30, large, one)  # beside denormals t / x is no float32
     safe, t = torch.where(inner, x * scale, 1), torch.where(inner, t * scale, 0)
-    near = safe.abs() < 2 * t.abs()  # where x - t²/x would cancel; elsewhere the other form's gradient might overflow
+    near = safe.abs() < 2 * t  # where x - t²/x would cancel; elsewhere the other form's gradient might overflow
     close = torch.where(near, safe, 1)
     size = close.abs()
     exact = (size - t) * (1 + t / size) * close.sign()
