@@ -62,7 +62,7 @@ def _folder(out: Path | None, commit: bool) -> Path:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """What files and options are wrong about is said in a line."""
+    """Says in a line what is wrong with files and options."""
     try:
         yield
     except (OSError, ValueError) as error:

@@ -82,7 +82,7 @@ class Report(Counts):
 
     @property
     def hot_bytes_per_element(self) -> float:
-        """What the hot path moves with all lanes active. Where it is not what the op moves, it is not one full tile."""
+        """The bytes that the hot path moves with all lanes active. Where it is not what the op moves, it is not one full tile."""
         return self.per_element(self.hot.global_bits / 8)
 
 

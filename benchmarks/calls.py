@@ -82,7 +82,7 @@ def bare_loss(x_ptr, y_ptr, out_ptr, n, t, a, b, BLOCK: tl.constexpr):  # type: 
 
 
 def _launch(kind: str, x: Tensor, *others: Tensor) -> Tensor:
-    """What an op of the family launches, plainly."""
+    """The launches of an op of the family, made plainly."""
     if kind == "loss":
         out = torch.empty((), device=x.device)
         bare_loss[(1,)](x, others[0], out, x.numel(), 0.5, 1.0, 0.1, BLOCK=1024, num_warps=4)
@@ -121,7 +121,7 @@ def _us(call: Callable[[], Any], clear: Callable[[], None]) -> Iterator[float]:
 
 
 def _least(calls: Sequence[Callable[[], Any]], clear: Callable[[], None]) -> list[float]:
-    """Of each, measured in turn."""
+    """The least time of each, measured in turn."""
     measured = [_us(call, clear) for call in calls]
     rounds = [[next(each) for each in measured] for _ in range(ROUNDS + 1)][1:]
     return [min(each) for each in zip(*rounds)]

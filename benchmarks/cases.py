@@ -1,4 +1,4 @@
-"""What the compile report compiles: every kernel of every op in the registry, in the forms a launch gives it."""
+"""The cases of the compile report: every kernel of every op in the registry, in the forms a launch gives it."""
 
 from __future__ import annotations
 

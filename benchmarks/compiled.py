@@ -68,7 +68,7 @@ class Line:
 
 
 def compile_case(case: Case, target: str) -> Report:
-    """What the compiler makes of a case."""
+    """The compiler's report of a case."""
     return compile_kernel(case.jit, case.arguments, target, num_warps=case.num_warps, elements=case.elements)
 
 

@@ -57,7 +57,7 @@ class Step:
 
 @dataclass
 class Outcome:
-    """What became of a step. status: passed, failed (with its exit code), timed out, not run."""
+    """The outcome of a step. status: passed, failed (with its exit code), timed out, not run."""
 
     name: str
     status: str

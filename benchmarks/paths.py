@@ -49,7 +49,7 @@ def unrolled_once(graph: Any, loops: dict[tuple[Node, Node], set[Node]]) -> Any:
 
 
 def shortest_heavy(graph: Any, start: Node, weight: Callable[[Node], int]) -> list[Node]:
-    """Of the paths from start to an end that weigh more than half of what the heaviest one does, the shortest."""
+    """The shortest of the paths from start to an end that weigh more than half as much as the heaviest."""
     # node -> total weight of a path from it -> (length of the path, next node, total weight from there)
     ways: dict[Node, dict[int, tuple[int, Node | None, int]]] = {}
     for node in nx.dfs_postorder_nodes(graph, start):

@@ -52,7 +52,7 @@ def clean(axes: Axes) -> None:
 
 
 def bytes_moved(found: Sequence[Traffic], note: str) -> Figure | None:
-    """What a training step moves, counted, in bytes an element."""
+    """The bytes an element that a training step moves, counted."""
     fields = {EAGER: "eager", COMPILE: "compiled", GRAD: "compiled_grad", PACK: "this"}
 
     def draw(axes: Axes, values: Sequence[float]) -> None:

@@ -29,7 +29,7 @@ LOCAL = ROOT / "bench-results"  # ignored by git: where results go unless asked 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a figure depends on. driver and cuda are None on a CPU, threads on a GPU, triton where it is not installed."""
+    """The facts behind a figure. driver and cuda are None on a CPU, threads on a GPU, triton where it is not installed."""
 
     device: str
     driver: str | None
@@ -85,7 +85,7 @@ class Record:
 
     @property
     def key(self) -> tuple[str, str, int, str, str]:
-        """What is measured, whatever it is measured on."""
+        """The thing measured, whatever it is measured on."""
         return self.op, self.dtype, self.numel, self.mode, self.provider
 
     @property

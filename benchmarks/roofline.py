@@ -1,4 +1,4 @@
-"""What bounds a kernel on a named GPU, from its machine code alone: modelled, not measured."""
+"""The bound of a kernel on a named GPU, from its machine code alone: modelled, not measured."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Gpu:
 
     @property
     def instructions_per_second(self) -> float:
-        """Of one lane each: SMs x 4 schedulers x 32 lanes x clock."""
+        """Instructions a second, of one lane each: SMs x 4 schedulers x 32 lanes x clock."""
         return self.sms * 4 * 32 * self.boost_hz
 
     @property

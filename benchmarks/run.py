@@ -29,7 +29,7 @@ WARM_UPS = 3
 
 
 class Defaults(NamedTuple):
-    """What is measured where nothing else is asked for, the most telling sizes first."""
+    """The cases that are measured where nothing else is asked for, the most telling sizes first."""
 
     sizes: tuple[int, ...]
     dtypes: tuple[str, ...]
@@ -44,7 +44,7 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure; sizes are exponents of 2."""
+    """The cases to measure; sizes are exponents of 2."""
 
     ops: tuple[str, ...]
     dtypes: tuple[str, ...]
@@ -84,7 +84,7 @@ def plan(
     modes: Sequence[str] | None = None,
     providers: Sequence[str] | None = None,
 ) -> Plan:
-    """What is asked for, and the device's defaults for the rest."""
+    """The cases asked for, and the device's defaults for the rest."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU")
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -103,7 +103,7 @@ def plan(
 
 
 def device_failed(device: torch.device) -> bool:
-    """Whether an error left the device unable to run anything more in this process."""
+    """True if an error left the device unable to run anything more in this process."""
     if device.type == "cpu":
         return False
     try:

@@ -88,7 +88,7 @@ Column = tuple[str, Callable[[Row], str]]
 
 
 def short_columns() -> Iterator[Column]:
-    """What a row is, and times and ratios of every provider."""
+    """A row's case, and times and ratios of every provider."""
     yield "op", lambda row: row.op
     yield "dtype", lambda row: row.dtype
     yield "elements", lambda row: size(row.numel)

@@ -25,7 +25,7 @@ MIB = 1 << 20
 
 
 class Step(NamedTuple):
-    """What is timed: `call` on what `prepare` made of the inputs of this number, untimed."""
+    """A timed step: `call` on what `prepare` made of the inputs of this number, untimed."""
 
     prepare: Callable[[int], Any]
     call: Callable[[Any], Any]
@@ -59,7 +59,7 @@ class Timer(ABC):
 
     @abstractmethod
     def times(self, step: Step) -> Times:
-        """Of calls that are already warm."""
+        """The times of calls that are already warm."""
 
     @abstractmethod
     def host_us(self, step: Step) -> float | None:

@@ -76,7 +76,7 @@ def eager_calls(workload: Workload) -> list[tuple[str, float]]:
 
 
 def compiled_bytes(call: Call, inputs: Inputs, mode: str) -> int:
-    """What the kernels that Inductor makes of a call, and of its backward, read and write."""
+    """The bytes that the kernels of Inductor read and write, for a call and its backward."""
     from torch._inductor import config
     from torch._inductor.graph import GraphLowering
 
@@ -125,7 +125,7 @@ def count_all(ops: Sequence[str] = (), dtypes: Sequence[str] = DTYPES) -> Iterat
 
 
 def read(path: Path) -> list[Traffic]:
-    """What `write` wrote."""
+    """The lines that `write` wrote."""
     return [Traffic(**line) for line in json.loads(path.read_text())]
 
 

@@ -1,4 +1,4 @@
-"""What the benchmark runs for each op: inputs, this package's call, the formula in torch, the bytes, and what must come out.
+"""The benchmark's cases of each op: inputs, this package's call, the formula in torch, the bytes, and what must come out.
 
 One builder for each family of the registry, in BUILDERS. A new op of a known family appears by itself.
 """
@@ -31,7 +31,7 @@ GRADIENT_THRESHOLD = 0.5
 PARAMETERS = 1000
 FLOAT16_SCALE = 256.0
 CHUNK = 1 << 24  # elements that are drawn, and compared, at a time
-# Of the largest expected value: what may lie between a formula, which rounds between its steps, and the expected result.
+# Shares of the largest expected value that may lie between a formula, which rounds between its steps, and the expected result.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 ASTRAY = 0.02  # of a formula's elements may lie further off: those beside a threshold, rounded to its other side
 
@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
-        """What is differentiated."""
+        """The tensors that are differentiated."""
         return tuple(t for t in self.tensors if t.requires_grad)
 
     @property
@@ -113,7 +113,7 @@ class Workload:
         return gradient_and_value
 
     def expected(self, inputs: Inputs) -> Result:
-        """What comes out of the formula in float32 or wider: outputs, and gradients where the op has a backward pass."""
+        """The results of the formula in float32 or wider: outputs, and gradients where the op has a backward pass."""
         wide = torch.promote_types(self.dtype, torch.float32)
         return run(self.formula(torch.empty(0, dtype=wide, device=self.device)), inputs.to(wide), self.modes[-1])
 
@@ -126,7 +126,7 @@ class Workload:
 
 
 def outputs(result: Any) -> tuple[Tensor, ...]:
-    """What a call returned, as a tuple."""
+    """A call's results, as a tuple."""
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 

@@ -1,4 +1,4 @@
-"""What is made when the pages are built: sections of the README, tables, source; and the files from outside of docs/.
+"""Makes parts of the pages when they are built: sections of the README, tables, source; and the files from outside of docs/.
 
 A line ``<!-- section: FILE, HEADING -->``, ``<!-- source: FILE, NAME -->`` or ``<!-- made: NAME -->`` of a page is replaced.
 ``<!-- check: ... -->`` is code that the tests run after the block above it; readers do not see it.
@@ -30,7 +30,7 @@ OUTSIDE = (
 
 
 def section(file: str, heading: str) -> str:
-    """What stands under a heading, up to the next of its level or above. Links into docs/ are those of a page of docs/."""
+    """The text under a heading, up to the next of its level or above. Links into docs/ are those of a page of docs/."""
     found: list[str] = []
     level, fenced = 0, False
     for line in (ROOT / file).read_text(encoding="utf-8").splitlines():

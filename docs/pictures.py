@@ -20,7 +20,7 @@ LABELS = {"eager": "eager PyTorch", "compiled": "the same under torch.compile", 
 
 
 def digest() -> str:
-    """Of the results that the picture shows. It is kept in the picture, so that a test sees when they differ."""
+    """A hash of the results that the picture shows. It is kept in the picture, so that a test sees when they differ."""
     return hashlib.sha256(b"".join((RESULTS / name).read_bytes() for name in SOURCES)).hexdigest()
 
 

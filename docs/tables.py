@@ -137,7 +137,7 @@ CELLS = {  # a probability and a target
 
 
 def _costs(rule: Any = None, **settings: Any) -> list[str]:
-    """What an element of each cell of the confusion matrix costs; without a rule, the plain loss."""
+    """The cost of an element of each cell of the confusion matrix; without a rule, the plain loss."""
     p, y = (torch.tensor(column, dtype=torch.float64) for column in zip(*CELLS.values()))
     rule = tt.ByPrediction(T, 1.0, 1.0) if rule is None else rule
     found = tt.threshold_loss(p.logit(), y, rule, reduction="none", **settings)
@@ -167,7 +167,7 @@ def rule_costs() -> str:
 
 
 def explained() -> str:
-    """What `explain` says of two calls."""
+    """The words of `explain` for two calls."""
     calls = ('tt.explain("hardshrink", torch.randn(1024), 0.5)', 'tt.explain("step", torch.randn(8, 512), 0.5)')
     lines = [f">>> print({call})\n{eval(call, {'tt': tt, 'torch': torch})}" for call in calls]
     return "```pycon\n" + "\n".join(lines) + "\n```"
@@ -218,7 +218,7 @@ def _head(found: list[Record]) -> str:
 
 
 def two_digits(value: float | None, digits: int = 2) -> str:
-    """What another machine of the kind would show too, without an exponent."""
+    """The digits that another machine of the kind would show too, without an exponent."""
     return "–" if value is None else f"{float(f'{value:.{digits}g}'):g}"
 
 
@@ -345,7 +345,7 @@ def _yes(spills: int, triton: str) -> str:
 
 
 def hardware() -> str:
-    """What was done on or for which hardware."""
+    """The hardware, with what was done on it or for it."""
     made, devices = compiled_for(), [found[0].stamp.device for found in _newest() if not found[0].on_cpu]
     lines = []
     for name, target in HARDWARE.items():

@@ -166,7 +166,7 @@ def step_backward(g, code, p):
 
 @triton.jit
 def jumprelu_l0_backward(g, code, p):
-    """Of jumprelu, and of the step that the count sums, whose gradient is g[1]."""
+    """The gradients of jumprelu, and of the step that the count sums, whose gradient is g[1]."""
     dx, dt = jumprelu_backward(g, code, p)
     _, dt_count = step_backward((g[1],), code, p)
     return dx, dt + dt_count

@@ -76,5 +76,5 @@ for _name in functional.__all__:  # functional.py says why; a name is wrapped wh
 
 
 def __dir__() -> list[str]:
-    """What completion shows."""
+    """The names that completion shows."""
     return __all__

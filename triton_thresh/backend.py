@@ -210,7 +210,7 @@ def choose(device: torch.device) -> tuple[Way, str]:
 
 
 class Plan(NamedTuple):
-    """What a call would do."""
+    """A call as it would go."""
 
     way: Way
     reason: str

@@ -74,7 +74,7 @@ class Base(Settings):
         return None
 
     def prediction(self, x: Tensor) -> Tensor:
-        """What a rule takes for the prediction: the probability for logits, else the input itself."""
+        """The prediction that a rule sees: the probability for logits, else the input itself."""
         return x.sigmoid() if self.kind == "logits" else x
 
     def prediction_slope(self, x: Tensor) -> Tensor | float:

@@ -64,7 +64,7 @@ class Spec:
 
     @functools.cached_property
     def static(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """What the device functions of base and rule are compiled for."""
+        """The constants that the device functions of base and rule are compiled for."""
         return tuple(v for _, v in self.base_static), (self.base.kind, *(v for _, v in self.rule_static))
 
 

@@ -67,7 +67,7 @@ def round_to(value: float, dtype: torch.dtype) -> float:
 
 
 def is_open(number: float) -> bool:
-    """Whether a compiler leaves the number open: its program is to serve other numbers too."""
+    """True if a compiler leaves the number open: its program is to serve other numbers too."""
     if not is_compiling():
         return False
     from torch.fx.experimental.symbolic_shapes import has_static_value  # which a compiler has imported

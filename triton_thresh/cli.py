@@ -92,7 +92,7 @@ def check_name(name: str, known: tuple[str, ...]) -> str:
 
 
 def exponents(values: list[str] | None) -> list[int] | None:
-    """What was given as `Sizes`: numbers and ranges."""
+    """The sizes that were asked for, by numbers and ranges."""
     found: list[int] = []
     for part in split(values or ()):
         low, _, high = part.partition("-")

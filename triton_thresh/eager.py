@@ -180,7 +180,7 @@ class _Shrink(torch.autograd.Function):
 
 
 def _loses_gradients(input: Tensor) -> bool:
-    """Whether torch's own backward, vectorised on a CPU, would drop gradients: those of NaN inputs.
+    """True if torch's own backward, vectorised on a CPU, would drop gradients: those of NaN inputs.
 
     A sum that is not NaN shows, at a tenth of the cost of the repair, that there are none.
     """

@@ -1,4 +1,4 @@
-"""What a call would do: backend, reason, block size and where it came from, bytes moved."""
+"""Says how a call would go: backend, reason, block size and where it came from, bytes moved."""
 
 from __future__ import annotations
 

@@ -885,7 +885,7 @@ def plan(
     dtype: torch.dtype | None = None,
     input_gradient: bool = False,
 ) -> backend.Plan:
-    """What `run` would do: its checks, its way, its block size, and the bytes of its kernels."""
+    """A call as `run` would make it: its checks, its way, its block size, and the bytes of its kernels."""
     values = _checked(row, input, parameters, dtype)
     operands = [value for value in values[: row.operands] if isinstance(value, Tensor)]
     way = backend.way(input, *operands)

@@ -247,7 +247,7 @@ FLATTENED = "_fsdp_flattened"  # with which FullyShardedDataParallel marks the p
 
 
 def _local(op: str, gradients: list[Tensor], places: list[int]) -> tuple[list[Tensor], dict[int, Any]]:
-    """What this rank holds of gradients that are DTensors, as those of fully_shard; and for each its mesh and, for each
+    """This rank's part of gradients that are DTensors, as those of fully_shard; and for each its mesh and, for each
     dimension of the mesh, whether the ranks along it hold the same instead of parts.
     """
     if set(map(type, gradients)) <= ORDINARY or not torch.distributed.is_available():
@@ -321,7 +321,7 @@ def _eager_(group: Group, thresholds: Sequence[float | Tensor], count: bool) -> 
 
 
 def _on_triton(op: str, group: Group) -> bool:
-    """Whether a kernel runs; may raise. None does while a CUDA graph is captured: its table would have to outlive the graph."""
+    """True if a kernel runs; may raise. None does while a CUDA graph is captured: its table would have to outlive the graph."""
     first = group.gradients[0]
     device = first.device
     if not group.ordinary or backend.choose(device)[0] != "triton":
@@ -410,7 +410,7 @@ def _int64(values: Iterable[int]) -> Tensor:
 
 
 def _table(tensors: Sequence[Tensor], thresholds: Sequence[int], chunk: int) -> tuple[Tensor, int]:
-    """What the kernel reads, on the device, and the number of its programs: built on the host, moved by one copy."""
+    """The table that the kernel reads, on the device, and the number of its programs: built on the host, moved by one copy."""
     itemsize, device = tensors[0].element_size(), tensors[0].device
     addresses, numels = _int64(map(Tensor.data_ptr, tensors)), _int64(map(Tensor.numel, tensors))
     ends = torch.where(numels > 0, addresses % ALIGNMENT // itemsize + numels, 0)
@@ -472,7 +472,7 @@ def _launched(
 
 
 def plan_one(op: str, input: Tensor, threshold: Operand) -> backend.Plan:
-    """What `threshold_grad` would do: all of it in backward, where the gate reads and writes the gradient."""
+    """The plan of `threshold_grad`: all of it in backward, where the gate reads and writes the gradient."""
     checks.check_input(op, input, KEEP_LARGE.dtypes)
     checks.check_operand(op, "threshold", threshold, input)
     made = gates.plan(KEEP_LARGE, input.detach(), threshold)
@@ -483,7 +483,7 @@ def plan_one(op: str, input: Tensor, threshold: Operand) -> backend.Plan:
 
 
 def plan_many(op: str, parameters: object, threshold: object) -> backend.Plan:
-    """What `threshold_gradients_` would do: all gradients' bytes, the backend and block size of those like the first."""
+    """The plan of `threshold_gradients_`: all gradients' bytes, the backend and block size of those like the first."""
     listed = check_parameters(op, parameters)
     check_thresholds(op, threshold, len(listed))
     gradients = [p.grad for p in listed if p.grad is not None]

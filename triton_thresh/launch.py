@@ -101,7 +101,7 @@ def _facts_of_integer(value: int) -> tuple[bool, ...]:
 
 
 def _facts(arguments: tuple[Any, ...], *before: int) -> tuple[Any, ...]:
-    """What Triton compiles for in run-time arguments: dtype and alignment of a tensor, some facts about an integer.
+    """The facts of run-time arguments that Triton compiles for: dtype and alignment of a tensor, some facts about an integer.
 
     A tuple argument holds the packed operands, which are tuples themselves. The result starts with the values in `before`.
     """

@@ -24,7 +24,7 @@ def memory_order(shape: Shape, stride: Shape) -> Shape | None:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one stretch of memory, in whatever order of dimensions."""
+    """True if the elements fill one stretch of memory, in whatever order of dimensions."""
     return tensor.is_contiguous() or memory_order(tensor.shape, tensor.stride()) is not None
 
 
@@ -44,7 +44,7 @@ def laid_out_as(tensor: Tensor, shape: Shape, stride: Shape) -> Tensor:
 
 
 def share_memory(operand: object, tensor: Tensor) -> bool:
-    """Whether writing `tensor` could change an operand."""
+    """True if writing `tensor` could change an operand."""
     return isinstance(operand, Tensor) and operand.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
 
 

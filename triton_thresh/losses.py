@@ -66,7 +66,7 @@ def run(
 def _specified(
     op: str, input: Tensor, target: Tensor, loss: Base, weighing: Rule, weight: Operand | None, reduction: str
 ) -> tuple[Spec, Sequence[Operand], backend.Way]:
-    """What to compute of what, and the way it goes."""
+    """The loss to compute, its operands, and the way it goes."""
     result = result_dtype(input)
     operands: Sequence[Operand]
     if weight is None and not is_dynamo_compiling() and _are_numbers(loss, weighing):
@@ -412,7 +412,7 @@ def plan(
     pos_weight: Operand | None = None,
     reduction: str = "mean",
 ) -> backend.Plan:
-    """What `run` would do: its checks, its way, its block size, and the bytes of its kernels."""
+    """A call as `run` would make it: its checks, its way, its block size, and the bytes of its kernels."""
     checks.check_input(op, input, FLOATING)
     checks.check_target(op, input, target)
     checks.check_reduction(op, reduction)

@@ -31,7 +31,7 @@ __all__ = [
 
 
 class _Module(nn.Module):
-    """What all modules share."""
+    """The part that all modules share."""
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise NotImplementedError(

@@ -131,7 +131,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _steps(found: object) -> bool:
-    """Whether this is an optimizer, or wraps one."""
+    """True for an optimizer, or what wraps one."""
     return hasattr(found, "param_groups") and callable(getattr(found, "step", None))
 
 
@@ -152,5 +152,5 @@ def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def _runs_hooks(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether `step` is the one that the constructor of torch.optim.Optimizer prepares, and a place for hooks exists."""
+    """True if `step` is the one that the constructor of torch.optim.Optimizer prepares, and a place for hooks exists."""
     return hasattr(optimizer, "_optimizer_step_pre_hooks") and getattr(optimizer.step, "hooked", False)

@@ -19,7 +19,7 @@ from .checks import HALF, Operand, constant, round_to
 
 
 class Element:
-    """What a rule sees of the elements: the input x, the target y, the element loss, and the prediction q.
+    """The elements as a rule sees them: the input x, the target y, the element loss, and the prediction q.
 
     `fast` says that nothing is recorded or traced, so that a selection may take the quickest way of a CPU.
     """

@@ -76,7 +76,7 @@ def default(kind: Kind, itemsize: int, lanes: int = 32) -> Config:
 
 
 def candidates(kind: Kind, itemsize: int, lanes: int = 32) -> list[Config]:
-    """What a search tries: 16 bytes a thread a load at three tile sizes, and the same with half the threads."""
+    """The configurations that a search tries: 16 bytes a thread a load at three tile sizes, and the same with half the threads."""
     start = default(kind, itemsize, lanes)
     found = [start]
     for size in CANDIDATE_BLOCKS:
@@ -144,7 +144,7 @@ def _is_config(entry: object) -> bool:
 
 
 def parse(text: str, origin: str) -> dict[str, Config]:
-    """What is valid of a table; what is not is left out with a warning, never an error."""
+    """The valid entries of a table; others are left out with a warning, never an error."""
     try:
         entries = json.loads(text)
     except ValueError:

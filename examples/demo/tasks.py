@@ -43,7 +43,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Variant:
-    """What the variants of a task differ in. `loss` takes what the model returns, and the target; `hook` the optimizer."""
+    """The parts in which variants of a task differ. `loss` takes what the model returns, and the target; `hook` the optimizer."""
 
     loss: Callable[[Any, Tensor], Tensor]
     activation: Callable[[int], nn.Module]  # of the number of folds
@@ -78,7 +78,7 @@ def plain(activation: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
 
 
 def by_fold(score: Callable[[Array, Array], float]) -> Callable[[Run], Array]:
-    """Of (prediction, truth) of the held-out rows."""
+    """A measure of (prediction, truth) of the held-out rows."""
     return lambda run: np.array([score(*fold) for fold in zip(run.prediction, run.data.test_truth)])
 
 
