@@ -76,7 +76,7 @@ def default(kind: Kind, itemsize: int, lanes: int = 32) -> Config:
 
 
 def candidates(kind: Kind, itemsize: int, lanes: int = 32) -> list[Config]:
-    """The configurations that a search tries: 16 bytes a thread a load at three tile sizes, and the same with half the threads."""
+    """The configurations of a search: 16 bytes a thread a load at three tile sizes, and the same with half the threads."""
     start = default(kind, itemsize, lanes)
     found = [start]
     for size in CANDIDATE_BLOCKS:

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import triton_thresh as tt
+from triton_thresh.rules import ByLoss
 
 from ..calls import Case, all_same
 from ..conftest import INTERPRETED
@@ -51,7 +52,7 @@ def _one_of_each_shell() -> Iterator[Case]:
     yield named["binary_threshold-float32-channel"]
     yield named["jumprelu_l0-float32-learned"]
     yield named["threshold_bce_with_logits_loss-bce_with_logits-ByPrediction-mean-float32-number"]
-    yield named["threshold_loss-mse-ByLoss-none-float32-channel"]
+    yield Case(OPS["threshold_loss"], "channel", cell=Cell("mse", ByLoss), reduction="none")
     yield named["threshold_grad-float32-number"]
     yield named["threshold_gradients_-float32-number"]
 

@@ -333,7 +333,7 @@ def test_large_logits(cell: Cell, y: float, device: torch.device) -> None:
         assert_near(gradient, expected.slope, expected.slope_size)
 
 
-@pytest.mark.parametrize("cell", UNBOUNDED, ids=name)
+@pytest.mark.parametrize("cell", [cell for cell in UNBOUNDED if cell.base in TORCH], ids=name)
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.95])
 def test_infinities_as_in_torch(cell: Cell, threshold: float, device: torch.device) -> None:
     """Loss as torch's own loss has it; gradient as its own backward has it, times a weight that is finite there."""
