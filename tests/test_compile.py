@@ -91,9 +91,9 @@ def _full_size_operands(case: Case) -> tuple[int, int]:
 
 DTYPES = {
     "sm_80": ("fp32",),
-    "sm_90": ("fp32", "bf16", "fp16", "fp64"),
+    "sm_90": ("fp32", "bf16", "fp64"),
     "sm_100": ("bf16",),
-    "gfx942": ("fp32", "bf16"),
+    "gfx942": ("bf16",),
 }
 WHOLE = ("sm_90", "bf16")
 PAIRS = {
