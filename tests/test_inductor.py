@@ -6,7 +6,7 @@ of the program or, "dynamic", one of its arguments: what serves one serves the n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -36,20 +36,14 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dty
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> None:
+def fresh() -> Iterator[None]:
     torch.compiler.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
 
 
-def compiled(function: Callable[..., Any], kind: str = "dynamic", strict: bool = True) -> Any:
-    """The function compiled at its first call; if `strict`, it is an error that a later one compiles again."""
-    call, calls = torch.compile(function, fullgraph=True, dynamic=kind == "dynamic"), []
-
-    def called(*arguments: Any) -> Any:
-        with torch._dynamo.config.patch(error_on_recompile=strict and bool(calls)):
-            calls.append(arguments)
-            return call(*arguments)
-
-    return called
+def compiled(function: Callable[..., Any], kind: str = "dynamic") -> Any:
+    return torch.compile(function, fullgraph=True, dynamic=kind == "dynamic")
 
 
 def operand(kind: str, number: float, step: float = 0.01) -> Any:
@@ -96,9 +90,7 @@ PRODUCTS = ("garrote", "firm")  # of several roundings, which a compiler may con
 @pytest.mark.parametrize("kind", KINDS)
 def test_gates(kind: str, dtype: torch.dtype) -> None:
     program = gates(kind)
-    call = compiled(
-        program, kind, strict=dtype != torch.float16
-    )  # there another number compiles again; values are held
+    call = compiled(program, kind)
     for number in (T, 0.37) if kind == "dynamic" else (T,):
         t = operand(kind, number)
         x = inputs([torch.as_tensor(t)], dtype)
@@ -115,8 +107,8 @@ def test_gates(kind: str, dtype: torch.dtype) -> None:
         names = (*NAMES, *(f"d {name}" for name in (*GATES, *LEARNED)), *(f"dt {name}" for name in LEARNED))
         for name, actual, expected in zip(names, ours, theirs):
             if name.removeprefix("d ") in PRODUCTS:
-                kind = torch.finfo(dtype)
-                close = {"rtol": 4 * kind.eps, "atol": 4 * kind.tiny * kind.eps, "equal_nan": True}
+                limits = torch.finfo(dtype)
+                close = {"rtol": 4 * limits.eps, "atol": 4 * limits.tiny * limits.eps, "equal_nan": True}
                 torch.testing.assert_close(actual, expected, **close, msg=lambda text, name=name: f"{name}: {text}")
             elif name.startswith("dt"):  # sums, whose order may differ
                 torch.testing.assert_close(actual, expected, msg=lambda text, name=name: f"{name}: {text}")
