@@ -16,11 +16,7 @@ from pathlib import Path
 
 import torch
 
-
-def slug(device_name: str) -> str:
-    """A device's name as files have it."""
-    return re.sub(r"[^A-Za-z0-9]+", "_", device_name).strip("_")
-
+from triton_thresh.tuning import slug
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"  # committed

@@ -5,12 +5,14 @@ An eager call through the dispatcher would cost 24 to 110 µs more; a compiler n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.compiler import is_exporting
+
+from .checks import Operand
 
 NAMESPACE = "triton_thresh"
 
@@ -32,6 +34,18 @@ def define(
         torch.library.register_autograd(f"{NAMESPACE}::{name}", _no_gradient, lib=_library)
     packet, _, overload = name.partition(".")
     return getattr(getattr(getattr(torch.ops, NAMESPACE), packet), overload or "default")
+
+
+def parted(values: Sequence[Operand]) -> tuple[Sequence[Any], list[Tensor]]:
+    """Operands as a node keeps them: the values, with None for each tensor if there is one, and the tensors to save."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return [None if isinstance(value, Tensor) else value for value in values] if tensors else values, tensors
+
+
+def restored(numbers: Sequence[Any], tensors: Sequence[Tensor]) -> tuple[Operand, ...]:
+    """Operands that were parted."""
+    supply = iter(tensors)
+    return tuple([next(supply) if number is None else number for number in numbers])
 
 
 class Fused:

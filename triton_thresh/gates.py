@@ -15,7 +15,7 @@ from torch.compiler import is_dynamo_compiling
 
 from . import backend, checks, eager, layout, reference, tuning
 from .checks import FLOATING, HALF, Operand, compute_dtype, round_to
-from .fused import Fused, define
+from .fused import Fused, define, parted, restored
 from .launch import CHANNEL, ELEMENT, SHORT, Kernel, Packed, blocks, device_code, pack, pack_all, triton_dtype
 from .registry import GATES, KEEP_LARGE, Gate
 from .tuning import Choice, Config
@@ -380,15 +380,12 @@ def forward(
     else:
         saved, bits = _forward_by_block(call, prepared, x, y, saved)
     if inplace:
-        y = input if into else _written(input, y)
+        if not into:
+            input.detach().copy_(y)
+        y = input
     elif call.row.counts and not input.is_contiguous():
         y = torch.empty_like(input).copy_(y)
     return y, count, bits, saved
-
-
-def _written(input: Tensor, y: Tensor) -> Tensor:
-    input.detach().copy_(y)
-    return input
 
 
 def _forward_by_block(
@@ -659,7 +656,7 @@ def _setup(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Any, ...]) -> No
     ctx.from_bits = enough
     if enough and not ctx.traced and (not row.reads_threshold or ctx.call.bits == 1):
         values = tuple(0.0 if isinstance(value, Tensor) else value for value in values)
-    ctx.numbers, tensors = _parted(values)
+    ctx.numbers, tensors = parted(values)
     ctx.save_for_backward(bits if enough else input, *tensors)
 
 
@@ -668,7 +665,7 @@ def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     if not given:
         return None, None
     kept, *tensors = ctx.saved_tensors
-    values = _restored(ctx.numbers, tensors)
+    values = restored(ctx.numbers, tensors) if tensors else ctx.numbers
     call, learns = ctx.call, ctx.needs_input_grad[1]
     last = not torch.is_grad_enabled() and (backend.is_ordinary(*given) or backend.is_one_op(*given))
     if not ctx.from_bits:
@@ -700,17 +697,6 @@ def _backward_of_bits(
     high = _unpacked(kept, saved, 1) if call.bits == 2 else None
     dx, dt = _backward_formula(call, _unpacked(kept, saved, 0), high, values, gradients)
     return dx, layout.summed(dt, ctx.own).to(ctx.dtype) if learns and dt is not None else None
-
-
-def _parted(values: Sequence[Operand]) -> tuple[tuple[Any, ...], list[Tensor]]:
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    return tuple([None if isinstance(value, Tensor) else value for value in values]), tensors
-
-
-def _restored(numbers: Sequence[Any], tensors: Sequence[Tensor]) -> tuple[Operand, ...]:
-    """Operands that were parted: numbers, with None where a tensor was, and the tensors that were saved."""
-    supply = iter(tensors)
-    return tuple([next(supply) if number is None else number for number in numbers])
 
 
 # The threshold of a traced gate is a tensor or, where that is None, the first of `numbers`. Its bits are in memory whose size

@@ -17,7 +17,7 @@ from . import backend, cells, checks, eager, layout, tuning
 from .bases import BASES, Base, BCEWithLogits
 from .cells import Numbers, Spec, formula
 from .checks import FLOATING, Operand, compute_dtype, round_to
-from .fused import Fused, define
+from .fused import Fused, define, parted, restored
 from .launch import SHORT, Kernel, blocks, device_code, pack_all, triton_dtype
 from .rules import RULES, Rule, Unweighted
 from .tuning import Choice, Config
@@ -48,11 +48,7 @@ def run(
     reduction: str = "mean",
 ) -> Tensor:
     """Check the arguments, choose the way, go."""
-    checks.check_input(op, input, FLOATING, jagged=False)
-    checks.check_target(op, input, target)
-    checks.check_reduction(op, reduction)
-    loss, weighing = _parts(op, base, rule, pos_weight)
-    spec, operands, way = _specified(op, input, target, loss, weighing, weight, reduction)
+    spec, operands, way = _specified(op, input, target, base, rule, weight, pos_weight, reduction)
     target_learns = target.requires_grad and torch.is_grad_enabled()
     if way == "formula" or target_learns or (not input.numel() and way != "op"):
         return formula(spec, input, target, operands)
@@ -64,9 +60,20 @@ def run(
 
 
 def _specified(
-    op: str, input: Tensor, target: Tensor, loss: Base, weighing: Rule, weight: Operand | None, reduction: str
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    base: Base | str,
+    rule: Rule | None,
+    weight: Operand | None,
+    pos_weight: Operand | None,
+    reduction: str,
 ) -> tuple[Spec, Sequence[Operand], backend.Way]:
-    """The loss to compute, its operands, and the way it goes."""
+    """The loss to compute, its operands, and the way it goes; an error names what cannot be."""
+    checks.check_input(op, input, FLOATING, jagged=False)
+    checks.check_target(op, input, target)
+    checks.check_reduction(op, reduction)
+    loss, weighing = _parts(op, base, rule, pos_weight)
     result = result_dtype(input)
     operands: Sequence[Operand]
     if weight is None and not is_dynamo_compiling() and _are_numbers(loss, weighing):
@@ -283,10 +290,7 @@ def _setup(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Any, ...]) -> No
         if not (records[0] and is_fused(ctx.spec.reduction, input.dtype)):
             gradient = None
     ctx.fused = gradient is not None
-    ctx.numbers = (
-        operands if type(operands) is Numbers else tuple(None if isinstance(v, Tensor) else v for v in operands)
-    )
-    tensors = () if type(operands) is Numbers else (v for v in operands if isinstance(v, Tensor))
+    ctx.numbers, tensors = parted(operands)
     ctx.save_for_backward(input, target, gradient, *tensors)
 
 
@@ -297,10 +301,7 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor]:
     into a new tensor, which compilers fuse into its consumer.
     """
     input, target, ahead, *tensors = ctx.saved_tensors
-    supply = iter(tensors)
-    operands = (
-        ctx.numbers if type(ctx.numbers) is Numbers else tuple(next(supply) if v is None else v for v in ctx.numbers)
-    )
+    operands = restored(ctx.numbers, tensors) if tensors else ctx.numbers
     spec: Spec = ctx.spec
     last = not (torch.is_grad_enabled() or is_exporting())
     if not (last and (backend.is_ordinary(g) or backend.is_one_op(g))):
@@ -413,14 +414,8 @@ def plan(
     reduction: str = "mean",
 ) -> backend.Plan:
     """A call as `run` would make it: its checks, its way, its block size, and the bytes of its kernels."""
-    checks.check_input(op, input, FLOATING)
-    checks.check_target(op, input, target)
-    checks.check_reduction(op, reduction)
-    loss, weighing = _parts(op, base, rule, pos_weight)
-    _check(op, input, loss, weighing, weight)
-    spec, operands = cells.specify(loss, weighing, weight, reduction, result_dtype(input))
+    spec, operands, way = _specified(op, input, target, base, rule, weight, pos_weight, reduction)
     given = [target, *(value for value in operands if isinstance(value, Tensor))]
-    way = backend.way(input, target, *operands)
     if target.requires_grad and torch.is_grad_enabled() and input.requires_grad:
         reason = "a target that requires grad gets it through the formula in plain torch"
         return backend.Plan("eager", reason, None, None, None, None, None, None)

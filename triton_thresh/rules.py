@@ -210,7 +210,7 @@ class ByProximity(Rule):
     penalty_factor: Operand = 1.5
 
     def on(self, base: Base) -> ByProximity:
-        """Where the range is not above 0 or the threshold is NaN no prediction is near: factor 0."""
+        """No prediction is near where the range is not above 0 or the threshold is NaN: the factor is 0 there."""
         threshold, reach, factor = self.threshold, self.penalty_range, self.penalty_factor
         if isinstance(threshold, Tensor) or threshold != threshold:
             known = threshold == threshold

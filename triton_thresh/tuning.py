@@ -129,9 +129,14 @@ def device_name(device: torch.device) -> str:
     return str(torch.get_device_module(device).get_device_name(device))
 
 
+def slug(device_name: str) -> str:
+    """A device's name as files have it."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", device_name).strip("_")
+
+
 def table_path(device_name: str) -> Path:
     """The user's table for a device: ``{"<op>/<dtype>/<log2 of the size>": [block, num_warps], ...}``."""
-    return table_folder() / f"{re.sub(r'[^A-Za-z0-9]+', '_', device_name).strip('_')}.json"
+    return table_folder() / f"{slug(device_name)}.json"
 
 
 def _is_config(entry: object) -> bool:
