@@ -132,7 +132,7 @@ def loss(base: Base, rule: Rule, like: Tensor) -> Formula:
     """The mean of the weighted loss; the pack's formula for a base or a rule that has no entry below."""
     if type(base) in LOSSES and type(rule) in RULES:
         return RULES[type(rule)](base, rule.on(base), like)
-    spec, operands = cells.specify(base, rule, None, "mean", like.dtype)
+    spec, operands = cells.specify(base, rule, {}, False, "mean", like.dtype)
     return lambda x, y: cells.formula(spec, x, y, operands)
 
 

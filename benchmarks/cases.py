@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,14 @@ import torch
 import triton.language as tl
 
 from benchmarks.aot import Unaligned
-from triton_thresh import cells, tuning
-from triton_thresh.bases import Base
+from triton_thresh import cells, losses, tuning
+from triton_thresh.bases import BASES, Base, BCEWithLogits
 from triton_thresh.gates import COUNT_BLOCK, ROWS
 from triton_thresh.kernels import foreach, gate, loss, pointwise
 from triton_thresh.launch import CHANNEL, ELEMENT, NUMBER, SCALAR
 from triton_thresh.losses import FINISH_BLOCK
 from triton_thresh.registry import OPS, Gate, GradientGate, Loss
-from triton_thresh.rules import ByPrediction, Rule
+from triton_thresh.rules import ByPrediction, Rule, Unweighted
 
 TYPES = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32, "fp64": tl.float64}
 ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
@@ -226,64 +226,93 @@ def foreach_cases(op: GradientGate, dtype: str, lanes: int) -> Iterator[Case]:
         yield Case(op.name, "inplace", dtype, operands, foreach.inplace, arguments, warps, 8 * block)
 
 
-def _loss_arguments(base: Base, rule: Rule, dtype: str, operands: str, reduction: str) -> dict[str, object]:
-    spec, _ = cells.specify(base, rule, None, reduction, torch.float32)
-    count, (base_static, rule_static) = len(spec.base_fields) + len(spec.rule_fields), spec.static
+def _loss_arguments(
+    base: Base,
+    rule: Rule,
+    dtype: str,
+    operands: str,
+    reduction: str,
+    *,
+    hard: bool = False,
+    options: Sequence[str] = (),
+    stats: bool = False,
+) -> dict[str, object]:
     kind, packed = PACKED[operands]
+    given = {name: torch.empty(0) if name in cells.SELECTING else 1.0 for name in options}
+    spec, values = cells.specify(base, rule, given, stats, reduction, torch.float32)
+    kinds = [ELEMENT if isinstance(value, torch.Tensor) else kind for value in values]
     return dict(
         x_ptr=f"*{dtype}",
-        y_ptr=f"*{dtype}",
+        y_ptr="*i8" if hard else f"*{dtype}",
         dx_ptr=f"*{dtype}",
+        counts_ptr="*i64" if stats else None,
         n="i32",
-        operands=(packed(_wide(dtype)),) * count,
-        KINDS=(kind,) * count,
-        BASE=getattr(pointwise, base.snake_name()),
-        BASE_COUNT=len(spec.base_fields),
-        BASE_STATIC=base_static,
-        RULE=getattr(pointwise, rule.snake_name()),
-        RULE_COUNT=len(spec.rule_fields),
-        RULE_STATIC=rule_static,
+        operands=tuple(("*i1",) if kind == ELEMENT else packed(_wide(dtype)) for kind in kinds),
+        KINDS=tuple(kinds),
+        **losses.constants(spec, torch.int8 if hard else torch.float32),
         COMPUTE=_compute(dtype),
         REDUCTION=reduction,
     )
 
 
 def cell_cases(base: type[Base], rule: type[Rule], dtype: str, lanes: int) -> Iterator[Case]:
-    """A pair's kernels: fused forward, forward without reduction, recomputing backward with the base's optional settings."""
-    block, warps = tuning.default("loss", ITEMSIZE[dtype], lanes)
+    """A pair's kernels: fused forward, forward without reduction, recomputing backward with the base's optional settings.
+
+    A base with exponents is compiled for targets that are 0 or 1, too, and in backward for exponents that are operands.
+    """
+    kind: tuning.Kind = "power loss" if base.exponents or rule.exponents else "loss"
+    block, warps = tuning.default(kind, ITEMSIZE[dtype], lanes)
     name, number = f"{base.snake_name()}.{rule.__name__}", _number(dtype)
     made, weighing = base(*base.example), rule(*rule.example)
+    out = dict(out_ptr=f"*{_wide(dtype)}", SINGLE=False, BLOCK=block)
     for operands in (number, "channel") if rule is ByPrediction else (number,):
-        arguments = _loss_arguments(made, weighing, dtype, operands, "mean")
-        arguments |= dict(out_ptr=f"*{_wide(dtype)}", SINGLE=False, BLOCK=block)
+        arguments = _loss_arguments(made, weighing, dtype, operands, "mean") | out
         yield Case(name, "forward", dtype, operands, loss.forward, arguments, warps, block)
-    arguments = _loss_arguments(made, weighing, dtype, number, "none")
-    arguments |= dict(dx_ptr=None, out_ptr=f"*{dtype}", SINGLE=False, BLOCK=block)
+    if base.exponents:
+        arguments = _loss_arguments(made, weighing, dtype, number, "mean", hard=True) | out
+        yield Case(name, "forward-hard", dtype, number, loss.forward, arguments, warps, block)
+    arguments = _loss_arguments(made, weighing, dtype, number, "none") | out | dict(dx_ptr=None, out_ptr=f"*{dtype}")
     yield Case(name, "forward-none", dtype, number, loss.forward, arguments, warps, block)
-    whole = base(*base.example, **dict.fromkeys(base.optional_fields, 2.0))
+    given = {name: value for name, value in vars(made).items() if name not in base.static_fields}
+    whole = base(**given | dict.fromkeys(base.optional_fields, 0.5) | dict.fromkeys(base.exponents, 1.5))
     arguments = _loss_arguments(whole, weighing, dtype, number, "mean")
+    arguments.pop("counts_ptr")
     arguments |= dict(g_ptr=f"*{dtype}", BLOCK=block)
     yield Case(name, "backward", dtype, number, loss.backward, arguments, warps, block)
 
 
 def shared_loss_cases(dtype: str, lanes: int) -> Iterator[Case]:
-    """The final sum and the rescale, one for all losses."""
+    """All options at once, the final sum, the count of valid elements and the rescale, one for all losses."""
     block, warps = tuning.default("loss", ITEMSIZE[dtype], lanes)
-    arguments: dict[str, object] = dict(
-        partial_ptr=f"*{_wide(dtype)}",
+    made, number, wide = (BCEWithLogits(), ByPrediction()), _number(dtype), _wide(dtype)
+    options = [name for name in cells.OPTIONS if name != "least_positive"]
+    arguments = _loss_arguments(*made, dtype, number, "mean", hard=True, options=options, stats=True)
+    arguments |= dict(out_ptr=f"*{wide}", SINGLE=False, BLOCK=block)
+    yield Case("loss", "forward-options", dtype, number, loss.forward, arguments, warps, block)
+    arguments = dict(
+        partial_ptr=f"*{wide}",
         out_ptr=f"*{dtype}",
+        counts_ptr="*i64",
+        stats_ptr="*i64",
         n="i32",
         partials="i32",
+        operands=(),
+        KINDS=(),
         REDUCTION="mean",
         BLOCK=FINISH_BLOCK,
     )
     yield Case("loss", "finish", dtype, "-", loss.finish, arguments, 4, FINISH_BLOCK)
+    kinds, packed = (ELEMENT, NUMBER), (("*i1",), ("fp32",))
+    arguments = dict(
+        y_ptr=f"*{dtype}", out_ptr="*i64", n="i32", operands=packed, KINDS=kinds, MASK=0, IGNORE=1, BLOCK=block
+    )
+    yield Case("loss", "count", dtype, "element", loss.count, arguments, warps, block)
     arguments = dict(g_ptr=f"*{dtype}", x_ptr=f"*{dtype}", n="i32", COMPUTE=_compute(dtype), BLOCK=block)
     yield Case("loss", "rescale", dtype, "-", loss.rescale, arguments, warps, block)
 
 
 def cases(dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16"), lanes: int = 32) -> Iterator[Case]:
-    """Everything the registry holds, for warps of so many lanes; of the grid of losses each base once and each rule once."""
+    """Everything the registry holds, for warps of so many lanes; each base alone and with a rule, each rule once."""
     pairs = dict.fromkeys(pair for op in OPS.values() if isinstance(op, Loss) for pair in op.pairs)
     for dtype in dtypes:
         for op in OPS.values():
@@ -291,6 +320,6 @@ def cases(dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16"), lanes: int = 32) -
                 yield from gate_cases(op, dtype, lanes)
             elif isinstance(op, GradientGate):
                 yield from foreach_cases(op, dtype, lanes) if op.many else gate_cases(op.gate, dtype, lanes)
-        for base, rule in pairs:
+        for base, rule in [*((base, Unweighted) for base in BASES), *pairs]:
             yield from cell_cases(base, rule, dtype, lanes)
         yield from shared_loss_cases(dtype, lanes)

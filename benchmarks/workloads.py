@@ -5,6 +5,7 @@ One builder for each family of the registry, in BUILDERS. A new op of a known fa
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -271,7 +272,11 @@ def _loss(
     name: str, op: Loss, base: Base, rule: Rule, dtype: torch.dtype, numel: int, device: torch.device
 ) -> Workload:
     call = function_of(op)
-    keywords = rule.operands() if op.rule is not None else {"rule": rule, "base": base}
+    keywords: dict[str, Any] = {"rule": rule, "base": base}
+    if op.rule is not None:
+        names = inspect.signature(call).parameters
+        keywords = {name: value for name, value in {**vars(base), **vars(rule)}.items() if name in names}
+    keywords["reduction"] = "mean"
     # 1, but in float16 scaled as a GradScaler does it: the formulas' gradients, divided by numel, would underflow
     scale = min(FLOAT16_SCALE, numel) if dtype == torch.float16 else 1.0
     upstream = torch.full((), scale, dtype=dtype, device=device) if scale != 1 else None

@@ -1,8 +1,12 @@
-"""The shell of all losses: base x rule, loss and gradient from one read; the final sum; the rescale; the recomputing backward.
+"""The shell of all losses: base x rule x options, loss and gradient from one read; the final sum; the rescale; the recomputing
+backward; the count of valid elements.
 
-`operands` are those of the base (BASE_COUNT), then of the rule (RULE_COUNT), then the weight if there is one. A full tile runs
-without a mask (16-byte vectors for every n); the last tile has code of its own, since joining the two costs every tile 7
-instructions an element in bf16.
+`operands` are those of the base (BASE_COUNT), then of the rule (RULE_COUNT), then those of the options, whose places WEIGHT,
+SMOOTHING, DIVISOR (that of the mean, else n), MASK, KEPT and IGNORE say (None: there is none). LEAST and LABEL are the places of
+the thresholds by which predictions and targets are counted; UNIT says that the base takes targets in [0, 1] alone.
+
+A full tile runs without a mask (16-byte vectors for every n); the last tile has code of its own, since joining the two costs
+every tile 7 instructions an element in bf16.
 """
 
 import triton
@@ -20,6 +24,31 @@ def _part(values, START: tl.constexpr, COUNT: tl.constexpr):
 
 
 @triton.jit
+def _differs(target, ignored):
+    """True where a target as stored is not the one to ignore. NaN ignores NaN; among integers it ignores nothing."""
+    if target.dtype.is_int():
+        differs = tl.where(ignored == ignored, target != ignored.to(target.dtype), True)
+    elif target.dtype == tl.float64:
+        differs = tl.where(ignored == ignored, target != ignored.to(tl.float64), target == target)
+    else:
+        target, ignored = target.to(tl.float32), ignored.to(tl.float32)
+        differs = tl.where(ignored == ignored, target != ignored, target == target)
+    return differs
+
+
+@triton.jit
+def _valid(target, values, MASK: tl.constexpr, IGNORE: tl.constexpr):
+    """Where an element counts."""
+    if IGNORE is not None:
+        valid = _differs(target, values[IGNORE])
+    else:
+        valid = tl.full(target.shape, True, tl.int1)
+    if MASK is not None:
+        valid = valid & (values[MASK] != 0)
+    return valid
+
+
+@triton.jit
 def _evaluate(
     x_ptr,
     y_ptr,
@@ -34,26 +63,93 @@ def _evaluate(
     RULE: tl.constexpr,
     RULE_COUNT: tl.constexpr,
     RULE_STATIC: tl.constexpr,
+    UNIT: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    MASK: tl.constexpr,
+    KEPT: tl.constexpr,
+    IGNORE: tl.constexpr,
+    LEAST: tl.constexpr,
+    LABEL: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """Loss and slope of the elements base + lane, in the compute type."""
+    """Loss and slope of the elements base + lane in the compute type; input, target, operands and where they count."""
     x = operand.read(x_ptr + base + lane, mask).to(COMPUTE)
-    y = operand.read(y_ptr + base + lane, mask).to(COMPUTE)
+    target = operand.read(y_ptr + base + lane, mask)
     values = operand.load_all(operands, KINDS, base, lane, mask)
-    loss, slope, q, dq = BASE(x, y, _part(values, 0, BASE_COUNT), BASE_STATIC)
-    loss, slope = RULE(loss, slope, x, y, q, dq, _part(values, BASE_COUNT, RULE_COUNT), RULE_STATIC)
-    if len(KINDS) > BASE_COUNT + RULE_COUNT:
-        weight = values[BASE_COUNT + RULE_COUNT].to(COMPUTE)
+    valid = _valid(target, values, MASK, IGNORE)
+    y = target.to(COMPUTE)
+    if SMOOTHING is not None:
+        share = values[SMOOTHING].to(COMPUTE)
+        smooth = y * (1.0 - share) + 0.5 * share
+        if UNIT:
+            smooth = tl.where((y >= 0.0) & (y <= 1.0), smooth, float("nan"))
+        y = smooth
+    loss, slope, q, rest, dq = BASE(x, y, _part(values, 0, BASE_COUNT), BASE_STATIC)
+    loss, slope = RULE(loss, slope, x, y, q, rest, dq, _part(values, BASE_COUNT, RULE_COUNT), RULE_STATIC)
+    if WEIGHT is not None:
+        weight = values[WEIGHT].to(COMPUTE)
         loss *= weight
         slope *= weight
-    return loss, slope
+    return loss, slope, x, y, valid, values
 
 
 @triton.jit
-def _reduced(total, n, REDUCTION: tl.constexpr):
+def _chosen(loss, valid, values, MASK: tl.constexpr, KEPT: tl.constexpr, IGNORE: tl.constexpr):
+    """`loss` where an element counts and a rule kept it, else 0."""
+    if KEPT is not None:
+        loss = tl.where(values[KEPT] != 0, loss, 0.0)
+    if MASK is not None or IGNORE is not None:
+        loss = tl.where(valid, loss, 0.0)
+    return loss
+
+
+@triton.jit
+def _reduced(total, n, values, DIVISOR: tl.constexpr, REDUCTION: tl.constexpr):
     if REDUCTION == "mean":
-        total = total / n.to(total.dtype)
+        if DIVISOR is None:
+            total = total / n.to(total.dtype)
+        else:
+            total = total / values[DIVISOR].to(total.dtype)
     return total
+
+
+@triton.jit
+def _count_tile(
+    counts_ptr,
+    x,
+    y,
+    valid,
+    values,
+    mask,
+    STRIDE,
+    RULE_STATIC: tl.constexpr,
+    MASK: tl.constexpr,
+    IGNORE: tl.constexpr,
+    LEAST: tl.constexpr,
+    LABEL: tl.constexpr,
+):
+    """Store how many elements of the tile are valid, positive, predicted positive, both."""
+    least = values[LEAST].to(x.dtype)
+    if RULE_STATIC[0] == "values":
+        positive = y >= least
+    elif LABEL is not None:
+        positive = y > values[LABEL].to(x.dtype)
+    else:
+        positive = y > 0.5
+    above = x >= least
+    if mask is None:
+        inside = tl.full(x.shape, True, tl.int1)
+    else:
+        inside = mask
+    if MASK is not None or IGNORE is not None:
+        inside = inside & valid
+    counts_ptr += tl.program_id(0)
+    tl.store(counts_ptr, tl.sum(inside.to(tl.int32), axis=0).to(tl.int64))
+    tl.store(counts_ptr + STRIDE, tl.sum((inside & positive).to(tl.int32), axis=0).to(tl.int64))
+    tl.store(counts_ptr + 2 * STRIDE, tl.sum((inside & above).to(tl.int32), axis=0).to(tl.int64))
+    tl.store(counts_ptr + 3 * STRIDE, tl.sum((inside & above & positive).to(tl.int32), axis=0).to(tl.int64))
 
 
 @triton.jit
@@ -62,6 +158,7 @@ def _forward_tile(
     y_ptr,
     dx_ptr,
     out_ptr,
+    counts_ptr,
     n,
     base,
     lane,
@@ -74,36 +171,44 @@ def _forward_tile(
     RULE: tl.constexpr,
     RULE_COUNT: tl.constexpr,
     RULE_STATIC: tl.constexpr,
+    UNIT: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    MASK: tl.constexpr,
+    KEPT: tl.constexpr,
+    IGNORE: tl.constexpr,
+    LEAST: tl.constexpr,
+    LABEL: tl.constexpr,
     COMPUTE: tl.constexpr,
     REDUCTION: tl.constexpr,
+    SINGLE: tl.constexpr,
 ):
     """Store what is stored per element; return the tile's sum."""
-    loss, slope = _evaluate(
-        x_ptr,
-        y_ptr,
-        base,
-        lane,
-        mask,
-        operands,
-        KINDS,
-        BASE,
-        BASE_COUNT,
-        BASE_STATIC,
-        RULE,
-        RULE_COUNT,
-        RULE_STATIC,
-        COMPUTE,
-    )
+    loss, slope, x, y, valid, values = _evaluate(
+        x_ptr, y_ptr, base, lane, mask, operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
+        UNIT, WEIGHT, SMOOTHING, DIVISOR, MASK, KEPT, IGNORE, LEAST, LABEL, COMPUTE,
+    )  # fmt: skip
+    loss = _chosen(loss, valid, values, MASK, KEPT, IGNORE)
     total = tl.zeros([], COMPUTE)
     if REDUCTION == "none":
         tl.store(out_ptr + base + lane, loss.to(out_ptr.dtype.element_ty), mask=mask)
     else:
         if dx_ptr is not None:
-            scale = _reduced(tl.full([], 1.0, COMPUTE), n, REDUCTION)
-            tl.store(dx_ptr + base + lane, (slope * scale).to(dx_ptr.dtype.element_ty), mask=mask)
+            scale = _reduced(tl.full([], 1.0, COMPUTE), n, values, DIVISOR, REDUCTION)
+            slope = _chosen(
+                slope * scale, valid, values, MASK, KEPT, IGNORE
+            )  # the scale is infinite where nothing is valid
+            tl.store(dx_ptr + base + lane, slope.to(dx_ptr.dtype.element_ty), mask=mask)
         if mask is not None:
             loss = tl.where(mask, loss, 0.0)
         total = tl.sum(loss, axis=0)
+        if SINGLE:
+            total = _reduced(total, n, values, DIVISOR, REDUCTION)
+    if counts_ptr is not None:
+        _count_tile(
+            counts_ptr, x, y, valid, values, mask, tl.num_programs(0), RULE_STATIC, MASK, IGNORE, LEAST, LABEL
+        )  # fmt: skip
     return total
 
 
@@ -113,6 +218,7 @@ def forward(
     y_ptr,
     dx_ptr,
     out_ptr,
+    counts_ptr,
     n,
     operands,
     KINDS: tl.constexpr,
@@ -122,43 +228,103 @@ def forward(
     RULE: tl.constexpr,
     RULE_COUNT: tl.constexpr,
     RULE_STATIC: tl.constexpr,
+    UNIT: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    MASK: tl.constexpr,
+    KEPT: tl.constexpr,
+    IGNORE: tl.constexpr,
+    LEAST: tl.constexpr,
+    LABEL: tl.constexpr,
     COMPUTE: tl.constexpr,
     REDUCTION: tl.constexpr,
     SINGLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """REDUCTION "none": out[element]. Else one partial sum a program (SINGLE: the result itself), and dx unless it is None."""
+    """REDUCTION "none": out[element]. Else one partial sum a program (SINGLE: the result itself), and dx unless it is None.
+
+    counts, unless it is None, gets four numbers a program.
+    """
     base = tl.program_id(0).to(n.dtype) * BLOCK
     lane = tl.arange(0, BLOCK)
     left = n - base
     if left >= BLOCK:
         total = _forward_tile(
-            x_ptr, y_ptr, dx_ptr, out_ptr, n, base, lane, None,
-            operands, KINDS, BASE, BASE_COUNT, BASE_STATIC,
-            RULE, RULE_COUNT, RULE_STATIC, COMPUTE, REDUCTION,
+            x_ptr, y_ptr, dx_ptr, out_ptr, counts_ptr, n, base, lane, None,
+            operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
+            UNIT, WEIGHT, SMOOTHING, DIVISOR, MASK, KEPT, IGNORE, LEAST, LABEL, COMPUTE, REDUCTION, SINGLE,
         )  # fmt: skip
     else:
         total = _forward_tile(
-            x_ptr, y_ptr, dx_ptr, out_ptr, n, base, lane, lane < left,
-            operands, KINDS, BASE, BASE_COUNT, BASE_STATIC,
-            RULE, RULE_COUNT, RULE_STATIC, COMPUTE, REDUCTION,
+            x_ptr, y_ptr, dx_ptr, out_ptr, counts_ptr, n, base, lane, lane < left,
+            operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
+            UNIT, WEIGHT, SMOOTHING, DIVISOR, MASK, KEPT, IGNORE, LEAST, LABEL, COMPUTE, REDUCTION, SINGLE,
         )  # fmt: skip
     if REDUCTION != "none":
-        if SINGLE:
-            total = _reduced(total, n, REDUCTION)
         tl.store(out_ptr + tl.program_id(0), total.to(out_ptr.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["n", "partials"])
-def finish(partial_ptr, out_ptr, n, partials, REDUCTION: tl.constexpr, BLOCK: tl.constexpr):
-    """The partial sums added in index order by one program, divided by n for the mean, rounded once."""
+@triton.jit
+def _sum_of(partial_ptr, partials, BLOCK: tl.constexpr):
+    """The partial sums added in index order."""
     total = tl.zeros([BLOCK], dtype=partial_ptr.dtype.element_ty)
     start = 0
     while start < partials:
         o = start + tl.arange(0, BLOCK)
-        total += tl.load(partial_ptr + o, mask=o < partials, other=0.0)
+        total += tl.load(partial_ptr + o, mask=o < partials, other=0)
         start += BLOCK
-    tl.store(out_ptr, _reduced(tl.sum(total, axis=0), n, REDUCTION).to(out_ptr.dtype.element_ty))
+    return tl.sum(total, axis=0)
+
+
+@triton.jit(do_not_specialize=["n", "partials"])
+def finish(
+    partial_ptr,
+    out_ptr,
+    counts_ptr,
+    stats_ptr,
+    n,
+    partials,
+    operands,
+    KINDS: tl.constexpr,
+    REDUCTION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The partial sums added by one program, divided for the mean, rounded once; and the four counts, unless they are None.
+
+    `operands` is empty, or the divisor.
+    """
+    if REDUCTION != "none":
+        DIVISOR: tl.constexpr = 0 if len(KINDS) > 0 else None
+        values = operand.load_all(operands, KINDS, 0, 0, None)
+        total = _reduced(_sum_of(partial_ptr, partials, BLOCK), n, values, DIVISOR, REDUCTION)
+        tl.store(out_ptr, total.to(out_ptr.dtype.element_ty))
+    if counts_ptr is not None:
+        for i in tl.static_range(4):
+            tl.store(stats_ptr + i, _sum_of(counts_ptr + i * partials, partials, BLOCK))
+
+
+@triton.jit(do_not_specialize=["n"])
+def count(
+    y_ptr, out_ptr, n, operands, KINDS: tl.constexpr, MASK: tl.constexpr, IGNORE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Add to out how many elements are valid. The target is read where it may say that one is to be ignored."""
+    lane = tl.arange(0, BLOCK)
+    base = tl.program_id(0).to(n.dtype) * BLOCK
+    stride = tl.num_programs(0) * BLOCK
+    total = tl.zeros([BLOCK], tl.int32)
+    left = n - base  # counts down: an offset that counts up would pass 2**31 on its last step
+    while left > 0:
+        inside = lane < left
+        values = operand.load_all(operands, KINDS, base, lane, inside)
+        target = lane
+        if IGNORE is not None:
+            target = operand.read(y_ptr + base + lane, inside)
+        total += (_valid(target, values, MASK, IGNORE) & inside).to(tl.int32)
+        left -= stride
+        if left > 0:
+            base += stride
+    tl.atomic_add(out_ptr, tl.sum(total.to(tl.int64), axis=0), sem="relaxed")
 
 
 @triton.jit
@@ -179,30 +345,28 @@ def _backward_tile(
     RULE: tl.constexpr,
     RULE_COUNT: tl.constexpr,
     RULE_STATIC: tl.constexpr,
+    UNIT: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    MASK: tl.constexpr,
+    KEPT: tl.constexpr,
+    IGNORE: tl.constexpr,
+    LEAST: tl.constexpr,
+    LABEL: tl.constexpr,
     COMPUTE: tl.constexpr,
     REDUCTION: tl.constexpr,
 ):
-    loss, slope = _evaluate(
-        x_ptr,
-        y_ptr,
-        base,
-        lane,
-        mask,
-        operands,
-        KINDS,
-        BASE,
-        BASE_COUNT,
-        BASE_STATIC,
-        RULE,
-        RULE_COUNT,
-        RULE_STATIC,
-        COMPUTE,
-    )
+    _, slope, _, _, valid, values = _evaluate(
+        x_ptr, y_ptr, base, lane, mask, operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
+        UNIT, WEIGHT, SMOOTHING, DIVISOR, MASK, KEPT, IGNORE, LEAST, LABEL, COMPUTE,
+    )  # fmt: skip
     if REDUCTION == "none":
         g = operand.read(g_ptr + base + lane, mask).to(COMPUTE)
     else:
-        g = _reduced(tl.load(g_ptr).to(COMPUTE), n, REDUCTION)
-    tl.store(dx_ptr + base + lane, (slope * g).to(dx_ptr.dtype.element_ty), mask=mask)
+        g = _reduced(tl.load(g_ptr).to(COMPUTE), n, values, DIVISOR, REDUCTION)
+    slope = _chosen(slope * g, valid, values, MASK, KEPT, IGNORE)
+    tl.store(dx_ptr + base + lane, slope.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -220,6 +384,15 @@ def backward(
     RULE: tl.constexpr,
     RULE_COUNT: tl.constexpr,
     RULE_STATIC: tl.constexpr,
+    UNIT: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    MASK: tl.constexpr,
+    KEPT: tl.constexpr,
+    IGNORE: tl.constexpr,
+    LEAST: tl.constexpr,
+    LABEL: tl.constexpr,
     COMPUTE: tl.constexpr,
     REDUCTION: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -231,14 +404,14 @@ def backward(
     if left >= BLOCK:
         _backward_tile(
             x_ptr, y_ptr, g_ptr, dx_ptr, n, base, lane, None,
-            operands, KINDS, BASE, BASE_COUNT, BASE_STATIC,
-            RULE, RULE_COUNT, RULE_STATIC, COMPUTE, REDUCTION,
+            operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
+            UNIT, WEIGHT, SMOOTHING, DIVISOR, MASK, KEPT, IGNORE, LEAST, LABEL, COMPUTE, REDUCTION,
         )  # fmt: skip
     else:
         _backward_tile(
             x_ptr, y_ptr, g_ptr, dx_ptr, n, base, lane, lane < left,
-            operands, KINDS, BASE, BASE_COUNT, BASE_STATIC,
-            RULE, RULE_COUNT, RULE_STATIC, COMPUTE, REDUCTION,
+            operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
+            UNIT, WEIGHT, SMOOTHING, DIVISOR, MASK, KEPT, IGNORE, LEAST, LABEL, COMPUTE, REDUCTION,
         )  # fmt: skip
 
 

@@ -6,10 +6,12 @@ from . import functional, nn
 from . import torch_ops as _torch_ops  # noqa: F401 - torch.ops.triton_thresh
 from ._version import __version__
 from .backend import get_backend, set_backend, use_backend
-from .bases import BCE, MSE, BCEWithLogits, Huber
+from .bases import BCE, MSE, Asymmetric, BCEWithLogits, EpsilonInsensitive, Focal, Hinge, Huber, Quantile
+from .cells import LossStats
 from .checks import Operand
 from .explain import Explanation, explain
 from .functional import (
+    asymmetric_loss,
     binary_threshold,
     exceedance_mse_loss,
     firm,
@@ -18,6 +20,7 @@ from .functional import (
     jumprelu,
     jumprelu_l0,
     proximity_mse_loss,
+    sigmoid_focal_loss,
     softshrink,
     step,
     threshold,
@@ -30,21 +33,29 @@ from .functional import (
 )
 from .optim import GradientThreshold
 from .registry import ops
-from .rules import ByLoss, ByOutcome, ByPrediction, ByProximity
+from .rules import ByConfidence, ByLoss, ByOutcome, ByPrediction, ByProximity
 
 __all__ = [
     "BCE",
     "MSE",
+    "Asymmetric",
     "BCEWithLogits",
+    "ByConfidence",
     "ByLoss",
     "ByOutcome",
     "ByPrediction",
     "ByProximity",
+    "EpsilonInsensitive",
     "Explanation",
+    "Focal",
     "GradientThreshold",
+    "Hinge",
     "Huber",
+    "LossStats",
     "Operand",
+    "Quantile",
     "__version__",
+    "asymmetric_loss",
     "binary_threshold",
     "exceedance_mse_loss",
     "explain",
@@ -59,6 +70,7 @@ __all__ = [
     "ops",
     "proximity_mse_loss",
     "set_backend",
+    "sigmoid_focal_loss",
     "softshrink",
     "step",
     "threshold",

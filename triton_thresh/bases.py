@@ -7,6 +7,7 @@ differentiate rightly at their limits, and the plain one twice.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,22 +17,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import Operand, check_positive
+from .checks import Operand, as_float, check_number, check_positive
 
 Kind = Literal["logits", "probabilities", "scores", "values"]
 BaseName = Literal["bce", "bce_with_logits", "mse"]
+CONSTANT_EXPONENTS = (0, 1, 2, 3, 4)
 
 
 class Settings:
     """A frozen dataclass of operands: what bases and rules have in common.
 
-    A field is an operand, save those in `static_fields`, which belong to the kernel's key. Those in `optional_fields` may be
-    None.
+    A field is an operand, or a constant for which the kernel is compiled: those in `static_fields`; those in `optional_fields`
+    where they are None; those in `exponents` where they are 0, 1, 2, 3 or 4, since a product needs no logarithm.
     """
 
     example: ClassVar[tuple[Any, ...]] = ()  # arguments with which tests and benchmarks make one
     static_fields: ClassVar[tuple[str, ...]] = ()
     optional_fields: ClassVar[tuple[str, ...]] = ()
+    exponents: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     @functools.cache
@@ -39,24 +42,37 @@ class Settings:
         """The class's name in snake case, which is that of its device function."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
 
+    def _is_constant(self, name: str) -> bool:
+        if name in self.static_fields:
+            return True
+        value = getattr(self, name)
+        if name in self.exponents:
+            return not isinstance(value, Tensor) and value in CONSTANT_EXPONENTS
+        return value is None and name in self.optional_fields
+
     def operands(self) -> dict[str, Operand]:
-        """The operands that were given, by the names of their fields."""
-        found = {}
-        for name in self.__dataclass_fields__:  # type: ignore[attr-defined]
-            value = getattr(self, name)
-            if name not in self.static_fields and not (value is None and name in self.optional_fields):
-                found[name] = value
-        return found
+        """The operands, by the names of their fields."""
+        names = self.__dataclass_fields__  # type: ignore[attr-defined]
+        return {name: getattr(self, name) for name in names if not self._is_constant(name)}
 
     def static(self) -> tuple[tuple[str, Any], ...]:
-        """The static fields with their values."""
-        return tuple([(name, getattr(self, name)) for name in self.static_fields])
+        """The constants, by the names of their fields."""
+        names = self.__dataclass_fields__  # type: ignore[attr-defined]
+        return tuple([(name, getattr(self, name)) for name in names if self._is_constant(name)])
+
+    @classmethod
+    @functools.cache
+    def maybe_static(cls) -> tuple[str, ...]:
+        """The fields that may be constants, in order."""
+        known = {*cls.static_fields, *cls.optional_fields, *cls.exponents}
+        return tuple(name for name in cls.__dataclass_fields__ if name in known)  # type: ignore[attr-defined]
 
 
 class Base(Settings):
-    """An element loss. `kind` says what its input is."""
+    """An element loss. `kind` says what its input is; `unit_targets` that targets outside [0, 1] give NaN."""
 
     kind: ClassVar[Kind]
+    unit_targets: ClassVar[bool] = False
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The element loss in plain torch, differentiable."""
@@ -77,8 +93,12 @@ class Base(Settings):
         """The prediction that a rule sees: the probability for logits, else the input itself."""
         return x.sigmoid() if self.kind == "logits" else x
 
+    def rest(self, x: Tensor) -> Tensor:
+        """1 less the prediction, exact where that is near 1."""
+        return (-x).sigmoid() if self.kind == "logits" else 1 - x
+
     def prediction_slope(self, x: Tensor) -> Tensor | float:
-        """Its derivative."""
+        """The derivative of the prediction."""
         return x.sigmoid() * (-x).sigmoid() if self.kind == "logits" else 1.0
 
 
@@ -101,6 +121,7 @@ class BCE(Base):
     """
 
     kind = "probabilities"
+    unit_targets = True
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """torch's loss, with the slope in x written out: autograd's ``y / x - (1 - y) / (1 - x)`` cancels where x is near y.
@@ -247,4 +268,308 @@ def _least(x: Tensor, bound: Operand) -> Tensor:
     return torch.minimum(x, bound) if isinstance(bound, Tensor) else x.clamp(max=bound)
 
 
-BASES: Sequence[type[Base]] = (BCE, BCEWithLogits, MSE, Huber)
+@dataclass(frozen=True)
+class EpsilonInsensitive(Base):
+    """Absolute error beyond a tube: ``max(|x - y| - epsilon, 0)``.
+
+    The derivative is 0 inside the tube and at its edge.
+
+    Args:
+        epsilon: the half width of the tube: a number of 0 or more, a 0-dim tensor, or a tensor that broadcasts to the input's
+            shape.
+
+    Raises:
+        ValueError: for a number below 0.
+
+    Equivalent to:
+        ``((x - y).abs() - epsilon).clamp(min=0)``
+
+    Source:
+        The loss of support vector regression; `sklearn.svm.LinearSVR`.
+
+    Examples:
+        >>> from triton_thresh import threshold_loss
+        >>> x, y = torch.tensor([0.25, 3.0]), torch.zeros(2)
+        >>> threshold_loss(x, y, base=EpsilonInsensitive(0.5), reduction="none")
+        tensor([0.0000, 2.5000])
+    """
+
+    kind = "values"
+    example = (0.25,)
+
+    epsilon: Operand = 0.1
+
+    def __post_init__(self) -> None:
+        check_range("EpsilonInsensitive", "epsilon", self.epsilon, 0)
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        d = x - y
+        size = d * _sign(d)
+        return torch.where(size <= self.epsilon, 0, size - self.epsilon)
+
+    def slope(self, x: Tensor, y: Tensor) -> Tensor:
+        d = x - y
+        return torch.where(d.abs() <= self.epsilon, 0, _sign(d))
+
+
+@dataclass(frozen=True)
+class Quantile(Base):
+    """The pinball loss, least at the q-quantile: ``max(q (y - x), (q - 1) (y - x))``.
+
+    The derivative is -q below the target, 1 - q above it, and 0 at it.
+
+    Args:
+        q: the quantile to predict: a number from 0 to 1, a 0-dim tensor, or a tensor that broadcasts to the input's shape.
+
+    Raises:
+        ValueError: for a number outside [0, 1].
+
+    Equivalent to:
+        ``torch.maximum(q * (y - x), (q - 1) * (y - x))``
+
+    Source:
+        `sklearn.metrics.mean_pinball_loss`.
+
+    Examples:
+        >>> from triton_thresh import threshold_loss
+        >>> x, y = torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0])
+        >>> threshold_loss(x, y, base=Quantile(0.75), reduction="none")
+        tensor([0.7500, 0.2500])
+    """
+
+    kind = "values"
+    example = (0.75,)
+
+    q: Operand = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("Quantile", "q", self.q, 0, 1)
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return -self.slope(x, y) * (y - x)
+
+    def slope(self, x: Tensor, y: Tensor) -> Tensor:
+        side = _sign(x - y)
+        return torch.where(side < 0, self.q * side, (1 - self.q) * side)
+
+
+@dataclass(frozen=True)
+class Hinge(Base):
+    """The hinge loss of scores, for targets 0 and 1: ``max(margin - s x, 0)`` with ``s = 2 y - 1``.
+
+    The derivative is -s where ``s x <= margin``, else 0.
+
+    Args:
+        margin: how far on the right side a score costs nothing: a number, a 0-dim tensor, or a tensor that broadcasts to the
+            input's shape.
+
+    Equivalent to:
+        ``(margin - (2 * y - 1) * x).clamp(min=0)``
+
+    Source:
+        Support vector machines; `sklearn.metrics.hinge_loss`, whose targets are -1 and 1.
+
+    Examples:
+        >>> from triton_thresh import threshold_loss
+        >>> x, y = torch.tensor([0.25, 3.0]), torch.tensor([1.0, 0.0])
+        >>> threshold_loss(x, y, base=Hinge(), reduction="none")
+        tensor([0.7500, 4.0000])
+    """
+
+    kind = "scores"
+    example = (1.0,)
+
+    margin: Operand = 1.0
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        reached = (2 * y - 1) * x
+        return torch.where(reached > self.margin, 0, self.margin - reached)
+
+    def slope(self, x: Tensor, y: Tensor) -> Tensor:
+        s = 2 * y - 1
+        return torch.where(s * x > self.margin, 0, -s)
+
+
+@dataclass(frozen=True)
+class Focal(Base):
+    """Focal loss of logits: ``a_t (1 - p_t)**gamma BCE(x, y)``, which easy examples hardly enter.
+
+    ``p_t = p y + (1 - p) (1 - y)`` is the probability of the target, ``p = sigmoid(x)``; ``a_t = alpha y + (1 - alpha) (1 - y)``.
+    Targets may be soft; one outside [0, 1] gives NaN.
+
+    Args:
+        alpha: the weight of positives, against 1 - alpha of negatives: a number from 0 to 1, a tensor that broadcasts to the
+            input's shape, or None or -1 for a_t = 1.
+        gamma: how much easy examples lose, 0 or more: a number or a tensor. The numbers 0, 1, 2, 3 and 4 are compiled as
+            products.
+
+    Raises:
+        ValueError: for an alpha outside [0, 1] other than -1, and for a gamma below 0.
+
+    Equivalent to:
+        ``torchvision.ops.sigmoid_focal_loss(x, y, alpha, gamma)``
+
+    Source:
+        Lin et al. 2017, "Focal Loss for Dense Object Detection" (arXiv:1708.02002).
+
+    Examples:
+        >>> from triton_thresh import threshold_loss
+        >>> x, y = torch.tensor([0.0, 4.0]), torch.tensor([1.0, 1.0])
+        >>> threshold_loss(x, y, base=Focal(alpha=None), reduction="none")
+        tensor([1.7329e-01, 5.8724e-06])
+    """
+
+    kind = "logits"
+    unit_targets = True
+    optional_fields = ("alpha",)
+    exponents = ("gamma",)
+    example = (0.75, 2.0)
+
+    alpha: Operand | None = 0.25
+    gamma: Operand = 2.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.alpha, Tensor) and self.alpha == -1:
+            object.__setattr__(self, "alpha", None)
+        if self.alpha is not None:
+            check_range("Focal", "alpha", self.alpha, 0, 1, "; None or -1 for none")
+        check_range("Focal", "gamma", self.gamma, 0)
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        p, rest = x.sigmoid(), (-x).sigmoid()
+        miss = y * rest + (1 - y) * p
+        cross = _mixed(y, -F.logsigmoid(x), -F.logsigmoid(-x))
+        loss = times(cross, power(miss, self.gamma)) * torch.where(_is_probability(y), 1.0, torch.nan)
+        return loss if self.alpha is None else loss * (self.alpha * y + (1 - self.alpha) * (1 - y))
+
+
+@dataclass(frozen=True)
+class Asymmetric(Base):
+    """Asymmetric loss of logits for many labels: easy negatives lose more than easy positives, the easiest lose all.
+
+    ``-(1 - p_t)**g (y log max(p, eps) + (1 - y) log max(q, eps))`` with ``p = sigmoid(x)``, ``q = min(1 - p + clip, 1)``,
+    ``p_t = p y + q (1 - y)`` and ``g = gamma_pos y + gamma_neg (1 - y)``. Targets may be soft; one outside [0, 1] gives NaN.
+
+    Args:
+        gamma_neg: the exponent of negatives, 0 or more: a number, a 0-dim tensor, or a tensor that broadcasts to the input's
+            shape. The numbers 0, 1, 2, 3 and 4 are compiled as products.
+        gamma_pos: that of positives; likewise.
+        clip: negatives predicted below it cost nothing; None is 0.
+        eps: the least argument of the logarithms.
+        detach_focal: the factor ``(1 - p_t)**g`` has no gradient.
+
+    Raises:
+        ValueError: for a number below 0.
+
+    Equivalent to:
+        ``AsymmetricLossOptimized(gamma_neg, gamma_pos, clip, eps, detach_focal)(x, y)`` of the source, summed
+
+    Source:
+        Ridnik et al. 2021, "Asymmetric Loss For Multi-Label Classification" (arXiv:2009.14119).
+
+    Examples:
+        >>> from triton_thresh import threshold_loss
+        >>> x, y = torch.tensor([0.0, 0.0, -4.0]), torch.tensor([1.0, 0.0, 0.0])
+        >>> threshold_loss(x, y, base=Asymmetric(), reduction="none")
+        tensor([0.3466, 0.0245, 0.0000])
+    """
+
+    kind = "logits"
+    unit_targets = True
+    static_fields = ("detach_focal",)
+    exponents = ("gamma_neg", "gamma_pos")
+    example = (4.0, 1.0, 0.0625)
+
+    gamma_neg: Operand = 4.0
+    gamma_pos: Operand = 1.0
+    clip: Operand | None = 0.05
+    eps: Operand = 1e-8
+    detach_focal: bool = False
+
+    def __post_init__(self) -> None:
+        if self.clip is None:
+            object.__setattr__(self, "clip", 0.0)
+        for name in ("gamma_neg", "gamma_pos", "clip", "eps"):
+            check_range("Asymmetric", name, getattr(self, name), 0)
+        if not isinstance(self.detach_focal, bool):
+            raise TypeError(f"Asymmetric: detach_focal must be a bool, got {self.detach_focal!r}")
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        assert self.clip is not None
+        p, rest = x.sigmoid(), (-x).sigmoid()
+        miss = (p - self.clip).clamp(min=0)  # 1 - q
+        hit = (rest + self.clip).clamp(max=1)
+        low = torch.log(self.eps) if isinstance(self.eps, Tensor) else math.log(self.eps) if self.eps else -math.inf
+        log_p = torch.where(p >= self.eps, F.logsigmoid(x), low)
+        known = (hit >= self.eps) & (hit > 0)
+        near, far = torch.where(miss < 0.5, miss, 0), torch.where(known, hit, 1)
+        log_q = torch.where(known, torch.where(miss < 0.5, torch.log1p(-near), far.log()), low)
+        factor = power(y * rest + (1 - y) * miss, self._exponent(y))
+        if self.detach_focal:
+            factor = factor.detach()
+        return -times(_mixed(y, log_p, log_q), factor) * torch.where(_is_probability(y), 1.0, torch.nan)
+
+    def _exponent(self, y: Tensor) -> Operand:
+        positive, negative = self.gamma_pos, self.gamma_neg
+        if not isinstance(positive, Tensor) and not isinstance(negative, Tensor) and positive == negative:
+            return positive
+        return positive * y + negative * (1 - y)
+
+
+def _sign(x: Tensor) -> Tensor:
+    """The sign, off the tape; NaN of NaN."""
+    x = x.detach()
+    return torch.where(x > 0, 1, torch.where(x < 0, -1, x))
+
+
+def power(base: Tensor, exponent: Operand) -> Tensor:
+    """base ** exponent for 0 <= base and an exponent of 0 or more; at 0 its slope is 0.
+
+    A slope ``exponent * base ** (exponent - 1)`` of float32 overflows for small bases, and its own slope does sooner.
+    """
+    if not isinstance(exponent, Tensor) and exponent in CONSTANT_EXPONENTS:
+        product = torch.ones_like(base)
+        for _ in range(int(exponent)):
+            product = product * base
+        return product
+    wide = base.double()
+    live = wide > 1e-150
+    at_zero = exponent == 0 if isinstance(exponent, Tensor) else float(exponent == 0)
+    return torch.where(live, torch.where(live, wide, 1) ** exponent, at_zero).to(base.dtype) + 0 * base.detach()
+
+
+def times(loss: Tensor, factor: Tensor) -> Tensor:
+    """loss * factor. An infinite loss does not meet the factor's slope, which is 0 there."""
+    return loss * factor.detach() + loss.nan_to_num(0.0, 0.0, 0.0) * (factor - factor.detach())
+
+
+def _mixed(y: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """y * positive + (1 - y) * negative. What has no share may be infinite."""
+    return torch.where(y == 0, 0, y * positive) + torch.where(y == 1, 0, (1 - y) * negative)
+
+
+def check_range(
+    name: str, field: str, value: Operand | None, least: float, most: float = math.inf, hint: str = ""
+) -> None:
+    """A number from `least` to `most`; tensors are not looked at."""
+    if isinstance(value, Tensor):
+        return
+    number = as_float(name, field, check_number(name, field, value))
+    if not least <= number <= most or number == math.inf:
+        accepted = (
+            f"a finite number of {least:g} or more" if most == math.inf else f"a number from {least:g} to {most:g}"
+        )
+        raise ValueError(f"{name}: {field} must be {accepted}{hint}, got {value!r}")
+
+
+BASES: Sequence[type[Base]] = (
+    BCE,
+    BCEWithLogits,
+    MSE,
+    Focal,
+    Asymmetric,
+    Huber,
+    EpsilonInsensitive,
+    Quantile,
+    Hinge,
+)

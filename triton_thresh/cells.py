@@ -7,25 +7,31 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from .bases import BASES, Base
+from .bases import BASES, Base, times
 from .checks import Operand, compute_dtype, round_to
 from .launch import Packed, pack_all
 from .rules import RULES, Element, Rule, Unweighted
+from .tuning import Kind
 
 _KINDS: Mapping[str, type[Any]] = MappingProxyType({kind.__name__: kind for kind in (*BASES, *RULES, Unweighted)})
+
+# The options that a loss may have, in the order of their operands; the last of them select, and are compared as they are.
+OPTIONS = ("weight", "label_smoothing", "least_positive", "divisor", "mask", "kept", "ignore_index")
+SELECTING = ("mask", "kept", "ignore_index")
+OPERAND, MISSING = -1, -2
 
 # ------------------------------------------------------------------------------------------------------ what is computed
 
 
 @dataclass(frozen=True, eq=False)
 class Spec:
-    """Which loss is computed; made by `_spec`, once each. Operands travel beside it: the base's, the rule's, then the weight."""
+    """Which loss is computed; made by `_spec`, once each. Operands travel beside it: the base's, the rule's, the options'."""
 
     base: type[Base]
     base_fields: tuple[str, ...]
@@ -33,6 +39,8 @@ class Spec:
     rule: type[Rule]
     rule_fields: tuple[str, ...]
     rule_static: tuple[tuple[str, Any], ...]
+    options: tuple[str, ...]  # some of OPTIONS
+    stats: bool
     reduction: str
     result: torch.dtype
 
@@ -46,6 +54,11 @@ class Spec:
         """The name in the tables of block sizes. A reduction never searches, so it has another than what is not reduced."""
         return self.cell + (".none" if self.reduction == "none" else "")
 
+    @functools.cached_property
+    def kind(self) -> Kind:
+        """What block sizes go by."""
+        return "power loss" if self.base.exponents or self.rule.exponents else "loss"
+
     @property
     def text(self) -> str:
         """The same for the schema of an op, less the result's dtype; made of what Dynamo can trace."""
@@ -53,19 +66,31 @@ class Spec:
             ",".join([f"{name}={value!r}" for name, value in pairs]) for pairs in (self.base_static, self.rule_static)
         ]
         base = f"{self.base.__name__}/{','.join(self.base_fields)}/{statics[0]}"
-        return f"{base}/{self.rule.__name__}/{','.join(self.rule_fields)}/{statics[1]}/{self.reduction}"
+        rule = f"{self.rule.__name__}/{','.join(self.rule_fields)}/{statics[1]}"
+        return f"{base}/{rule}/{','.join(self.options)}/{'stats' if self.stats else ''}/{self.reduction}"
 
-    def parts(self, operands: Sequence[Operand]) -> tuple[Base, Rule, Operand | None]:
-        """The base, the rule and the weight, made of these operands."""
+    def parts(self, operands: Sequence[Operand]) -> tuple[Base, Rule, dict[str, Operand]]:
+        """The base, the rule and the options, made of these operands."""
         first, second = len(self.base_fields), len(self.base_fields) + len(self.rule_fields)
         base = self.base(**dict(zip(self.base_fields, operands)), **dict(self.base_static))
         rule = self.rule(**dict(zip(self.rule_fields, operands[first:second])), **dict(self.rule_static))
-        return base, rule, operands[second] if len(operands) > second else None
+        return base, rule, dict(zip(self.options, operands[second:]))
 
     @functools.cached_property
     def static(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """The constants that the device functions of base and rule are compiled for."""
-        return tuple(v for _, v in self.base_static), (self.base.kind, *(v for _, v in self.rule_static))
+        """The constants for which the device functions of base and rule are compiled.
+
+        OPERAND stands for an operand, MISSING for None.
+        """
+        base, rule = (
+            tuple(_constant(dict(pairs).get(name, OPERAND)) for name in kind.maybe_static())
+            for kind, pairs in ((self.base, self.base_static), (self.rule, self.rule_static))
+        )
+        return base, (self.base.kind, *rule)
+
+
+def _constant(value: Any) -> Any:
+    return MISSING if value is None else value
 
 
 @functools.cache
@@ -75,22 +100,23 @@ def _spec(*fields: Any) -> Spec:
 
 @functools.cache
 def from_text(text: str, result: torch.dtype) -> Spec:
-    base, base_fields, base_static, rule, rule_fields, rule_static, reduction = text.split("/")
-    names = [tuple(part.split(",")) if part else () for part in (base_fields, rule_fields)]
+    base, base_fields, base_static, rule, rule_fields, rule_static, options, stats, reduction = text.split("/")
+    names = [tuple(part.split(",")) if part else () for part in (base_fields, rule_fields, options)]
     pairs = [[pair.partition("=") for pair in part.split(",") if pair] for part in (base_static, rule_static)]
     statics = [tuple((name, ast.literal_eval(value)) for name, _, value in part) for part in pairs]
-    fields: Any = _KINDS[base], names[0], statics[0], _KINDS[rule], names[1], statics[1], reduction, result
-    return _spec(*fields)
+    parts: Any = _KINDS[base], names[0], statics[0], _KINDS[rule], names[1], statics[1]
+    return _spec(*parts, names[2], stats == "stats", reduction, result)
 
 
 def specify(
-    base: Base, rule: Rule, weight: Operand | None, reduction: str, result: torch.dtype
+    base: Base, rule: Rule, options: Mapping[str, Operand], stats: bool, reduction: str, result: torch.dtype
 ) -> tuple[Spec, tuple[Operand, ...]]:
     rule = rule.on(base)
     bases, rules = base.operands(), rule.operands()
     make: Any = Spec if is_dynamo_compiling() else _spec  # Dynamo looks through a cache, and warns
-    spec = make(type(base), tuple(bases), base.static(), type(rule), tuple(rules), rule.static(), reduction, result)
-    return spec, (*bases.values(), *rules.values(), *(() if weight is None else (weight,)))
+    parts: Any = type(base), tuple(bases), base.static(), type(rule), tuple(rules), rule.static()
+    spec = make(*parts, tuple(options), stats, reduction, result)
+    return spec, (*bases.values(), *rules.values(), *options.values())
 
 
 class Numbers(tuple[float, ...]):
@@ -106,47 +132,161 @@ def specify_numbers(
     base: Base, rule: Rule, reduction: str, dtype: torch.dtype, result: torch.dtype
 ) -> tuple[Spec, Numbers]:
     """Most calls have the same settings each time: this takes 7 of their 16 µs."""
-    spec, operands = specify(base, rule, None, reduction, result)
+    spec, operands = specify(base, rule, {}, False, reduction, result)
     compute = compute_dtype(dtype)
     return spec, Numbers([round_to(float(value), compute) for value in operands])
+
+
+# --------------------------------------------------------------------------------------------------------------- counts
+
+
+class LossStats(NamedTuple):
+    """How a loss's predictions fared, as 0-dim int64 tensors on the device: no number is read by the host.
+
+    Attributes:
+        valid: elements that count: all of them, without a mask and an `ignore_index`.
+        positive: those whose target is positive: above 0.5, or the rule's `target_threshold`; for a base of values, from the
+            rule's `threshold` on.
+        above: those whose prediction is at least the rule's `threshold`, or 0.5.
+        above_positive: those that are both.
+
+    Examples:
+        >>> from triton_thresh import threshold_loss
+        >>> x, y = torch.tensor([2.0, -1.0, 3.0]), torch.tensor([1.0, 1.0, 0.0])
+        >>> loss, stats = threshold_loss(x, y, return_stats=True)
+        >>> stats.precision, stats.recall
+        (tensor(0.5000), tensor(0.5000))
+    """
+
+    valid: Tensor
+    positive: Tensor
+    above: Tensor
+    above_positive: Tensor
+
+    @property
+    def precision(self) -> Tensor:
+        """The share of predicted positives that are positive."""
+        return self.above_positive / self.above
+
+    @property
+    def recall(self) -> Tensor:
+        """The share of positives that are predicted positive."""
+        return self.above_positive / self.positive
+
+    @property
+    def f1(self) -> Tensor:
+        """The harmonic mean of precision and recall."""
+        return 2 * self.above_positive / (self.above + self.positive)
+
+    @property
+    def accuracy(self) -> Tensor:
+        """The share of valid elements that are predicted right."""
+        wrong = self.above + self.positive - 2 * self.above_positive
+        return (self.valid - wrong) / self.valid
 
 
 # -------------------------------------------------------------------------------------------------------------- formula
 
 
+def valid_of(options: Mapping[str, Operand], y: Tensor) -> Tensor | None:
+    """Where an element counts: the mask, and no target to ignore; None for everywhere. `y` is the target as given."""
+    valid = options.get("mask")
+    if "ignore_index" in options:
+        ignored = options["ignore_index"]
+        if isinstance(ignored, float) and ignored == ignored and not y.is_floating_point():
+            ignored = int(ignored)  # which torch compares without rounding y
+        differs = y == y if ignored != ignored else y != ignored
+        valid = differs if valid is None else differs & valid
+    assert valid is None or isinstance(valid, Tensor)
+    return valid
+
+
+def smoothed(options: Mapping[str, Operand], base: Base, y: Tensor) -> Tensor:
+    """y (1 - e) + e / 2 for a label smoothing of e; NaN for a target outside [0, 1] where the base takes none."""
+    share = options.get("label_smoothing")
+    if share is None:
+        return y
+    smooth = y * (1 - share) + 0.5 * share
+    return torch.where((y >= 0) & (y <= 1), smooth, torch.nan) if base.unit_targets else smooth
+
+
+def chosen_of(options: Mapping[str, Operand], valid: Tensor | None) -> Tensor | None:
+    """Where an element has a loss: where it counts and a rule kept it."""
+    kept = options.get("kept")
+    if kept is None:
+        return valid
+    assert isinstance(kept, Tensor)
+    return kept if valid is None else kept & valid
+
+
 def element_loss(spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand], *, fast: bool = False) -> Tensor:
     """The weighted element loss in the compute type, in plain torch: differentiable."""
     dtype = compute_dtype(x.dtype)
+    base, rule, options = wide_parts(spec, operands, dtype)
+    chosen = chosen_of(options, valid_of(options, y))
     x, y = (tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in (x, y))
-    base, rule, weight = spec.parts([wide(value, dtype) for value in operands])
+    weight = options.get("weight")
+    if chosen is not None and not fast:  # what is left out may hold NaN, which would meet a gradient of 0
+        x, y = torch.where(chosen, x, 0.5), torch.where(chosen, y, 0.5)
+        weight = None if weight is None else torch.where(chosen, weight, 0)
+    y = smoothed(options, base, y)
     loss = base.value(x, y) if fast else base.loss(x, y)
     factor = rule.weight(Element(base, x, y, loss, fast))
     if factor is not None:
-        loss = _product(loss, factor) if rule.slopes and not fast else loss * factor
-    return loss if weight is None else loss * weight
+        loss = times(loss, factor) if rule.slopes and not fast else loss * factor
+    if weight is not None:
+        loss = loss * weight
+    return loss if chosen is None else torch.where(chosen, loss, 0)
+
+
+def wide_parts(spec: Spec, operands: Sequence[Operand], dtype: torch.dtype) -> tuple[Base, Rule, dict[str, Operand]]:
+    """The parts, their operands in the compute type but for those that select."""
+    count = len(operands) - sum(name in SELECTING for name in spec.options)
+    return spec.parts([wide(value, dtype) if i < count else value for i, value in enumerate(operands)])
 
 
 def wide(value: Operand, dtype: torch.dtype) -> Operand:
     return value.to(dtype) if isinstance(value, Tensor) and value.dtype != dtype else value
 
 
-def _product(loss: Tensor, factor: Tensor) -> Tensor:
-    """loss * factor. An infinite loss does not meet the factor's slope, which is 0 there."""
-    return loss * factor.detach() + loss.nan_to_num(0.0, 0.0, 0.0) * (factor - factor.detach())
+def divisor_of(spec: Spec, operands: Sequence[Operand], x: Tensor) -> Operand:
+    """What a loss is divided by."""
+    if spec.reduction != "mean":
+        return 1.0
+    return wide(spec.parts(operands)[2].get("divisor", x.numel()), compute_dtype(x.dtype))
 
 
 def formula(spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand]) -> Tensor:
     """The loss in plain torch, differentiable in x and y, reduced and rounded once to the result's dtype."""
     loss = element_loss(spec, x, y, operands)
-    if spec.reduction == "mean":
+    if spec.reduction == "mean" and "divisor" not in spec.options:
         loss = loss.mean()
-    elif spec.reduction == "sum":
-        loss = loss.sum()
+    elif spec.reduction != "none":
+        loss = loss.sum() / divisor_of(spec, operands, x)
     return loss.to(spec.result)
 
 
 def differentiable_gradient(spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand], g: Tensor) -> Tensor:
     """d loss / dx times the upstream gradient: differentiable in x and in the gradient, and under any transform."""
     slope: Tensor = torch.func.grad(lambda x: element_loss(spec, x, y, operands).sum())(x)
-    g = g.to(compute_dtype(x.dtype))
-    return (slope * (g / x.numel() if spec.reduction == "mean" else g)).to(x.dtype)
+    gradient = slope * (g.to(compute_dtype(x.dtype)) / divisor_of(spec, operands, x))
+    _, _, options = spec.parts(operands)
+    chosen = chosen_of(options, valid_of(options, y))
+    if chosen is not None:  # g / 0 is infinite where nothing is valid
+        gradient = torch.where(chosen, gradient, 0)
+    return gradient.to(x.dtype)
+
+
+def count_stats(spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand]) -> Tensor:
+    """The int64 counts of `LossStats`, in plain torch."""
+    dtype = compute_dtype(x.dtype)
+    base, rule, options = wide_parts(spec, operands, dtype)
+    valid = valid_of(options, y)
+    x, y = x.detach().to(dtype), smoothed(options, base, y.detach().to(dtype))
+    least = next(iter(rule.operands().values())) if rule.decides else options["least_positive"]
+    above = x >= least
+    positive = y >= least if base.kind == "values" else y > getattr(rule, "target_threshold", 0.5)
+    if valid is None:
+        valid = torch.ones_like(above)
+    valid = valid.expand(x.shape)
+    return torch.stack([part.sum() for part in (valid, valid & positive, valid & above, valid & above & positive)])

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
-from .cells import Spec, element_loss, wide
+from .cells import Spec, chosen_of, divisor_of, element_loss, smoothed, valid_of, wide_parts
 from .checks import Operand, compute_dtype, round_to
 from .rules import Element, select
 
@@ -70,22 +70,27 @@ def loss_and_slope(
     if not want_slope:
         return element_loss(spec, x, y, operands, fast=True), None
     dtype = compute_dtype(x.dtype)
-    x, y = x.to(dtype), y.to(dtype)
-    base, rule, weight = spec.parts([wide(value, dtype) for value in operands])
+    base, rule, options = wide_parts(spec, operands, dtype)
+    chosen, target = chosen_of(options, valid_of(options, y)), y
+    x, y = x.to(dtype), smoothed(options, base, y.to(dtype))
     slope = base.slope(x, y)
+    if slope is None:
+        return _differentiated(spec, x, target, operands)
     loss = base.value(x, y) if want_loss or rule.reads_loss or rule.slopes else x
     element = Element(base, x, y, loss, fast=True)
     steep = rule.weight_slope(element) if rule.slopes else None
-    if slope is None or (rule.slopes and steep is None):
-        return _differentiated(spec, x, y, operands)
+    if rule.slopes and steep is None:
+        return _differentiated(spec, x, target, operands)
     factor = rule.weight(element)
     if factor is not None:
         slope = slope * factor
         if steep is not None:
             slope = slope + loss.nan_to_num(0.0, 0.0, 0.0) * steep
         loss = loss * factor
-    if weight is not None:
-        loss, slope = loss * weight, slope * weight
+    if "weight" in options:
+        loss, slope = loss * options["weight"], slope * options["weight"]
+    if chosen is not None:
+        loss, slope = torch.where(chosen, loss, 0), torch.where(chosen, slope, 0)
     return loss if want_loss else None, slope
 
 
@@ -107,14 +112,7 @@ def loss_forward(
         for x, y, part, *values in _parts([input, target, out, *operands], input):
             part.copy_(element_loss(spec, x, y, values, fast=True))
         return out, None
-    scale = 1 / input.numel() if spec.reduction == "mean" else 1.0
-    if input.numel() <= SLICE:
-        value, slope = loss_and_slope(spec, input, target, operands, want_slope=want_gradient)
-        assert value is not None
-        total = value.mean() if spec.reduction == "mean" else value.sum()
-        if slope is not None:
-            slope = torch.mul(slope, scale, out=torch.empty_like(input))
-        return total.to(spec.result), slope
+    divisor = divisor_of(spec, operands, input)
     gradient = torch.empty_like(input) if want_gradient else input
     total = torch.zeros((), dtype=compute_dtype(input.dtype), device=input.device)
     for x, y, part, *values in _parts([input, target, gradient, *operands], input):
@@ -122,20 +120,30 @@ def loss_forward(
         assert value is not None
         total += value.sum()
         if slope is not None:
-            torch.mul(slope, scale, out=part)
-    if spec.reduction == "mean":
-        total /= input.numel()
-    return total.to(spec.result), gradient if want_gradient else None
+            _scaled(spec, slope, 1 / divisor, y, values, part)
+    return (total / divisor).to(spec.result), gradient if want_gradient else None
+
+
+def _scaled(spec: Spec, slope: Tensor, factor: Operand, y: Tensor, operands: Sequence[Operand], out: Tensor) -> None:
+    """slope * factor; a factor that is infinite, since nothing is valid, does not meet a slope of 0."""
+    if isinstance(factor, Tensor) and "divisor" in spec.options:
+        options = spec.parts(operands)[2]
+        chosen = chosen_of(options, valid_of(options, y))
+        if chosen is not None:
+            slope = slope * factor
+            out.copy_(torch.where(chosen, slope, 0))
+            return
+    torch.mul(slope, factor, out=out)
 
 
 def loss_backward(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[Operand], gradient: Tensor) -> Tensor:
     """d loss / dx times the upstream gradient, recomputed from the inputs."""
     dx = torch.empty_like(input)
-    scale = 1 / input.numel() if spec.reduction == "mean" else 1.0
+    scale = 1 / divisor_of(spec, operands, input)
     for x, y, g, part, *values in _parts([input, target, gradient, dx, *operands], input):
         _, slope = loss_and_slope(spec, x, y, values, want_loss=False)
         assert slope is not None
-        torch.mul(slope, g.to(slope.dtype) * scale, out=part)
+        _scaled(spec, slope, g.to(slope.dtype) * scale, y, values, part)
     return dx
 
 

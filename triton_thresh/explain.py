@@ -111,12 +111,16 @@ def _planned(op: Any, arguments: dict[str, Any]) -> Plan:
 
 
 def _planned_loss(op: Loss, arguments: dict[str, Any]) -> Plan:
-    options = {name: arguments[name] for name in ("weight", "pos_weight", "reduction") if name in arguments}
-    if op.rule is None:
-        base, rule = arguments["base"], arguments["rule"]
-    else:
-        names = inspect.signature(op.rule).parameters
-        base, rule = op.base.snake_name(), op.rule(**{name: arguments[name] for name in names})
+    names = ("weight", "pos_weight", "mask", "ignore_index", "divisor", "label_smoothing", "reduction", "return_stats")
+    options = {name: arguments[name] for name in names if name in arguments}
+    base: Any = arguments.get("base")
+    rule = arguments.get("rule")
+    if op.rule is not None:
+        base, rule = (
+            kind(**{name: arguments[name] for name in inspect.signature(kind).parameters if name in arguments})
+            for kind in (op.base, op.rule)
+        )
+        options.pop("pos_weight", None)  # which the base has
     return losses.plan(op.name, arguments["input"], arguments["target"], base, rule, **options)
 
 

@@ -13,12 +13,14 @@ import torch.fx
 from torch import Tensor
 
 from . import gates, gradients, losses, reference
-from .bases import Base, BaseName
+from .bases import Asymmetric, Base, BaseName, Focal
+from .cells import LossStats
 from .checks import Operand, Reduction
 from .registry import GATES, Gate, Op
 from .rules import ByLoss, ByPrediction, ByProximity, Rule
 
 __all__ = [
+    "asymmetric_loss",
     "binary_threshold",
     "exceedance_mse_loss",
     "firm",
@@ -27,6 +29,7 @@ __all__ = [
     "jumprelu",
     "jumprelu_l0",
     "proximity_mse_loss",
+    "sigmoid_focal_loss",
     "softshrink",
     "step",
     "threshold",
@@ -374,7 +377,12 @@ def threshold_bce_loss(
     weight_below: Operand = 0.1,
     *,
     weight: Operand | None = None,
+    mask: Tensor | None = None,
+    ignore_index: float | None = None,
+    label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
+    divisor: Operand | None = None,
+    return_stats: bool = False,
 ) -> Tensor:
     """Binary cross entropy on probabilities, weighed by ``weight_above where p >= threshold else weight_below``.
 
@@ -388,7 +396,12 @@ def threshold_bce_loss(
         weight_above: the weight from the threshold on.
         weight_below: the weight of all others.
         weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
+        mask: as in `threshold_loss`, and likewise all that follow.
+        ignore_index: targets that do not count.
+        label_smoothing: how far targets move to 1/2.
         reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+        divisor: what the mean divides by.
+        return_stats: also return a `LossStats`.
 
     Shape:
         0-dim, or the input's for reduction "none". The dtype is the input's, float32 under autocast.
@@ -409,7 +422,7 @@ def threshold_bce_loss(
         >>> threshold_bce_loss(p, torch.tensor([1.0, 0.0]))
         tensor(0.0638, grad_fn=<LossBackward>)
     """
-    return losses.run(
+    return losses.run(  # type: ignore[no-any-return]
         "threshold_bce_loss",
         input,
         target,
@@ -429,7 +442,12 @@ def threshold_bce_with_logits_loss(
     *,
     weight: Operand | None = None,
     pos_weight: Operand | None = None,
+    mask: Tensor | None = None,
+    ignore_index: float | None = None,
+    label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
+    divisor: Operand | None = None,
+    return_stats: bool = False,
 ) -> Tensor:
     """Binary cross entropy on logits, weighed by ``weight_above where sigmoid(x) >= threshold else weight_below``.
 
@@ -444,7 +462,12 @@ def threshold_bce_with_logits_loss(
         weight_below: the weight of all others.
         pos_weight: the factor of positive targets, as in torch.
         weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
+        mask: as in `threshold_loss`, and likewise all that follow.
+        ignore_index: targets that do not count.
+        label_smoothing: how far targets move to 1/2.
         reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+        divisor: what the mean divides by.
+        return_stats: also return a `LossStats`.
 
     Shape:
         0-dim, or the input's for reduction "none". The dtype is the input's, float32 under autocast.
@@ -467,7 +490,7 @@ def threshold_bce_with_logits_loss(
         tensor(0.0791, grad_fn=<LossBackward>)
     """
     rule = ByPrediction(threshold, weight_above, weight_below)
-    return losses.run(
+    return losses.run(  # type: ignore[no-any-return]
         "threshold_bce_with_logits_loss",
         input,
         target,
@@ -475,7 +498,12 @@ def threshold_bce_with_logits_loss(
         rule,
         weight=weight,
         pos_weight=pos_weight,
+        mask=mask,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
         reduction=reduction,
+        divisor=divisor,
+        return_stats=return_stats,
     )
 
 
@@ -487,7 +515,12 @@ def threshold_mse_loss(
     weight_below: Operand = 0.1,
     *,
     weight: Operand | None = None,
+    mask: Tensor | None = None,
+    ignore_index: float | None = None,
+    label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
+    divisor: Operand | None = None,
+    return_stats: bool = False,
 ) -> Tensor:
     """Squared error, weighed by ``weight_above where x >= threshold else weight_below``.
 
@@ -500,7 +533,12 @@ def threshold_mse_loss(
         weight_above: the weight from the threshold on.
         weight_below: the weight of all others.
         weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
+        mask: as in `threshold_loss`, and likewise all that follow.
+        ignore_index: targets that do not count.
+        label_smoothing: not for values.
         reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+        divisor: what the mean divides by.
+        return_stats: also return a `LossStats`.
 
     Shape:
         0-dim, or the input's for reduction "none". The dtype is the input's, float32 under autocast.
@@ -521,7 +559,20 @@ def threshold_mse_loss(
         tensor(2.0500)
     """
     rule = ByPrediction(threshold, weight_above, weight_below)
-    return losses.run("threshold_mse_loss", input, target, "mse", rule, weight=weight, reduction=reduction)
+    return losses.run(  # type: ignore[no-any-return]
+        "threshold_mse_loss",
+        input,
+        target,
+        "mse",
+        rule,
+        weight=weight,
+        mask=mask,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        divisor=divisor,
+        return_stats=return_stats,
+    )
 
 
 def proximity_mse_loss(
@@ -532,7 +583,12 @@ def proximity_mse_loss(
     penalty_factor: Operand = 1.5,
     *,
     weight: Operand | None = None,
+    mask: Tensor | None = None,
+    ignore_index: float | None = None,
+    label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
+    divisor: Operand | None = None,
+    return_stats: bool = False,
 ) -> Tensor:
     """Squared error that weighs more near a threshold: ``(x - y)**2 * (1 + p)``.
 
@@ -546,7 +602,12 @@ def proximity_mse_loss(
         penalty_range: how far its influence reaches.
         penalty_factor: the extra weight at the threshold itself.
         weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
+        mask: as in `threshold_loss`, and likewise all that follow.
+        ignore_index: targets that do not count.
+        label_smoothing: not for values.
         reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+        divisor: what the mean divides by.
+        return_stats: also return a `LossStats`.
 
     Shape:
         0-dim, or the input's for reduction "none". The dtype is the input's, float32 under autocast.
@@ -567,7 +628,20 @@ def proximity_mse_loss(
         tensor(0.8125)
     """
     rule = ByProximity(threshold, penalty_range, penalty_factor)
-    return losses.run("proximity_mse_loss", input, target, "mse", rule, weight=weight, reduction=reduction)
+    return losses.run(  # type: ignore[no-any-return]
+        "proximity_mse_loss",
+        input,
+        target,
+        "mse",
+        rule,
+        weight=weight,
+        mask=mask,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        divisor=divisor,
+        return_stats=return_stats,
+    )
 
 
 def exceedance_mse_loss(
@@ -577,7 +651,12 @@ def exceedance_mse_loss(
     penalty_factor: Operand = 2.0,
     *,
     weight: Operand | None = None,
+    mask: Tensor | None = None,
+    ignore_index: float | None = None,
+    label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
+    divisor: Operand | None = None,
+    return_stats: bool = False,
 ) -> Tensor:
     """Squared error that weighs large errors more: ``l * penalty_factor where l > loss_threshold else l``, l = (x - y)**2.
 
@@ -590,7 +669,12 @@ def exceedance_mse_loss(
             per-element tensors.
         penalty_factor: that factor.
         weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
+        mask: as in `threshold_loss`, and likewise all that follow.
+        ignore_index: targets that do not count.
+        label_smoothing: not for values.
         reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+        divisor: what the mean divides by.
+        return_stats: also return a `LossStats`.
 
     Shape:
         0-dim, or the input's for reduction "none". The dtype is the input's, float32 under autocast.
@@ -611,7 +695,193 @@ def exceedance_mse_loss(
         tensor(4.1250)
     """
     rule = ByLoss(loss_threshold, penalty_factor)
-    return losses.run("exceedance_mse_loss", input, target, "mse", rule, weight=weight, reduction=reduction)
+    return losses.run(  # type: ignore[no-any-return]
+        "exceedance_mse_loss",
+        input,
+        target,
+        "mse",
+        rule,
+        weight=weight,
+        mask=mask,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        divisor=divisor,
+        return_stats=return_stats,
+    )
+
+
+def sigmoid_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    alpha: Operand | None = 0.25,
+    gamma: Operand = 2.0,
+    reduction: Reduction = "none",
+    *,
+    weight: Operand | None = None,
+    mask: Tensor | None = None,
+    ignore_index: float | None = None,
+    divisor: Operand | None = None,
+    label_smoothing: float = 0.0,
+    return_stats: bool = False,
+) -> Tensor:
+    """Focal loss of logits, a drop-in for torchvision's: ``a_t (1 - p_t)**gamma BCE(x, y)``.
+
+    `Focal` says what the terms are.
+
+    Args:
+        input: logits, float16, bfloat16, float32 or float64.
+        target: of the input's shape, in any real dtype; it may be soft.
+        alpha: the weight of positives, from 0 to 1, against 1 - alpha of negatives; None or -1 for none. Settings may be
+            numbers, 0-dim, per-class or per-element tensors.
+        gamma: how much easy examples lose.
+        reduction: "none", "mean" (divides by the number of elements, never by a sum of weights) or "sum".
+        weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
+        mask: as in `threshold_loss`, and likewise all that follow.
+        ignore_index: targets that do not count.
+        divisor: what the mean divides by.
+        label_smoothing: how far targets move to 1/2.
+        return_stats: also return a `LossStats`.
+
+    Shape:
+        The input's, or 0-dim for a reduction. The dtype is the input's, float32 under autocast.
+
+    Raises:
+        TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
+        ValueError: for shapes of input and target that differ, a setting out of range, one that does not broadcast or requires
+            grad, and an unknown reduction.
+
+    Equivalent to:
+        ``torchvision.ops.sigmoid_focal_loss(input, target, alpha, gamma, reduction)``
+
+    Source:
+        Lin et al. 2017, "Focal Loss for Dense Object Detection" (arXiv:1708.02002).
+
+    Examples:
+        >>> sigmoid_focal_loss(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0]), reduction="mean")
+        tensor(0.6403)
+    """
+    return losses.run(  # type: ignore[no-any-return]
+        "sigmoid_focal_loss",
+        input,
+        target,
+        Focal(alpha, gamma),
+        None,
+        weight=weight,
+        mask=mask,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        divisor=divisor,
+        return_stats=return_stats,
+    )
+
+
+def asymmetric_loss(
+    input: Tensor,
+    target: Tensor,
+    gamma_neg: Operand = 4.0,
+    gamma_pos: Operand = 1.0,
+    clip: Operand | None = 0.05,
+    eps: Operand = 1e-8,
+    *,
+    detach_focal: bool = False,
+    reduction: Reduction = "sum",
+    weight: Operand | None = None,
+    mask: Tensor | None = None,
+    ignore_index: float | None = None,
+    divisor: Operand | None = None,
+    label_smoothing: float = 0.0,
+    return_stats: bool = False,
+) -> Tensor:
+    """Asymmetric loss of logits for many labels, a drop-in for the source's: easy negatives hardly enter, the easiest not at all.
+
+    `Asymmetric` has the formula.
+
+    Args:
+        input: logits, float16, bfloat16, float32 or float64.
+        target: of the input's shape, in any real dtype; it may be soft.
+        gamma_neg: the exponent of negatives. Settings may be numbers, 0-dim, per-class or per-element tensors.
+        gamma_pos: that of positives.
+        clip: negatives predicted below it cost nothing; None is 0.
+        eps: the least argument of the logarithms.
+        detach_focal: the factor has no gradient.
+        reduction: "sum", "mean" (divides by the number of elements, never by a sum of weights) or "none".
+        weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
+        mask: as in `threshold_loss`, and likewise all that follow.
+        ignore_index: targets that do not count.
+        divisor: what the mean divides by.
+        label_smoothing: how far targets move to 1/2.
+        return_stats: also return a `LossStats`.
+
+    Shape:
+        0-dim, or the input's for reduction "none". The dtype is the input's, float32 under autocast.
+
+    Raises:
+        TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
+        ValueError: for shapes of input and target that differ, a setting below 0, one that does not broadcast or requires grad,
+            and an unknown reduction.
+
+    Equivalent to:
+        ``AsymmetricLossOptimized(gamma_neg, gamma_pos, clip, eps)(input, target)`` of the source
+
+    Source:
+        Ridnik et al. 2021, "Asymmetric Loss For Multi-Label Classification" (arXiv:2009.14119).
+
+    Examples:
+        >>> asymmetric_loss(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0]))
+        tensor(1.2407)
+    """
+    return losses.run(  # type: ignore[no-any-return]
+        "asymmetric_loss",
+        input,
+        target,
+        Asymmetric(gamma_neg, gamma_pos, clip, eps, detach_focal),
+        None,
+        weight=weight,
+        mask=mask,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        divisor=divisor,
+        return_stats=return_stats,
+    )
+
+
+@overload
+def threshold_loss(
+    input: Tensor,
+    target: Tensor,
+    rule: Rule | None = None,
+    *,
+    base: Base | BaseName = "bce_with_logits",
+    weight: Operand | None = None,
+    pos_weight: Operand | None = None,
+    mask: Tensor | None = None,
+    ignore_index: float | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    divisor: Operand | None = None,
+    return_stats: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def threshold_loss(
+    input: Tensor,
+    target: Tensor,
+    rule: Rule | None = None,
+    *,
+    base: Base | BaseName = "bce_with_logits",
+    weight: Operand | None = None,
+    pos_weight: Operand | None = None,
+    mask: Tensor | None = None,
+    ignore_index: float | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    divisor: Operand | None = None,
+    return_stats: Literal[True],
+) -> tuple[Tensor, LossStats]: ...
 
 
 def threshold_loss(
@@ -622,8 +892,13 @@ def threshold_loss(
     base: Base | BaseName = "bce_with_logits",
     weight: Operand | None = None,
     pos_weight: Operand | None = None,
+    mask: Tensor | None = None,
+    ignore_index: float | None = None,
+    label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-) -> Tensor:
+    divisor: Operand | None = None,
+    return_stats: bool = False,
+) -> Any:
     """Any pair of a base and a rule: the base's element loss times the rule's weight.
 
     The named losses are pairs that many need.
@@ -631,18 +906,27 @@ def threshold_loss(
     Args:
         input: float16, bfloat16, float32 or float64: what the base takes, such as logits or predictions.
         target: of the input's shape, in any real dtype.
-        rule: an instance of `ByPrediction`, `ByOutcome`, `ByProximity` or `ByLoss`; on logits, thresholds are probabilities.
-            None for weight 1.
-        base: an instance of `BCE`, `BCEWithLogits`, `MSE` or `Huber`; or "bce", "bce_with_logits" or "mse".
+        rule: an instance of `ByPrediction`, `ByOutcome`, `ByConfidence`, `ByProximity`, `ByLoss` or `ByRank`; on logits,
+            thresholds are probabilities. None for weight 1.
+        base: an instance of `BCE`, `BCEWithLogits`, `MSE`, `Focal`, `Asymmetric`, `Huber`, `EpsilonInsensitive`, `Quantile` or
+            `Hinge`; or "bce", "bce_with_logits" or "mse".
         pos_weight: the factor of positive targets, for base "bce_with_logits" alone.
         weight: a further factor of each element, a number or a tensor that broadcasts to the input's shape.
+        mask: True for the elements that count: a bool tensor that broadcasts to the input's shape. An element that does not
+            count adds 0 and gets gradient 0, whatever its input, target or weight holds.
+        ignore_index: elements whose target equals this number do not count; NaN means targets that are NaN.
+        label_smoothing: e from 0 to 1, for ``y (1 - e) + e / 2`` in the place of the target y; for labels, not for values.
         reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+        divisor: what the mean divides by: a number above 0 or a 0-dim tensor, such as a count over processes. None is the
+            number of elements that count. If none does, the loss is NaN (0 with a divisor given) and the gradient 0.
+        return_stats: also return a `LossStats`, counted in the same pass.
 
     Shape:
-        0-dim, or the input's for reduction "none". The dtype is the input's, float32 under autocast.
+        0-dim, or the input's for reduction "none". The dtype is the input's, float32 under autocast. With `return_stats` a
+        pair of that and a `LossStats`.
 
     Raises:
-        TypeError: for an input of another dtype, and for settings that are neither number nor tensor.
+        TypeError: for an input of another dtype, settings that are neither number nor tensor, and a mask that is not bool.
         ValueError: for shapes of input and target that differ, a setting that does not broadcast to them or requires grad, and
             an unknown reduction. Input and target get a gradient.
 
@@ -658,7 +942,19 @@ def threshold_loss(
         tensor(6.3738)
     """
     return losses.run(
-        "threshold_loss", input, target, base, rule, weight=weight, pos_weight=pos_weight, reduction=reduction
+        "threshold_loss",
+        input,
+        target,
+        base,
+        rule,
+        weight=weight,
+        pos_weight=pos_weight,
+        mask=mask,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        divisor=divisor,
+        return_stats=return_stats,
     )
 
 

@@ -15,7 +15,7 @@ from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 
 from . import backend, cells, checks, eager, layout, tuning
 from .bases import BASES, Base, BCEWithLogits
-from .cells import Numbers, Spec, formula
+from .cells import LossStats, Numbers, Spec, formula
 from .checks import FLOATING, Operand, compute_dtype, round_to
 from .fused import Fused, define, parted, restored
 from .launch import SHORT, Kernel, blocks, device_code, pack_all, triton_dtype
@@ -43,20 +43,32 @@ def run(
     base: Base | str,
     rule: Rule | None,
     *,
-    weight: Operand | None = None,
     pos_weight: Operand | None = None,
     reduction: str = "mean",
-) -> Tensor:
-    """Check the arguments, choose the way, go."""
-    spec, operands, way = _specified(op, input, target, base, rule, weight, pos_weight, reduction)
+    return_stats: bool = False,
+    **options: Any,
+) -> Any:
+    """Check the arguments, choose the way, go. The options are weight, mask, ignore_index, divisor and label_smoothing."""
+    given = _specified(op, input, target, base, rule, pos_weight, reduction, return_stats, options)
+    loss, stats = _call(*given)
+    return (loss, LossStats(*stats.unbind())) if return_stats else loss
+
+
+def _call(
+    spec: Spec, input: Tensor, target: Tensor, operands: Sequence[Operand], way: backend.Way
+) -> tuple[Tensor, Tensor]:
+    """The loss, and its statistics if the spec asks for them (else some tensor)."""
     target_learns = target.requires_grad and torch.is_grad_enabled()
-    if way == "formula" or target_learns or (not input.numel() and way != "op"):
-        return formula(spec, input, target, operands)
-    if way == "op":
+    if way == "op" and not target_learns:
         return _traced(spec, input, target, operands)
+    if way == "formula" or target_learns or not input.numel():
+        loss = formula(spec, input, target, operands)
+        return loss, cells.count_stats(spec, input, target, operands) if spec.stats else loss
     if input.requires_grad and torch.is_grad_enabled():
-        return LOSS.record(input, target, operands, spec, way)  # type: ignore[no-any-return]
-    return _engine_forward(way, spec, input, target, operands, False)[0]
+        found = LOSS.record(input, target, operands, spec, way)
+        return found if spec.stats else (found, found)
+    loss, stats, _ = _engine_forward(way, spec, input, target, operands, False)
+    return loss, loss if stats is None else stats
 
 
 def _specified(
@@ -65,27 +77,97 @@ def _specified(
     target: Tensor,
     base: Base | str,
     rule: Rule | None,
-    weight: Operand | None,
     pos_weight: Operand | None,
     reduction: str,
-) -> tuple[Spec, Sequence[Operand], backend.Way]:
-    """The loss to compute, its operands, and the way it goes; an error names what cannot be."""
+    stats: bool,
+    options: dict[str, Any],
+) -> tuple[Spec, Tensor, Tensor, Sequence[Operand], backend.Way]:
+    """The loss to compute, its tensors and operands, and the way it goes; an error names what cannot be."""
     checks.check_input(op, input, FLOATING, jagged=False)
     checks.check_target(op, input, target)
     checks.check_reduction(op, reduction)
     loss, weighing = _parts(op, base, rule, pos_weight)
     result = result_dtype(input)
     operands: Sequence[Operand]
-    if weight is None and not is_dynamo_compiling() and _are_numbers(loss, weighing):
+    asked = {name: value for name, value in options.items() if value is not None and name != "label_smoothing"}
+    if (share := options.get("label_smoothing", 0.0)) != 0:
+        asked["label_smoothing"] = share
+    if not asked and not stats and not is_dynamo_compiling() and _are_numbers(loss, weighing):
         spec, operands = cells.specify_numbers(loss, weighing, reduction, input.dtype, result)
-        return spec, operands, backend.way(input, target)
-    _check(op, input, loss, weighing, weight)
+        return spec, input, target, operands, backend.way(input, target)
+    extra = _checked_options(op, input, target, loss, reduction, asked)
+    for name, value in (*loss.operands().items(), *weighing.operands().items()):
+        checks.check_operand(op, name, value, input, why=ONE_GRADIENT)
     loss, weighing = _closed(loss, input), _closed(weighing, input)
-    weight = None if weight is None else _wide(weight, input)
-    spec, operands = cells.specify(loss, weighing, weight, reduction, result)
+    if stats and not weighing.decides:
+        extra["least_positive"] = _least_positive(op, loss, weighing)
+    way = backend.way(
+        input, target, *(v for v in (*loss.operands().values(), *weighing.operands().values(), *extra.values()))
+    )
+    if reduction == "mean" and "divisor" not in extra and ("mask" in extra or "ignore_index" in extra):
+        extra["divisor"] = count_valid(way, input, target, extra)
+    ordered = {name: extra[name] for name in cells.OPTIONS if name in extra}
+    spec, operands = cells.specify(loss, weighing, ordered, stats, reduction, result)
     compute = compute_dtype(input.dtype)
     operands = tuple([v if isinstance(v, Tensor) else round_to(float(v), compute) for v in operands])
-    return spec, operands, backend.way(input, target, *operands)
+    return spec, input, target, operands, way
+
+
+def _checked_options(
+    op: str, input: Tensor, target: Tensor, base: Base, reduction: str, asked: dict[str, Any]
+) -> dict[str, Operand]:
+    """The options as operands."""
+    extra: dict[str, Operand] = {}
+    if "weight" in asked:
+        extra["weight"] = _wide(checks.check_operand(op, "weight", asked["weight"], input, why=ONE_GRADIENT), input)
+    if "mask" in asked:
+        extra["mask"] = checks.check_mask(op, asked["mask"], input)
+    if "ignore_index" in asked:
+        extra["ignore_index"] = _ignored(op, asked["ignore_index"], target)
+    if "divisor" in asked:
+        if reduction != "mean":
+            raise ValueError(f"{op}: divisor goes with reduction 'mean', got reduction {reduction!r}")
+        extra["divisor"] = _wide(checks.check_divisor(op, asked["divisor"], input), input)
+    if "label_smoothing" in asked:
+        share = asked["label_smoothing"]
+        if base.kind == "values":
+            raise ValueError(f"{op}: label_smoothing goes with labels, but the targets of base {base!r} are values")
+        share = checks.as_float(op, "label_smoothing", checks.check_number(op, "label_smoothing", share))
+        if not 0 <= share <= 1:
+            raise ValueError(f"{op}: label_smoothing must be 0 to 1, got {share!r}")
+        extra["label_smoothing"] = _wide(share, input)
+    return extra
+
+
+def _ignored(op: str, value: object, target: Tensor) -> Operand:
+    """A target to ignore as the target's dtype holds it: a number that float32 holds, else a 0-dim tensor.
+
+    A number that the dtype does not hold matches nothing. NaN stands for nothing, too, since no integer is NaN.
+    """
+    number = checks.check_number(op, "ignore_index", value)
+    dtype = target.dtype
+    if dtype.is_floating_point:
+        number = round_to(checks.as_float(op, "ignore_index", number), dtype)
+    elif number != number or number in (math.inf, -math.inf) or number != int(number) or not _holds(dtype, int(number)):
+        number = math.nan
+    if number != number or float(number) == number == round_to(float(number), torch.float32):
+        return float(number)
+    return torch.full((), number, dtype=dtype, device=target.device)
+
+
+def _holds(dtype: torch.dtype, number: int) -> bool:
+    if dtype is torch.bool:
+        return number in (0, 1)
+    return torch.iinfo(dtype).min <= number <= torch.iinfo(dtype).max
+
+
+def _least_positive(op: str, base: Base, rule: Rule) -> Operand:
+    least = rule.least_positive(base)
+    if least is None:
+        raise ValueError(
+            f"{op}: return_stats on base {base!r} needs a rule that says which values are positive, ByPrediction or ByOutcome"
+        )
+    return least
 
 
 def _wide(value: Operand, input: Tensor) -> Operand:
@@ -124,17 +206,15 @@ def _parts(op: str, base: Base | str, rule: Rule | None, pos_weight: Operand | N
     elif type(rule) not in RULES and type(rule) is not Unweighted:
         accepted = ", ".join(kind.__name__ for kind in RULES)
         raise TypeError(f"{op}: rule must be None or one of {accepted}, got {checks.describe(rule)}")
+    if base.kind not in rule.kinds:
+        raise ValueError(
+            f"{op}: rule {type(rule).__name__} goes with bases of {' and '.join(rule.kinds)}, got base {base!r}"
+        )
     return base, rule
 
 
 def _accepted_bases() -> str:
     return f"one of {', '.join(map(repr, NAMED_BASES))}, or an instance of {', '.join(kind.__name__ for kind in BASES)}"
-
-
-def _check(op: str, input: Tensor, base: Base, rule: Rule, weight: Operand | None) -> None:
-    given = {} if weight is None else {"weight": weight}
-    for name, value in (*base.operands().items(), *rule.operands().items(), *given.items()):
-        checks.check_operand(op, name, value, input, why=ONE_GRADIENT)
 
 
 # asked here, since torch.compile of torch 2.11 cannot ask
@@ -162,20 +242,20 @@ def is_fused(reduction: str, dtype: torch.dtype) -> bool:
 
 @functools.cache
 def _kernel(
-    function: str, spec: Spec, kinds: tuple[int, ...], compute: torch.dtype, config: Config, single: bool | None = None
+    function: str,
+    spec: Spec,
+    target: torch.dtype,
+    kinds: tuple[int, ...],
+    compute: torch.dtype,
+    config: Config,
+    single: bool | None = None,
 ) -> Kernel:
     """The kernel "forward" (which also takes SINGLE) or "backward" for a cell of the grid."""
-    pointwise, (base_static, rule_static) = device_code("pointwise"), spec.static
     return Kernel(
         getattr(device_code("loss"), function),
         num_warps=config.num_warps,
         KINDS=kinds,
-        BASE=getattr(pointwise, spec.base.snake_name()),
-        BASE_COUNT=len(spec.base_fields),
-        BASE_STATIC=base_static,
-        RULE=getattr(pointwise, spec.rule.snake_name()),
-        RULE_COUNT=len(spec.rule_fields),
-        RULE_STATIC=rule_static,
+        **constants(spec, target),
         COMPUTE=triton_dtype(compute),
         REDUCTION=spec.reduction,
         **({} if single is None else {"SINGLE": single}),
@@ -183,9 +263,41 @@ def _kernel(
     )
 
 
+def constants(spec: Spec, target: torch.dtype) -> dict[str, Any]:
+    """What kernels of kernels/loss.py are compiled for, besides dtypes. Integer targets are 0 or 1 unless they are smoothed."""
+    pointwise, (base_static, rule_static) = device_code("pointwise"), spec.static
+    count, first = len(spec.base_fields), len(spec.base_fields) + len(spec.rule_fields)
+    at = {name: first + i for i, name in enumerate(spec.options)}
+    if spec.stats and spec.rule.decides:
+        at["least_positive"] = count
+    return dict(
+        BASE=getattr(pointwise, spec.base.snake_name()),
+        BASE_COUNT=count,
+        BASE_STATIC=(not target.is_floating_point and "label_smoothing" not in spec.options, *base_static),
+        RULE=getattr(pointwise, spec.rule.snake_name()),
+        RULE_COUNT=len(spec.rule_fields),
+        RULE_STATIC=rule_static,
+        UNIT=spec.base.unit_targets,
+        WEIGHT=at.get("weight"),
+        SMOOTHING=at.get("label_smoothing"),
+        DIVISOR=at.get("divisor"),
+        MASK=at.get("mask"),
+        KEPT=at.get("kept"),
+        IGNORE=at.get("ignore_index"),
+        LEAST=at.get("least_positive") if spec.stats else None,
+        LABEL=spec.rule_fields.index("target_threshold") + count if "target_threshold" in spec.rule_fields else None,
+    )
+
+
 @functools.cache
-def _finish_kernel(reduction: str) -> Kernel:
-    return Kernel(device_code("loss").finish, num_warps=4, REDUCTION=reduction, BLOCK=FINISH_BLOCK)
+def _finish_kernel(reduction: str, kinds: tuple[int, ...]) -> Kernel:
+    return Kernel(device_code("loss").finish, num_warps=4, KINDS=kinds, REDUCTION=reduction, BLOCK=FINISH_BLOCK)
+
+
+@functools.cache
+def _count_kernel(kinds: tuple[int, ...], mask: int | None, ignore: int | None, config: Config) -> Kernel:
+    constants = dict(KINDS=kinds, MASK=mask, IGNORE=ignore, BLOCK=config.block)
+    return Kernel(device_code("loss").count, num_warps=config.num_warps, **constants)
 
 
 @functools.cache
@@ -211,33 +323,66 @@ def _prepared(input: Tensor, target: Tensor, operands: Sequence[Operand]) -> tup
 
 def choose(spec: Spec, x: Tensor, launch: tuning.Launch | None = None) -> Choice:
     """The block size of a call."""
-    return tuning.choose("loss", spec.key, x.dtype, x.numel(), x.device, launch, searches=spec.reduction == "none")
+    return tuning.choose(spec.kind, spec.key, x.dtype, x.numel(), x.device, launch, searches=spec.reduction == "none")
+
+
+def count_valid(way: str, input: Tensor, target: Tensor, options: Mapping[str, Operand]) -> Tensor:
+    """How many elements count, as a 0-dim int64 tensor on the device."""
+    if way != "triton" or not input.numel():
+        valid = cells.valid_of(options, target)
+        assert valid is not None
+        return valid.expand(input.shape).sum()
+    names = [name for name in ("mask", "ignore_index") if name in options]
+    x = layout.dense(input)
+    y = layout.laid_out_as(target, x.shape, x.stride()) if "ignore_index" in options else x
+    packed, kinds = pack_all([options[name] for name in names], x, (torch.float32,) * len(names))
+    config = tuning.default("loss", y.dtype.itemsize, tuning.lanes(x.device))
+    out = torch.zeros((), dtype=torch.int64, device=x.device)
+    at = [names.index(name) if name in names else None for name in ("mask", "ignore_index")]
+    programs = min(blocks(x.numel(), config.block), RESCALE_PROGRAMS)
+    _count_kernel(kinds, *at, config)(programs, y, out, x.numel(), packed)
+    return out
 
 
 def loss_forward(
     spec: Spec, input: Tensor, target: Tensor, operands: Sequence[Operand], want_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The loss, and for a reduction the gradient for an upstream gradient of 1, from one read of input and target."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The loss, its counts, and for a reduction the gradient for an upstream gradient of 1, from one read of input and target."""
     x, y, packed, kinds, compute = _prepared(input, target, operands)
     n, device = x.numel(), x.device
-    if spec.reduction == "none":
+    if spec.reduction == "none" and not spec.stats:
         out = torch.empty_like(x, dtype=spec.result)
 
         def launch(config: Config) -> None:
-            kernel = _kernel("forward", spec, kinds, compute, config, False)
-            kernel(blocks(n, config.block), x, y, None, out, n, packed)
+            kernel = _kernel("forward", spec, y.dtype, kinds, compute, config, False)
+            kernel(blocks(n, config.block), x, y, None, out, None, n, packed)
 
         launch(choose(spec, x, launch).config)
-        return out, None
-    dx = torch.empty_like(x) if want_gradient else None
+        return out, None, None
+    reduced = spec.reduction != "none"
+    dx = torch.empty_like(x) if want_gradient and reduced else None
     config = choose(spec, x).config
     programs = blocks(n, config.block)
-    out = torch.empty_strided((), (), dtype=spec.result, device=device)  # takes 0.6 of the time of torch.empty(())
-    partials = out if programs == 1 else torch.empty(programs, dtype=compute, device=device)
-    _kernel("forward", spec, kinds, compute, config, programs == 1)(programs, x, y, dx, partials, n, packed)
+    counts = stats = None
+    if spec.stats:
+        stats = torch.empty(4, dtype=torch.int64, device=device)
+        counts = stats if programs == 1 else torch.empty((4, programs), dtype=torch.int64, device=device)
+    if not reduced:
+        out = partials = torch.empty_like(x, dtype=spec.result)
+    else:
+        out = torch.empty_strided((), (), dtype=spec.result, device=device)  # takes 0.6 of the time of torch.empty(())
+        partials = out if programs == 1 else torch.empty(programs, dtype=compute, device=device)
+    forward = _kernel("forward", spec, y.dtype, kinds, compute, config, programs == 1)
+    forward(programs, x, y, dx, partials, counts, n, packed)
     if programs > 1:
-        _finish_kernel(spec.reduction)(1, partials, out, n, programs)
-    return out, dx
+        at = (
+            len(packed) - len(spec.options) + spec.options.index("divisor")
+            if "divisor" in spec.options
+            else len(packed)
+        )
+        finish = _finish_kernel(spec.reduction, kinds[at : at + 1])
+        finish(1, partials, out, counts, stats, n, programs, packed[at : at + 1])
+    return out, stats, dx
 
 
 def loss_backward(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[Operand], gradient: Tensor) -> Tensor:
@@ -246,12 +391,11 @@ def loss_backward(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[
     if spec.reduction == "none":
         gradient = layout.laid_out_as(gradient, x.shape, x.stride())
     dx = torch.empty_like(x)
-    config = tuning.default("loss", x.dtype.itemsize, tuning.lanes(x.device))
+    config = tuning.default(spec.kind, x.dtype.itemsize, tuning.lanes(x.device))
     if backend.interpreting():
         config = choose(spec, x).config
-    _kernel("backward", spec, kinds, compute, config)(
-        blocks(x.numel(), config.block), x, y, gradient, dx, x.numel(), packed
-    )
+    kernel = _kernel("backward", spec, y.dtype, kinds, compute, config)
+    kernel(blocks(x.numel(), config.block), x, y, gradient, dx, x.numel(), packed)
     return dx
 
 
@@ -266,35 +410,39 @@ def loss_rescale(dx: Tensor, gradient: Tensor) -> None:
 
 def _engine_forward(
     way: str, spec: Spec, input: Tensor, target: Tensor, operands: Sequence[Operand], want_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The loss, its counts, and its gradient; None for what is not wanted."""
     if way == "triton":
         return loss_forward(spec, input, target, operands, want_gradient)
-    return eager.loss_forward(spec, input, target, operands, want_gradient)
+    loss, gradient = eager.loss_forward(spec, input, target, operands, want_gradient)
+    return loss, cells.count_stats(spec, input, target, operands) if spec.stats else None, gradient
 
 
 def _forward(
     input: Tensor, target: Tensor, operands: Sequence[Operand], spec: Spec, way: str, records: bool = True
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     fused = records and is_fused(spec.reduction, input.dtype)
     if input.numel():
         return _engine_forward(way, spec, input, target, operands, fused)
-    empty = torch.empty_like(input) if fused else None
-    return formula(spec, input, target, operands), empty
+    stats = cells.count_stats(spec, input, target, operands) if spec.stats else None
+    return formula(spec, input, target, operands), stats, torch.empty_like(input) if fused else None
 
 
 def _setup(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
     input, target, operands, ctx.spec, ctx.way, *records = arguments
-    gradient = outputs[1]
+    _, stats, gradient = outputs
     if ctx.traced:
-        ctx.mark_non_differentiable(gradient)
+        ctx.mark_non_differentiable(stats, gradient)
         if not (records[0] and is_fused(ctx.spec.reduction, input.dtype)):
             gradient = None
+    elif stats is not None:
+        ctx.mark_non_differentiable(stats)
     ctx.fused = gradient is not None
     ctx.numbers, tensors = parted(operands)
     ctx.save_for_backward(input, target, gradient, *tensors)
 
 
-def _backward(ctx: Any, g: Tensor) -> tuple[Tensor]:
+def _backward(ctx: Any, g: Tensor, _: Tensor | None = None) -> tuple[Tensor]:
     """The first backward takes the gradient that forward made; later ones recompute from the saved inputs.
 
     The buffer belongs to this node alone, so an eager backward scales it in place and hands it on. A traced one multiplies it
@@ -338,11 +486,11 @@ def _operands(input: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence
     return tuple([round_to(number, dtype) if tensor is None else tensor for tensor, number in zip(tensors, numbers)])
 
 
-def _traced(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[Operand]) -> Tensor:
-    """The loss as one op, its gradient computed in the forward pass."""
+def _traced(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[Operand]) -> tuple[Tensor, Tensor]:
+    """The loss as one op, its gradient computed in the forward pass; and its counts."""
     records = input.requires_grad and torch.is_grad_enabled()
-    output: Tensor = LOSS.op(input, target, *_encoded(operands), spec.text, spec.result, records)[0]
-    return output
+    loss, stats, _ = LOSS.op(input, target, *_encoded(operands), spec.text, spec.result, records)
+    return loss, stats
 
 
 def _decode(
@@ -353,30 +501,37 @@ def _decode(
 
 def _fake(
     input: Tensor, target: Tensor, tensors: Any, numbers: Any, text: str, result: torch.dtype, records: bool
-) -> tuple[Tensor, Tensor]:
-    reduction = cells.from_text(text, result).reduction
+) -> tuple[Tensor, Tensor, Tensor]:
+    spec = cells.from_text(text, result)
+    reduction = spec.reduction
     output = torch.empty_like(input, dtype=result) if reduction == "none" else input.new_empty((), dtype=result)
+    stats = input.new_empty(4, dtype=torch.int64) if spec.stats else input.new_empty(0)
     fused = records and is_fused(reduction, input.dtype)
-    return output, torch.empty_like(input) if fused else input.new_empty(0)
+    return output, stats, torch.empty_like(input) if fused else input.new_empty(0)
 
 
 def _formula(
     input: Tensor, target: Tensor, tensors: Any, numbers: Any, text: str, result: torch.dtype, records: bool
-) -> tuple[Tensor, Tensor]:
-    loss = formula(cells.from_text(text, result), input, target, _operands(input, tensors, numbers))
-    return loss, _fake(input, target, tensors, numbers, text, result, records)[1]
+) -> tuple[Tensor, Tensor, Tensor]:
+    spec, operands = cells.from_text(text, result), _operands(input, tensors, numbers)
+    _, stats, gradient = _fake(input, target, tensors, numbers, text, result, records)
+    if spec.stats:
+        stats = cells.count_stats(spec, input, target, operands)
+    return formula(spec, input, target, operands), stats, gradient
 
 
 LOSS = Fused(
     "loss",
-    f"(Tensor input, Tensor target, {_TRACED}, ScalarType dtype, bool records) -> (Tensor loss, Tensor gradient)",
+    f"(Tensor input, Tensor target, {_TRACED}, ScalarType dtype, bool records) -> "
+    "(Tensor loss, Tensor stats, Tensor gradient)",
     forward=_forward,
     fake=_fake,
     setup=_setup,
     backward=_backward,
     decode=_decode,
     formula=_formula,
-    outputs=2,
+    outputs=3,
+    public=2,
 )
 
 
@@ -409,12 +564,13 @@ def plan(
     base: Base | str,
     rule: Rule | None,
     *,
-    weight: Operand | None = None,
     pos_weight: Operand | None = None,
     reduction: str = "mean",
+    return_stats: bool = False,
+    **options: Any,
 ) -> backend.Plan:
     """A call as `run` would make it: its checks, its way, its block size, and the bytes of its kernels."""
-    spec, operands, way = _specified(op, input, target, base, rule, weight, pos_weight, reduction)
+    spec, *_, operands, way = _specified(op, input, target, base, rule, pos_weight, reduction, return_stats, options)
     given = [target, *(value for value in operands if isinstance(value, Tensor))]
     if target.requires_grad and torch.is_grad_enabled() and input.requires_grad:
         reason = "a target that requires grad gets it through the formula in plain torch"

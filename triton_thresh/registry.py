@@ -13,9 +13,9 @@ from typing import Literal, Union
 
 import torch
 
-from .bases import BASES, BCE, MSE, Base, BCEWithLogits
+from .bases import BASES, BCE, MSE, Asymmetric, Base, BCEWithLogits, Focal
 from .checks import FLOATING, INTEGER
-from .rules import RULES, ByLoss, ByPrediction, ByProximity, Rule
+from .rules import RULES, ByLoss, ByPrediction, ByProximity, Rule, Unweighted
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ class Loss:
     @property
     def cells(self) -> list[tuple[type[Base], type[Rule]]]:
         """The pairs of base and rule that it reaches."""
-        return [(self.base, self.rule)] if self.rule else [(base, rule) for base in BASES for rule in RULES]
+        if self.rule:
+            return [(self.base, self.rule)]
+        return [(base, rule) for base in BASES for rule in RULES if base.kind in rule.kinds]
 
     @property
     def pairs(self) -> list[tuple[type[Base], type[Rule]]]:
@@ -216,6 +218,20 @@ _OPS: tuple[Op, ...] = (
         weighing="factor where (x - y)² > bound, else 1",
         base=MSE,
         rule=ByLoss,
+    ),
+    Loss(
+        "sigmoid_focal_loss",
+        formula="α_t (1 - p_t)^γ · binary cross entropy of a logit",
+        weighing="1",
+        base=Focal,
+        rule=Unweighted,
+    ),
+    Loss(
+        "asymmetric_loss",
+        formula="-(1 - p_t)^γ (y log p + (1 - y) log q), q = min(1 - p + clip, 1)",
+        weighing="1",
+        base=Asymmetric,
+        rule=Unweighted,
     ),
     Loss(
         "threshold_loss",

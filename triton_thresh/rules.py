@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .bases import Base, Settings
+from .bases import Base, Kind, Settings, check_range, power
 from .checks import HALF, Operand, constant, round_to
 
 
@@ -63,14 +63,25 @@ def select(compare: Callable[..., Tensor], left: Tensor, right: Operand, a: Oper
 
 
 class Rule(Settings):
-    """A weight of each element. `slopes` says that its derivative is not 0 everywhere, `reads_loss` that the loss decides."""
+    """A weight of each element.
+
+    `slopes` says that its derivative is not 0 everywhere, `reads_loss` that the loss decides. `decides` says that its first
+    field parts positive predictions from negative ones, on the scale of the base's input. `kinds` are the kinds of bases that it
+    goes with.
+    """
 
     slopes: ClassVar[bool] = False
     reads_loss: ClassVar[bool] = False
+    decides: ClassVar[bool] = False
+    kinds: ClassVar[Sequence[Kind]] = get_args(Kind)
 
     def on(self, base: Base) -> Rule:
         """The rule with its operands on the scale of the base's input."""
         return self
+
+    def least_positive(self, base: Base) -> Operand | None:
+        """From where on a prediction counts as positive if the rule does not decide; None on values, where nothing says it."""
+        return {"logits": 0.0, "values": None}.get(base.kind, 0.5)
 
     def weight(self, element: Element) -> Tensor | None:
         """The weight in plain torch, differentiable; None for 1."""
@@ -114,6 +125,7 @@ class ByPrediction(Rule):
         tensor([0.5000, 9.0000])
     """
 
+    decides = True
     example = (0.75, 1.0, 0.125)
 
     threshold: Operand = 0.7
@@ -121,7 +133,7 @@ class ByPrediction(Rule):
     weight_below: Operand = 0.1
 
     def on(self, base: Base) -> ByPrediction:
-        return replace(self, threshold=_logit(self.threshold)) if base.kind == "logits" else self
+        return replace(self, threshold=logit(self.threshold)) if base.kind == "logits" else self
 
     def weight(self, element: Element) -> Tensor:
         return element.select(torch.ge, element.x, self.threshold, self.weight_above, self.weight_below)
@@ -157,6 +169,7 @@ class ByOutcome(Rule):
         tensor([ 2.1269, 21.2693])
     """
 
+    decides = True
     example = (0.5, 1.5, 2.0, 8.0, 0.5)
 
     threshold: Operand = 0.5
@@ -167,7 +180,7 @@ class ByOutcome(Rule):
     target_threshold: Operand = 0.5
 
     def on(self, base: Base) -> ByOutcome:
-        return replace(self, threshold=_logit(self.threshold)) if base.kind == "logits" else self
+        return replace(self, threshold=logit(self.threshold)) if base.kind == "logits" else self
 
     def weight(self, element: Element) -> Tensor:
         x, y = element.x, element.y
@@ -243,18 +256,70 @@ class ByProximity(Rule):
 
 
 @dataclass(frozen=True)
-class ByLoss(Rule):
-    """Weigh an element by its own loss: ``penalty_factor where loss > loss_threshold else 1``.
+class ByConfidence(Rule):
+    """Weigh an element less, the surer it is: 1 where ``p_t < threshold``, else ``((1 - p_t) / threshold)**gamma``.
 
-    The loss decides before any further weight. The weight has no slope.
+    ``p_t = p y + (1 - p) (1 - y)`` is the probability of the target; the gradient flows through this weight. It goes with bases
+    of logits and of probabilities.
+
+    Args:
+        threshold: above which p_t counts as sure: a number above 0 and at most 1, a 0-dim tensor, or a tensor that broadcasts
+            to the input's shape.
+        gamma: how much sure elements lose, 0 or more: a number or a tensor. The numbers 0, 1, 2, 3 and 4 are compiled as
+            products.
+
+    Raises:
+        ValueError: for a threshold outside (0, 1], a gamma below 0, and a base of values or scores.
+
+    Equivalent to:
+        ``torch.where(p_t < threshold, 1, ((1 - p_t) / threshold) ** gamma)``
+
+    Source:
+        Reduced focal loss, Sergievskiy and Ponamarev 2019 (arXiv:1903.01347); `reduced_threshold` of segmentation_models_pytorch.
+
+    Examples:
+        >>> from triton_thresh import threshold_loss
+        >>> threshold_loss(torch.tensor([-1.0, 3.0]), torch.ones(2), ByConfidence(0.5), reduction="none")
+        tensor([1.3133e+00, 4.3715e-04])
+    """
+
+    slopes = True
+    kinds = ("logits", "probabilities")
+    exponents = ("gamma",)
+    example = (0.5, 2.0)
+
+    threshold: Operand = 0.5
+    gamma: Operand = 2.0
+
+    def __post_init__(self) -> None:
+        check_range("ByConfidence", "threshold", self.threshold, 0, 1)
+        if not isinstance(self.threshold, Tensor) and self.threshold == 0:
+            raise ValueError("ByConfidence: threshold must be above 0 and at most 1, got 0")
+        check_range("ByConfidence", "gamma", self.gamma, 0)
+
+    def least_positive(self, base: Base) -> Operand:
+        return logit(self.threshold) if base.kind == "logits" else self.threshold
+
+    def weight(self, element: Element) -> Tensor:
+        p, rest, y = element.q, element.base.rest(element.x), element.y
+        sure = p * y + rest * (1 - y) >= self.threshold
+        return torch.where(sure, power((rest * y + p * (1 - y)) / self.threshold, self.gamma), 1)
+
+
+@dataclass(frozen=True)
+class ByLoss(Rule):
+    """Weigh an element by its own loss: ``penalty_factor where loss > loss_threshold else factor_below``.
+
+    The loss decides before any further weight. The weight has no slope. ``ByLoss(t, 1.0, 0.0)`` keeps hard examples alone.
 
     Args:
         loss_threshold: the element loss above which the factor applies: a number, a 0-dim tensor, or a tensor that broadcasts
             to the input's shape.
         penalty_factor: that factor; likewise a number or a tensor.
+        factor_below: the factor of all others; likewise.
 
     Equivalent to:
-        ``torch.where(loss > loss_threshold, penalty_factor, 1)``
+        ``torch.where(loss > loss_threshold, penalty_factor, factor_below)``
 
     Source:
         Exceedance penalties in anomaly detection.
@@ -266,19 +331,20 @@ class ByLoss(Rule):
     """
 
     reads_loss = True
-    example = (1.0, 2.0)
+    example = (1.0, 2.0, 0.5)
 
     loss_threshold: Operand = 1.0
     penalty_factor: Operand = 2.0
+    factor_below: Operand = 1.0
 
     def weight(self, element: Element) -> Tensor:
-        return element.select(torch.gt, element.loss, self.loss_threshold, self.penalty_factor, 1.0)
+        return element.select(torch.gt, element.loss, self.loss_threshold, self.penalty_factor, self.factor_below)
 
 
-RULES: Sequence[type[Rule]] = (ByPrediction, ByOutcome, ByProximity, ByLoss)
+RULES: Sequence[type[Rule]] = (ByPrediction, ByOutcome, ByConfidence, ByProximity, ByLoss)
 
 
-def _logit(t: Operand) -> Operand:
+def logit(t: Operand) -> Operand:
     """The logit at which a probability reaches t: -inf for t <= 0 (every prediction is above), NaN for t > 1 (none is)."""
     if isinstance(t, Tensor):
         t = t if t.is_floating_point() else t.double()

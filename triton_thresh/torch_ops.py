@@ -1,7 +1,7 @@
 """torch.ops.triton_thresh.<name>: every op of the registry by its name, as a composite of whatever its call runs.
 
-Each has the public function's signature, without `inplace`: overload `default` takes numbers for the op's operands, overload
-`Tensor` tensors. `threshold_loss` takes its rule as the name of the class and a list of its settings.
+Each has the public function's signature, without `inplace` and `return_stats`: overload `default` takes numbers for the op's
+operands, overload `Tensor` tensors. `threshold_loss` takes its rule as the name of the class and a list of its settings.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .rules import RULES, Rule
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
+LEFT_OUT = ("inplace", "return_stats")
 _TYPES = {
     "Tensor": "Tensor",
     "tuple[Tensor, Tensor]": "(Tensor, Tensor)",
@@ -30,6 +31,9 @@ _TYPES = {
     "Base | BaseName": "str",
     "Reduction": "str",
     "float": "Scalar",
+    "float | None": "Scalar?",
+    "Tensor | None": "Tensor?",
+    "Any": "Tensor",  # a loss, which may come with statistics
     "bool": "bool",
     "BaseName": "str",
     "torch.dtype | None": "ScalarType?",
@@ -38,15 +42,13 @@ _RULES: dict[str, Callable[..., Rule]] = {rule.__name__: rule for rule in RULES}
 
 
 def _parameter(parameter: inspect.Parameter, operand: str) -> str:
-    name = "settings" if parameter.annotation == "Rule | None" else parameter.name
-    declared = f"{_TYPES[parameter.annotation].format(operand)} {name}"
-    if (
-        parameter.default is parameter.empty
-        or name == "settings"
-        or (parameter.annotation == "Operand" and operand == "Tensor")
-    ):
+    kind, default = parameter.annotation, parameter.default
+    name = "settings" if kind == "Rule | None" else parameter.name
+    is_setting = kind == "Operand" or (kind == "Operand | None" and default is not None)
+    declared = f"{'{}?' if is_setting and kind != 'Operand' else _TYPES[kind]} {name}".format(operand)
+    if default is parameter.empty or name == "settings" or (is_setting and operand == "Tensor"):
         return declared
-    return f"{declared}={parameter.default!r}".replace("'", '"')
+    return f"{declared}={default!r}".replace("'", '"')
 
 
 def schema(op: Op, operand: str) -> str:
@@ -56,7 +58,7 @@ def schema(op: Op, operand: str) -> str:
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in declared:
             declared.append("*")
-        if parameter.name != "inplace":
+        if parameter.name not in LEFT_OUT:
             declared.append(_parameter(parameter, operand))
     declared = declared[:-1] if declared[-1] == "*" else declared
     result = _TYPES[str(signature.return_annotation)]

@@ -21,7 +21,7 @@ import torch
 
 from .backend import interpreting, on_device
 
-Kind = Literal["gate", "learned", "loss"]
+Kind = Literal["gate", "learned", "loss", "power loss"]  # the last: with exponents
 Launch = Callable[["Config"], object]
 
 
@@ -41,7 +41,12 @@ class Choice(NamedTuple):
 
 GATE_BLOCK = 512
 LOSS_BYTES = 8192  # with 4 warps of 32 each thread loads four times 16 bytes
-INTERPRETER = {"gate": Config(1024, 4), "learned": Config(1024, 4), "loss": Config(4096, 4)}
+INTERPRETER = {
+    "gate": Config(1024, 4),
+    "learned": Config(1024, 4),
+    "loss": Config(4096, 4),
+    "power loss": Config(4096, 4),
+}
 CANDIDATE_BLOCKS = (256, 512, 1024)
 MOST_PER_WARP = 4096  # of a block: beyond, a kernel would take minutes to compile
 NO_SEARCH = "no search may run: TRITON_THRESH_AUTOTUNE=0, a process group, or a CUDA graph being captured"
@@ -69,6 +74,8 @@ def default(kind: Kind, itemsize: int, lanes: int = 32) -> Config:
     """The configuration where nothing was measured, for warps of so many lanes."""
     if kind == "loss":
         return Config(LOSS_BYTES // itemsize, 4)
+    if kind == "power loss":  # a power takes so many registers that more elements a thread would spill
+        return Config(LOSS_BYTES // itemsize, 8)
     return Config(GATE_BLOCK, gate_warps(GATE_BLOCK, itemsize, lanes))
 
 

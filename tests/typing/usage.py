@@ -41,8 +41,8 @@ def losses(x: Tensor, y: Tensor, weight: Tensor) -> None:
     for rule in (tt.ByPrediction(0.5), tt.ByProximity(0.5), tt.ByLoss(weight)):
         assert_type(tt.threshold_loss(x, y, rule, base="mse"), Tensor)
     tt.threshold_bce_loss(x, y, reduction="avg")  # type: ignore[arg-type]
-    tt.threshold_loss(x, y, tt.ByLoss(), base="bce_logits")  # type: ignore[arg-type]
-    tt.threshold_loss(x, y, "ByLoss")  # type: ignore[arg-type]
+    tt.threshold_loss(x, y, tt.ByLoss(), base="bce_logits")  # type: ignore[call-overload]
+    tt.threshold_loss(x, y, "ByLoss")  # type: ignore[call-overload]
 
 
 def gradients(parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
