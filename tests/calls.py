@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import triton_thresh as tt
 
 from .gates import same
 from .losses import SETTINGS, Cell, inputs
-from .rows import ForeachGate, Gate, GradientGate, LearnedGate, Op, base_of
+from .rows import BASE_NAMES, ForeachGate, Gate, GradientGate, LearnedGate, Op, base_of
 
 SHAPE = (37, 1003)  # several tiles and a tail, and nothing divisible by 16
 
@@ -89,7 +90,9 @@ class Case:
             keywords["pos_weight"] = self.operand(1.5, x)
         if self.op.rule is None:
             return (x, y, rule), {**keywords, "base": base_of(self.cell.base)}
-        return (x, y), {**keywords, **{name: getattr(rule, name) for name in self.cell.rule.__dataclass_fields__}}
+        names = inspect.signature(getattr(tt, self.op.name)).parameters
+        settings = {**vars(BASE_NAMES[self.cell.base]()), **vars(rule)}
+        return (x, y), {**{name: value for name, value in settings.items() if name in names}, **keywords}
 
     def __call__(self, *leaves: Tensor) -> Tensor:
         """The output; of several, one flat tensor of all; of `threshold_gradients_`, the gradient."""

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import triton_thresh as tt
-from triton_thresh import ByLoss, ByPrediction, ByProximity
-from triton_thresh.rules import Element
+from triton_thresh import ByConfidence, ByLoss, ByPrediction, ByProximity
+from triton_thresh.rules import Element, Unweighted
 
 from .rows import BASE_NAMES, OPS, RULE_CLASSES, base_of
 
@@ -40,8 +40,16 @@ class Cell(NamedTuple):
 
 NAMED = {name: Cell(op.base, op.rule) for name, op in OPS.items() if op.family == "loss" and op.rule}
 CELLS = [Cell(*cell) for cell in OPS["threshold_loss"].cells]
-OWN = {ByPrediction: (0.4, 1.25, 0.3), ByProximity: (0.4, 0.3, 1.5), ByLoss: (0.35, 2.5)}
-SETTINGS = {rule: OWN.get(rule, rule.example) for rule in RULE_CLASSES}
+PAIRS = [
+    Cell(base.snake_name(), rule) for base, rule in OPS["threshold_loss"].row.pairs
+]  # each base once, each rule once
+OWN = {
+    ByPrediction: (0.4, 1.25, 0.3),
+    ByProximity: (0.4, 0.3, 1.5),
+    ByLoss: (0.35, 2.5, 0.75),
+    ByConfidence: (0.4, 1.5),
+}
+SETTINGS = {rule: OWN.get(rule, rule.example) for rule in (*RULE_CLASSES, Unweighted)}
 
 
 def name(value: object) -> str | None:
@@ -177,15 +185,40 @@ def _element(base: str, x: Tensor, y: Tensor, pos_weight: Tensor) -> tuple[Tenso
     return loss, slope, ((1 - y) * x).abs() + w * (softplus + decay), (1 - y).abs() + w
 
 
-def _own(base: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same for a base with no oracle here, by its formula in float64; a size is what changing an input by its size makes."""
+def _own(base: Any, x: Tensor, y: Tensor, slack: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same for a base with no oracle here, by its formula in float64, which tests/test_sources.py holds to its source.
+
+    A size is what changing x and y by 1 and by their sizes makes; `slack` times that where float64 is what is tested, since
+    the formula is rounded, too.
+    """
     x, y = (x if x.requires_grad else x.requires_grad_()), y.detach().requires_grad_()
+    known = {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
     loss = base.loss(x, y)
     slope, along_y = torch.autograd.grad(loss.sum(), (x, y), create_graph=True)
-    bends = torch.autograd.grad(slope.sum(), (x, y), allow_unused=True, materialize_grads=True, retain_graph=True)
-    size = loss.abs() + (x * slope).abs() + (y * along_y).abs()
-    slope_size = slope.abs() + (x * bends[0]).abs() + (y * bends[1]).abs()
-    return loss, slope, size.detach(), slope_size.detach()
+    bends = torch.zeros_like(x), torch.zeros_like(y)
+    if slope.requires_grad:
+        bends = torch.autograd.grad(slope.sum(), (x, y), **known)
+    size = loss.abs() + ((1 + x.abs()) * slope).abs() + ((1 + y.abs()) * along_y).abs()
+    slope_size = slope.abs() + ((1 + x.abs()) * bends[0]).abs() + ((1 + y.abs()) * bends[1]).abs()
+    return loss, slope, slack * size.detach(), slack * slope_size.detach()
+
+
+def _own_weight(rule: Any, base: Any, x: Tensor, y: Tensor, loss: Tensor, narrow: Callable[[Any], Tensor]) -> Any:
+    """A rule's weight and its slope, by its formula in float64, and the size of each."""
+    made = type(rule)(*(narrow(getattr(rule, field.name)).double() for field in fields(rule)))
+    leaf = x.detach().double().requires_grad_()
+    w = made.weight(Element(base, leaf, y.double(), loss))
+    if w is None:
+        w = torch.ones_like(leaf)
+    if not made.slopes:
+        return w, 0.0 * w, w.abs(), 0.0 * w
+    (dw,) = torch.autograd.grad(w.sum(), leaf, create_graph=True)
+    (bend,) = torch.autograd.grad(dw.sum(), leaf, retain_graph=True)
+    live = x.double()  # so that the truth differentiates once more, as a series about x
+    d = live - live.detach()
+    w, dw = w.detach() + dw.detach() * d, dw.detach() + bend.detach() * d
+    size = (w + (x * dw).abs() + dw.abs()).detach()
+    return w, dw, size, (dw.abs() + (x * bend).abs() + bend.abs()).detach()
 
 
 def truth(setup: Setup) -> Truth:
@@ -204,25 +237,23 @@ def truth(setup: Setup) -> Truth:
         loss, slope, loss_size, slope_size = _element(base, x_.double(), y_.double(), narrow(one).double())
     else:
         own = BASE_NAMES[base](*(narrow(v).double() for v in BASE_NAMES[base].example))
-        loss, slope, loss_size, slope_size = _own(own, x_.double(), y_.double())
+        loss, slope, loss_size, slope_size = _own(
+            own, x_.double(), y_.double(), 1e3 if x.dtype == torch.float64 else 1.0
+        )
     q_, q = (x_, x_.double()) if not logits else (x_.sigmoid(), x_.double().sigmoid())
-    first, *rest = (getattr(setup.rule, field.name) for field in fields(setup.rule))
+    first, *rest = (*(getattr(setup.rule, field.name) for field in fields(setup.rule)), None)
     if isinstance(setup.rule, ByPrediction):
         above = x_ >= narrow(_logit(first) if logits else first)
         w = torch.where(above, narrow(rest[0]), narrow(rest[1])).double()
         weights = w, 0.0 * w, w.abs(), 0.0 * w
     elif isinstance(setup.rule, ByLoss):
         l_ = setup_loss(setup, x_, y_, narrow)
-        w = torch.where(l_ > narrow(first), narrow(rest[0]), 1.0).double()
+        w = torch.where(l_ > narrow(first), narrow(rest[0]), narrow(rest[1])).double()
         weights = w, 0.0 * w, w.abs(), 0.0 * w
     elif isinstance(setup.rule, ByProximity):
         weights = _proximity(q_, q, narrow(first), narrow(rest[0]), narrow(rest[1]), base)
     else:
-        rule = setup.rule.on(BASE_NAMES[base]())
-        rule = type(rule)(*(narrow(getattr(rule, field.name)).double() for field in fields(rule)))
-        w = rule.weight(Element(BASE_NAMES[base](), x_.double(), y_.double(), loss))
-        assert not rule.slopes
-        weights = w, 0.0 * w, w.abs(), 0.0 * w
+        weights = _own_weight(setup.rule.on(BASE_NAMES[base]()), BASE_NAMES[base](), x_, y_, loss, narrow)
     w, dw, w_size, dw_size = weights
     factor = narrow(1.0 if setup.weight is None else setup.weight).double()
     push = torch.where(dw == 0, 0.0, loss * dw)
@@ -246,11 +277,12 @@ def setup_loss(setup: Setup, x: Tensor, y: Tensor, narrow: Callable[[Any], Tenso
 def _proximity(q_: Tensor, q: Tensor, t: Tensor, reach: Tensor, factor: Tensor, base: str) -> tuple[Tensor, ...]:
     near, sign = (q_ - t).abs() < reach, (q_ - t).sign().double()
     t, reach, factor = t.double(), torch.where(reach == 0, 1.0, reach.double()), factor.double()
-    dq = q * (1 - q) if base == "bce_with_logits" else torch.ones_like(q)
+    logits = BASE_NAMES[base].kind == "logits"
+    dq = q * (1 - q) if logits else torch.ones_like(q)
     d = (q - t).abs()
     w = torch.where(near, 1 + factor * (1 - d / reach), 1.0)
     dw = torch.where(near, -(factor / reach) * sign * dq, 0.0)
-    size = torch.where(near, 1 + factor.abs() * (1 + (d + (q if base == "bce_with_logits" else 0)) / reach), 1.0)
+    size = torch.where(near, 1 + factor.abs() * (1 + (d + (q if logits else 0)) / reach), 1.0)
     return w, dw, size, dw.abs()
 
 
@@ -265,17 +297,17 @@ def plain(setup: Setup, input: Tensor) -> Tensor:
         loss = F.binary_cross_entropy_with_logits(x, y, reduction="none")
     else:
         loss = base_of(setup.cell.base).loss(x, y)
-    first, *rest = (getattr(setup.rule, field.name) for field in fields(setup.rule))
-    q = x.sigmoid() if setup.cell.base == "bce_with_logits" else x
+    first, *rest = (*(getattr(setup.rule, field.name) for field in fields(setup.rule)), None)
+    q = x.sigmoid() if BASE_NAMES[setup.cell.base].kind == "logits" else x
     if isinstance(setup.rule, ByPrediction):
         return loss * torch.where(q >= first, rest[0], rest[1])
     if isinstance(setup.rule, ByLoss):
-        return loss * torch.where(loss > first, rest[0], 1.0)
+        return loss * torch.where(loss > first, rest[0], rest[1])
     if isinstance(setup.rule, ByProximity):
         return loss * (1 + rest[1] * (1 - (q - first).abs() / rest[0]).clamp(min=0))
     base = BASE_NAMES[setup.cell.base]()
     weight = setup.rule.on(base).weight(Element(base, x, y, loss))
-    return loss * weight
+    return loss if weight is None else loss * weight
 
 
 def allowance(dtype: torch.dtype, expected: Tensor, size: Tensor, terms: int = 1, roundings: int = 1) -> Tensor:

@@ -496,7 +496,7 @@ class Asymmetric(Base):
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         assert self.clip is not None
-        p, rest = x.sigmoid(), (-x).sigmoid()
+        p, rest = _sigmoids(x)
         miss = (p - self.clip).clamp(min=0)  # 1 - q
         hit = (rest + self.clip).clamp(max=1)
         low = torch.log(self.eps) if isinstance(self.eps, Tensor) else math.log(self.eps) if self.eps else -math.inf
@@ -514,6 +514,12 @@ class Asymmetric(Base):
         if not isinstance(positive, Tensor) and not isinstance(negative, Tensor) and positive == negative:
             return positive
         return positive * y + negative * (1 - y)
+
+
+def _sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:
+    """sigmoid(x) and sigmoid(-x). That near 1 is 1 less the other, since autograd's slope s (1 - s) would be 0."""
+    p, rest = x.sigmoid(), (-x).sigmoid()
+    return torch.where(x > 0, 1 - rest, p), torch.where(x > 0, rest, 1 - p)
 
 
 def _sign(x: Tensor) -> Tensor:
