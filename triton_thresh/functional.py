@@ -15,6 +15,7 @@ from torch import Tensor
 from . import gates, gradients, losses, reference
 from .bases import Base, BaseName
 from .checks import Operand, Reduction
+from .compiled import fused_loss
 from .registry import GATES, Gate, Op
 from .rules import ByLoss, ByPrediction, ByProximity, Rule
 
@@ -22,6 +23,7 @@ __all__ = [
     "binary_threshold",
     "exceedance_mse_loss",
     "firm",
+    "fused_loss",
     "garrote",
     "hardshrink",
     "jumprelu",
