@@ -10,8 +10,8 @@ import inspect
 import os
 import types
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -190,7 +190,7 @@ class Engine:
         if not self._warned:
             self._warned = True
             text = f"{self.name}: the formula runs as it is, in more passes over memory, because {self._reason}"
-            warnings.warn(text, stacklevel=4)
+            warnings.warn(text, stacklevel=5)
 
     def _run(
         self, make: Callable[..., Callable[..., Any]], x: Tensor, values: Sequence[Any], options: Options, g: Any
@@ -208,7 +208,7 @@ class Engine:
         try:
             if program is self:
                 program = self._programs[key] = _compiled(make(self.element, reduction, result), self.name)
-            with torch.no_grad(), _no_autocast(x):
+            with torch.no_grad(), _no_autocast(x), _no_hooks():
                 return program(*arguments)  # type: ignore[operator]
         except torch.OutOfMemoryError:
             raise
@@ -217,6 +217,20 @@ class Engine:
             self._programs[key] = None
             self._reason = f"torch.compile refused it ({_told(error)})"
             return None
+
+
+@contextmanager
+def _no_hooks() -> Iterator[None]:
+    """Without hooks on saved tensors, such as those of a checkpoint: nothing is saved here, and torch.func refuses to run."""
+    hooks = []
+    while (top := torch._C._autograd._top_saved_tensors_default_hooks(False)) is not None:
+        hooks.append(top)
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pack, unpack in reversed(hooks):
+            torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)
 
 
 def _told(error: Exception) -> str:
