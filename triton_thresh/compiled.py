@@ -239,23 +239,26 @@ def _told(error: Exception) -> str:
 
 
 def _normalised(x: Tensor, values: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """The arguments of a program, and what the compiler would compile anew for."""
+    """The arguments of a program, and what the compiler would compile anew for.
+
+    Tensors go as .data, which is no view, because Dynamo compiles for the shape of a view's base too.
+    """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     shapes = tuple([tuple(v.shape) for v in values if isinstance(v, Tensor) and v.dim()])
     order, shape, own = layout.merged(tuple(x.shape), x.stride(), shapes)
     supply = iter(own)
-    arguments: list[Any] = [x.detach().permute(order).reshape(shape)]
+    arguments: list[Any] = [x.permute(order).reshape(shape).data]
     kinds: list[Any] = [x.dtype, len(shape)]
     for value in values:
         if isinstance(value, Tensor):
-            value = value.detach()
             if value.dim():
                 sizes = next(supply)
-                value = value.reshape((1,) * (x.dim() - value.dim()) + tuple(value.shape))
+                value = value.detach().reshape((1,) * (x.dim() - value.dim()) + tuple(value.shape))
                 value = value.permute(order).reshape(sizes).contiguous()
                 kinds.append((value.dtype, *[n != 1 for n in sizes]))
             else:
                 kinds.append((value.dtype, value.device.type))
+            value = value.data
         elif value is None or isinstance(value, (bool, str)):
             kinds.append((type(value), value))
         else:
