@@ -109,38 +109,49 @@ def _value(element: Element, reduction: str, result: torch.dtype) -> Callable[..
     """The program of a call that wants no gradient."""
 
     def program(x: Tensor, weight: Any, mask: Any, divisor: Any, g: Any, *values: Any) -> Tensor:
-        return plain(element, x, values, Options(reduction, result, weight, mask, divisor))
+        losses = element_losses(element, x, values, weight, mask)
+        if reduction == "none":
+            return losses.to(result)
+        total = _sum(losses)
+        return (total / _divisor(x, mask, divisor) if reduction == "mean" else total).to(result)
 
     return program
 
 
 def _value_and_gradient(element: Element, reduction: str, result: torch.dtype) -> Callable[..., Any]:
-    """The program of a call that wants a gradient: for an upstream gradient g, or 1. With "none": the slope, not yet rounded.
+    """The program of a call that wants a gradient. With "none" it is the slope, not yet rounded.
 
-    Elements that are counted are divided by their number before they are summed. Else Inductor would sum them in the loop that
-    counts, and read them once more for the gradient.
+    With an upstream gradient g it is that of a backward, which wants no value. Elements that are counted are divided by their
+    number before they are summed: else Inductor would sum them in the loop that counts, and read them again for the gradient.
     """
 
-    def program(x: Tensor, weight: Any, mask: Any, divisor: Any, g: Any, *values: Any) -> tuple[Tensor, Tensor]:
+    def program(x: Tensor, weight: Any, mask: Any, divisor: Any, g: Any, *values: Any) -> tuple[Tensor | None, Tensor]:
         wide = x.to(compute_dtype(x.dtype))
-        counted = reduction == "mean" and divisor is None
+        counts = reduction == "mean" and divisor is None
         factor = None if g is None else g.to(wide.dtype)
         if reduction == "mean":
-            each = 1.0 / (mask.expand(x.shape).sum() if counted else divisor)
+            each = 1.0 / _divisor(x, mask, divisor)
             factor = each if factor is None else factor * each
 
         def total(x: Tensor) -> tuple[Tensor, Tensor]:
             losses = element_losses(element, x, values, weight, mask)
-            return (losses if factor is None else losses * factor).sum(), losses
+            scaled = losses if factor is None else losses * factor
+            return scaled.sum(), scaled if counts else losses
 
-        slope, (value, losses) = torch.func.grad_and_value(total, has_aux=True)(wide)
+        slope, (_, losses) = torch.func.grad_and_value(total, has_aux=True)(wide)
         if reduction == "none":
             return losses.to(result), slope
-        if not counted:
-            value = losses.sum() / divisor if reduction == "mean" else losses.sum()
+        if g is not None:
+            return None, slope.to(x.dtype)
+        value = _sum(losses) / divisor if reduction == "mean" and not counts else _sum(losses)
         return value.to(result), slope.to(x.dtype)
 
     return program
+
+
+def _sum(losses: Tensor) -> Tensor:
+    """On a CPU in float64: there Inductor adds to a running sum, which in float32 is 3e-5 off for 2**24 elements."""
+    return losses.sum(dtype=torch.float64 if losses.device.type == "cpu" else None)
 
 
 def _compiled(program: Callable[..., Any], name: str) -> Callable[..., Any]:
