@@ -237,7 +237,7 @@ class Plan(NamedTuple):
 
 def planned(way: Way, device: torch.device, choice: Any, searches: bool, *moved: int) -> Plan:
     """A plan; `choice` is the block size and where it came from (None: no kernel runs)."""
-    reason = choose(device)[1]
+    reason = choose(device, way == "inductor")[1]
     if way == "op":
         reason += "; traced as one op"
     elif way == "formula":

@@ -139,10 +139,10 @@ def _value_and_gradient(element: Element, reduction: str, result: torch.dtype) -
             return scaled.sum(), scaled if counts else losses
 
         slope, (_, losses) = torch.func.grad_and_value(total, has_aux=True)(wide)
-        if reduction == "none":
-            return losses.to(result), slope
         if g is not None:
             return None, slope.to(x.dtype)
+        if reduction == "none":
+            return losses.to(result), slope
         value = _sum(losses) / divisor if reduction == "mean" and not counts else _sum(losses)
         return value.to(result), slope.to(x.dtype)
 
@@ -191,7 +191,7 @@ class Engine:
         return value, None if slope is None else slope.as_strided(x.shape, x.stride())
 
     def backward(self, x: Tensor, values: Sequence[Any], options: Options, g: Tensor) -> Tensor | None:
-        """The gradient of a reduced loss for an upstream gradient g, recomputed; None where it cannot be compiled."""
+        """The gradient for an upstream gradient g, recomputed; None where it cannot be compiled."""
         x = layout.dense(x)
         found = self._run(_value_and_gradient, x, values, options, g)
         return None if found is None else found[1].as_strided(x.shape, x.stride())
