@@ -28,7 +28,9 @@ from torch._inductor.utils import run_and_get_code
 from torch.utils.checkpoint import checkpoint
 
 import triton_thresh as tt
-from triton_thresh import compiled
+from triton_thresh import cells, compiled, eager
+from triton_thresh.bases import BASES, Base
+from triton_thresh.rules import RULES, Unweighted
 
 from .conftest import INTERPRETED
 
@@ -40,6 +42,15 @@ MANY, FEW = (72, 96), (6, 5)  # Inductor sums more than 4096 elements otherwise 
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs run as they are written, on the arguments that Inductor would get."""
     monkeypatch.setattr(compiled, "_compiled", lambda program, name: program)
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
+    """Dynamo traces the programs, and nothing compiles them."""
+    counter = CompileCounter()
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile(f, backend=counter, **options))
+    return counter
 
 
 @pytest.fixture(autouse=True)
@@ -567,9 +578,10 @@ def test_exported() -> None:
     torch.testing.assert_close(program.module()(X[:7], VALUES[:7]), value.float())
 
 
-@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed(reentrant: bool) -> None:
+    """A checkpoint hooks into saved tensors, under which torch.func would not run."""
     x = leaf(X)
     loss_of = tt.fused_loss(huber)
     checkpoint(lambda x: loss_of(x * 2, VALUES), x, use_reentrant=reentrant).backward()
@@ -600,15 +612,6 @@ def test_threads() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ how it is compiled
-
-
-@pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
-    """Dynamo traces the programs, and nothing compiles them."""
-    counter = CompileCounter()
-    compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **options: compile(f, backend=counter, **options))
-    return counter
 
 
 def test_numbers_and_sizes_do_not_compile_again(traced: CompileCounter) -> None:
@@ -693,6 +696,35 @@ def test_large_sums_are_right_and_the_same() -> None:
     found = {loss_of(x, 0.0, reduction="sum").detach().item() for _ in range(5)}
     assert len(found) == 1
     assert found.pop() == pytest.approx((1 << 24) * x.detach()[0].item() ** 2, rel=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------------- other formulas
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("base", BASES, ids=lambda base: base.__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_an_engine_serves_the_losses_of_the_package(base: type[Base], dtype: torch.dtype, reduction: str) -> None:
+    """Value, gradient, and the gradient recomputed for an upstream gradient: those of the eager backend."""
+    x, y = (0.05 + 0.9 * torch.rand(MANY, generator=generator())).to(dtype), LABELS
+    for rule in (Unweighted(), *[rule(*rule.example) for rule in RULES]):
+        spec, operands = cells.specify(base(*base.example), rule, VALUES.abs(), reduction, dtype)
+        engine = compiled.Engine(spec.cell, partial(element_loss_of, spec))
+        options = compiled.Options(reduction, dtype)
+        value, slope = engine.value_and_gradient(x, (y, *operands), options, gradient=True)  # type: ignore[misc]
+        g = torch.ones_like(x) if reduction == "none" else torch.ones((), dtype=dtype)
+        truth = eager.loss_forward(spec, x, y, operands, False)[0]
+        gradient = eager.loss_backward(spec, x, y, operands, g)
+        torch.testing.assert_close(value, truth)
+        torch.testing.assert_close(
+            slope, gradient.to(slope.dtype), rtol=2e-3 if dtype is torch.float16 else 1e-5, atol=1e-6
+        )
+        torch.testing.assert_close(engine.backward(x, (y, *operands), options, 3 * g), 3 * gradient)
+
+
+def element_loss_of(spec: cells.Spec, x: Tensor, y: Tensor, *operands: Any) -> Tensor:
+    return cells.element_loss(spec, x, y, operands)
 
 
 # ------------------------------------------------------------------------------------------------ where it is not compiled
@@ -834,6 +866,30 @@ def test_mistakes(name: str) -> None:
 def test_a_formula_that_is_not_elementwise(formula: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"the formula returned .*expected a real tensor of the shape \(72, 96\)"):
         tt.fused_loss(formula)(X, VALUES)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["float32", "float16", "per row and channel", "mask", "none, bfloat16", "one element"])
+def test_on_a_gpu(name: str) -> None:
+    """Equal to float64 on a CPU, to the bit the same again, and the host never waits."""
+    x, others, options = CALLS[name]
+    reduction = options.get("reduction", "mean")
+    upstream = torch.ones(x.shape, dtype=x.dtype) if reduction == "none" else None
+    value, gradient = expected(weighed, x, *others, **options, upstream=upstream)
+    loss_of, own = tt.fused_loss(weighed), leaf(x.cuda(), x.dtype)
+    there = [v.cuda() if isinstance(v, Tensor) else v for v in others]
+    options = {key: v.cuda() if isinstance(v, Tensor) else v for key, v in options.items()}
+    g = None if upstream is None else upstream.cuda()
+    found = []
+    for _ in range(3):
+        loss = loss_of(own, *there, **options)
+        found.append((loss.detach(), *torch.autograd.grad(loss, own, g)))
+        torch.cuda.set_sync_debug_mode("error")  # from the second call on: the first compiles
+    torch.cuda.set_sync_debug_mode("default")
+    close(found[0][0].cpu(), value, x.dtype, name)
+    close(found[0][1].cpu(), gradient, x.dtype, name)
+    for again in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], again))
 
 
 module_level = tt.fused_loss(huber)
