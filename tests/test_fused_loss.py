@@ -307,6 +307,8 @@ CALLS: dict[str, tuple[Tensor, tuple[Any, ...], dict[str, Any]]] = {
     "weight per channel": (X, (VALUES,), {"weight": POSITIVE[0]}),
     "weight per element": (X.bfloat16(), (VALUES,), {"weight": POSITIVE.bfloat16()}),
     "mask": (X, (VALUES,), {"mask": MASK}),
+    "mask, float64": (X.double(), (VALUES.double(),), {"mask": MASK}),
+    "divisor, 0-dim, float64": (X.double(), (VALUES,), {"divisor": torch.tensor(7, dtype=torch.int32)}),
     "mask per row": (X, (VALUES,), {"mask": MASK[:, :1]}),
     "mask and weight, 16 bits": (X.half(), (VALUES,), {"mask": MASK, "weight": POSITIVE}),
     "divisor": (X, (VALUES,), {"divisor": 100}),

@@ -84,7 +84,7 @@ def plain(element: Element, x: Tensor, values: Sequence[Any], options: Options) 
         return (total / _divisor(x, mask, divisor) if reduction == "mean" else total).to(result)
 
 
-def _divisor(x: Tensor, mask: Tensor | None, divisor: Operand | None) -> Operand:
+def _divisor(x: Tensor, mask: Tensor | None, divisor: Operand | None) -> Any:
     if divisor is not None:
         return divisor
     return x.numel() if mask is None else mask.expand(x.shape).sum()
@@ -130,7 +130,7 @@ def _value_and_gradient(element: Element, reduction: str, result: torch.dtype) -
         counts = reduction == "mean" and divisor is None
         factor = None if g is None else g.to(wide.dtype)
         if reduction == "mean":
-            each = 1.0 / _divisor(x, mask, divisor)
+            each = 1.0 / _divisor(x, mask, divisor).to(wide.dtype)
             factor = each if factor is None else factor * each
 
         def total(x: Tensor) -> tuple[Tensor, Tensor]:
