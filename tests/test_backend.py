@@ -114,6 +114,18 @@ def test_choice(asked: str, device: str, chosen: str) -> None:
     assert asked == "eager" or device in reason
 
 
+def test_inductor_compiles_formulas_and_leaves_the_rest() -> None:
+    x = torch.randn(4)
+    with tt.use_backend("inductor"):
+        assert backend.choose(torch.device("cpu"), compiles=True) == ("inductor", "asked for")
+        assert backend.way(x, compiles=True) == "inductor"
+        assert backend.choose(torch.device("meta"), compiles=True)[0] == "eager"
+        assert backend.way(x) == "eager"
+        assert torch.equal(tt.hardshrink(x), torch.hardshrink(x))
+    with tt.use_backend("auto"):
+        assert backend.way(x, compiles=True) == "eager", "auto never compiles"
+
+
 def test_auto_takes_triton_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for device in ("cuda", "xpu"):
         for has, chosen in ((True, "triton"), (False, "eager")):

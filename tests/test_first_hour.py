@@ -29,6 +29,11 @@ RULES = "ByPrediction, ByOutcome, ByProximity, ByLoss"
 BASES = "an instance of BCE, BCEWithLogits, MSE, Huber"
 BACKENDS = "name must be one of 'auto', 'triton', 'eager'"
 
+
+def squared(x: Tensor, y: Tensor) -> Tensor:
+    return (x - y) ** 2
+
+
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="without Triton's interpreter")
 
 
@@ -289,6 +294,15 @@ MISTAKES: dict[str, list[Mistake]] = {
         mistake(lambda: tt.nn.JumpReLU(3, torch.ones(2)), ValueError, "threshold has shape (2,)", "a number", "(3,)"),
         mistake(lambda: tt.nn.JumpReLU(4)(X), ValueError, "threshold has shape (4,)", "(2, 3)"),
         mistake(lambda: tt.nn.JumpReLU(3).l0([1.0]), TypeError, "input must be a tensor, got list"),  # type: ignore[arg-type]
+    ],
+    "fused_loss": [
+        mistake(lambda: tt.fused_loss(0.5), TypeError, "fused_loss: formula must be a function, got float 0.5"),  # type: ignore[arg-type]
+        mistake(lambda: tt.fused_loss(lambda x, weight: x), TypeError, "parameter 'weight'", "rename it"),
+        mistake(lambda: tt.fused_loss(lambda x, *y: x), TypeError, "*y", "expected parameters with names"),
+        mistake(lambda: tt.fused_loss(squared)([1.0], Y), TypeError, "x must be a tensor, got list"),
+        mistake(lambda: tt.fused_loss(squared)(X, Y[0, :2]), ValueError, "y has shape (2,)", "broadcast", "(2, 3)"),
+        mistake(lambda: tt.fused_loss(squared)(X, PARAMETER), ValueError, "y requires grad", "only x", "__wrapped__"),
+        mistake(lambda: tt.fused_loss(squared)(X, Y, mask=Y), TypeError, "mask has dtype torch.float32", "torch.bool"),
     ],
     "set_backend": [mistake(lambda: tt.set_backend("cuda"), ValueError, f"set_backend: {BACKENDS}", "'cuda'")],
     "use_backend": [

@@ -21,8 +21,8 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 from torch.nn import Parameter
 
-Backend = Literal["auto", "triton", "eager"]
-Way = Literal["triton", "eager", "op", "formula"]
+Backend = Literal["auto", "triton", "eager", "inductor"]
+Way = Literal["triton", "eager", "inductor", "op", "formula"]
 
 ASKED = "asked for"
 BACKENDS = get_args(Backend)
@@ -58,7 +58,8 @@ def set_backend(name: Backend) -> None:
     """Choose the backend of every following call, in every thread.
 
     Args:
-        name: "auto" (Triton for tensors on a GPU, else eager torch), "triton" or "eager".
+        name: "auto" (Triton for tensors on a GPU, else eager torch), "triton", "eager", or "inductor" (losses are compiled by
+            torch.compile at their first call, which takes seconds; all else runs as under "auto").
 
     Raises:
         ValueError: for another name. A call under "triton" raises RuntimeError for tensors that Triton cannot take.
@@ -90,7 +91,7 @@ def use_backend(name: Backend) -> Iterator[None]:
     """Choose the backend inside a ``with`` block, in this thread. A backward runs on the backend of its forward.
 
     Args:
-        name: "auto", "triton" or "eager", as for `set_backend`.
+        name: "auto", "triton", "eager" or "inductor", as for `set_backend`.
 
     Raises:
         ValueError: for another name.
@@ -152,23 +153,33 @@ def is_one_op(input: Tensor, *others: object) -> bool:
     transform = torch._C._functorch.peek_interpreter_stack()
     if isinstance(transform, torch._C._functorch.CInterpreter) or forward_ad._current_level >= 0:
         return False
+    asked = _asked()
     if is_compiling():
-        asked = _traced_overrides[-1] if _traced_overrides else _setting[0]
         if is_exporting() and asked != "triton":
             return False
     elif _len_torch_dispatch_stack() == 0:
         return False
-    else:
-        asked = get_backend()
-    if asked == "eager" or (asked == "auto" and input.device.type not in TRITON_DEVICES):
+    if asked == "eager" or (asked != "triton" and input.device.type not in TRITON_DEVICES):
         return False
     return all(type(t) in _TRACED for t in (input, *others) if isinstance(t, Tensor))
 
 
-def way(input: Tensor, *others: object) -> Way:
-    """How a call goes: to kernels, to torch's own eager ops, as one op of torch.library, or as a formula in plain torch."""
+def _asked() -> Backend:
+    """The backend asked for, in a way that Dynamo can trace."""
+    if is_compiling():
+        return cast(Backend, _traced_overrides[-1]) if _traced_overrides else _setting[0]
+    return get_backend()
+
+
+def way(input: Tensor, *others: object, compiles: bool = False) -> Way:
+    """How a call goes: to kernels, to torch's own eager ops, as one op of torch.library, or as a formula in plain torch.
+
+    `compiles` says that the op is a formula which Inductor may compile, if that is asked for.
+    """
     if is_ordinary(input, *others):
-        return choose(input.device)[0]
+        return choose(input.device, compiles)[0]
+    if compiles and _asked() == "inductor":
+        return "formula"
     return "op" if is_one_op(input, *others) else "formula"
 
 
@@ -192,12 +203,14 @@ def _automatic(device: torch.device, driven: bool, installed: bool) -> tuple[Way
     return "eager", f"auto: tensors on {device.type} run in eager torch"
 
 
-def choose(device: torch.device) -> tuple[Way, str]:
+def choose(device: torch.device, compiles: bool = False) -> tuple[Way, str]:
     """The backend for tensors on `device`, and why."""
     asked = _override.get() or _setting[0]
     if asked == "eager":
         return "eager", ASKED
-    if asked == "auto":
+    if asked == "inductor" and compiles and device.type != "meta":
+        return "inductor", ASKED
+    if asked in ("auto", "inductor"):
         return _automatic(device, is_driven(device), has_triton())
     if not has_triton():
         raise RuntimeError('backend "triton" was asked for, but Triton is not installed; install it or use "auto"')
@@ -224,7 +237,7 @@ class Plan(NamedTuple):
 
 def planned(way: Way, device: torch.device, choice: Any, searches: bool, *moved: int) -> Plan:
     """A plan; `choice` is the block size and where it came from (None: no kernel runs)."""
-    reason = choose(device)[1]
+    reason = choose(device, way == "inductor")[1]
     if way == "op":
         reason += "; traced as one op"
     elif way == "formula":

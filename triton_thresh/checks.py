@@ -38,6 +38,22 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in HALF else dtype
 
 
+# asked here, since torch.compile of torch 2.11 cannot ask
+AUTOCAST = tuple(
+    kind for kind in ("cpu", "cuda", "xpu", "mps", "mtia", "hpu", "xla") if torch.amp.is_autocast_available(kind)
+)
+
+
+def is_autocast(kind: str) -> bool:
+    """True if autocast is on for such devices."""
+    return kind in AUTOCAST and torch.is_autocast_enabled(kind)
+
+
+def result_dtype(input: Tensor) -> torch.dtype:
+    """A loss has the input's dtype; float32 under autocast."""
+    return torch.float32 if input.dtype in HALF and is_autocast(input.device.type) else input.dtype
+
+
 # the digits of a dtype, and the exponent below which it has fewer, as math.frexp counts
 _FORMATS = {torch.float32: (24, -125), torch.bfloat16: (8, -125), torch.float16: (11, -13)}
 
@@ -195,15 +211,17 @@ def within(dtype: torch.dtype, values: Iterable[Any], nonnegative: bool) -> bool
 # ------------------------------------------------------------------------------------------------------------- tensors
 
 
-def check_input(op: str, input: object, dtypes: tuple[torch.dtype, ...], *, jagged: bool = True) -> None:
+def check_input(
+    op: str, input: object, dtypes: tuple[torch.dtype, ...], *, jagged: bool = True, name: str = "input"
+) -> None:
     """`input` is a strided tensor of one of `dtypes`, or a jagged one, which takes the formulas in plain torch."""
     if not isinstance(input, Tensor):
-        raise TypeError(f"{op}: input must be a tensor, got {type(input).__name__}")
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(input).__name__}")
     if input.dtype not in dtypes:
-        raise TypeError(f"{op}: input has dtype {input.dtype}, expected one of {_names(dtypes)}")
+        raise TypeError(f"{op}: {name} has dtype {input.dtype}, expected one of {_names(dtypes)}")
     if input.layout is not torch.strided and not (jagged and input.layout is torch.jagged):
-        hint = "; pass the values() of input and target" if input.layout is torch.jagged else ""
-        raise TypeError(f"{op}: input has layout {input.layout}, expected a dense (strided) tensor{hint}")
+        hint = "; pass the values() of input and target" if input.layout is torch.jagged and name == "input" else ""
+        raise TypeError(f"{op}: {name} has layout {input.layout}, expected a dense (strided) tensor{hint}")
 
 
 def check_dtype(op: str, dtype: object) -> torch.dtype:
@@ -312,6 +330,27 @@ def check_reduction(op: str, reduction: object) -> None:
     """`reduction` is "mean", "sum" or "none"."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"{op}: reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+
+
+def check_mask(op: str, mask: object, input: Tensor) -> None:
+    """`mask` is a bool tensor that broadcasts to the input's shape."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{op}: mask must be a bool tensor, got {describe(mask)}")
+    if mask.dtype is not torch.bool:
+        raise TypeError(f"{op}: mask has dtype {mask.dtype}, expected torch.bool (True where an element counts)")
+    check_operand(op, "mask", mask, input)
+
+
+def check_divisor(op: str, divisor: object, input: Tensor, reduction: str) -> None:
+    """`divisor` is a number above 0 or a 0-dim tensor, and goes with the mean."""
+    if reduction != "mean":
+        raise ValueError(f"{op}: divisor goes with reduction 'mean', got reduction {reduction!r}")
+    if not isinstance(divisor, Tensor):
+        check_positive(op, "divisor", divisor)
+        return
+    if divisor.dim():
+        raise ValueError(f"{op}: divisor has shape {tuple(divisor.shape)}, expected a number or a 0-dim tensor")
+    check_operand(op, "divisor", divisor, input)
 
 
 def check_inplace(op: str, input: Tensor) -> None:

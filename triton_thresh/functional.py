@@ -16,6 +16,7 @@ from . import gates, gradients, losses, reference
 from .bases import Asymmetric, Base, BaseName, Focal
 from .cells import LossStats
 from .checks import Operand, Reduction
+from .compiled import fused_loss
 from .registry import GATES, Gate, Op
 from .rules import ByLoss, ByPrediction, ByProximity, Rule
 
@@ -24,6 +25,7 @@ __all__ = [
     "binary_threshold",
     "exceedance_mse_loss",
     "firm",
+    "fused_loss",
     "garrote",
     "hardshrink",
     "jumprelu",

@@ -93,6 +93,32 @@ def unblock(own: Tensor, operand_shape: Shape, shape: Shape, stride: Shape) -> T
     return own.view([sizes[d] for d in spanned]).permute(ascending).reshape(operand_shape)
 
 
+@functools.lru_cache(maxsize=4096)
+def merged(shape: Shape, stride: Shape, operands: tuple[Shape, ...]) -> tuple[Shape, Shape, tuple[Shape, ...]]:
+    """The fewest dimensions in which the operands still broadcast to a dense tensor, outermost in memory first.
+
+    The order of its dimensions, its shape then, and that of each operand: a dimension is joined to its neighbour in memory where
+    the same operands vary along both. Operands of the tensor's own shape leave a single one.
+    """
+    order = memory_order(shape, stride)
+    assert order is not None
+    own = [(1,) * (len(shape) - len(sizes)) + sizes for sizes in operands]
+    sizes: list[int] = []
+    varying: list[tuple[bool, ...]] = []
+    for d in order:
+        varies = tuple([each[d] != 1 for each in own])
+        if varying and varying[-1] == varies:
+            sizes[-1] *= shape[d]
+        else:
+            sizes.append(shape[d])
+            varying.append(varies)
+    small = tuple([d for d in range(len(shape)) if d not in order])
+    if not sizes:
+        return small, (1,), ((1,),) * len(own)
+    columns = [tuple([n if varies[i] else 1 for n, varies in zip(sizes, varying)]) for i in range(len(own))]
+    return (*order, *small), tuple(sizes), tuple(columns)
+
+
 def unpack(bits: Tensor, width: int, plane: int, numel: int) -> Tensor:
     """One of the flat bool tensors that were packed."""
     tiles = -(-numel // (8 * width))

@@ -45,6 +45,16 @@ def losses(x: Tensor, y: Tensor, weight: Tensor) -> None:
     tt.threshold_loss(x, y, "ByLoss")  # type: ignore[call-overload]
 
 
+@tt.fused_loss
+def squared(x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+    return scale * (x - y) ** 2
+
+
+def own_loss(x: Tensor, y: Tensor) -> None:
+    assert_type(squared(x, y, 2.0, mask=y > 0, divisor=3), Tensor)
+    tt.fused_loss("squared")  # type: ignore[arg-type]
+
+
 def gradients(parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
     assert_type(tt.threshold_grad(parameters[0], 0.1), Tensor)
     tt.threshold_gradients_(parameters, [0.1, 0.2])
