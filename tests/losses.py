@@ -185,22 +185,23 @@ def _element(base: str, x: Tensor, y: Tensor, pos_weight: Tensor) -> tuple[Tenso
     return loss, slope, ((1 - y) * x).abs() + w * (softplus + decay), (1 - y).abs() + w
 
 
-def _own(base: Any, x: Tensor, y: Tensor, slack: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _own(kind: Any, operands: list[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same for a base with no oracle here, by its formula in float64, which tests/test_sources.py holds to its source.
 
-    A size is what changing x and y by 1 and by their sizes makes; `slack` times that where float64 is what is tested, since
-    the formula is rounded, too.
+    A size is what changing x and y by 1 and by their sizes makes, and every operand by its size.
     """
     x, y = (x if x.requires_grad else x.requires_grad_()), y.detach().requires_grad_()
-    known = {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
-    loss = base.loss(x, y)
-    slope, along_y = torch.autograd.grad(loss.sum(), (x, y), create_graph=True)
-    bends = torch.zeros_like(x), torch.zeros_like(y)
-    if slope.requires_grad:
-        bends = torch.autograd.grad(slope.sum(), (x, y), **known)
-    size = loss.abs() + ((1 + x.abs()) * slope).abs() + ((1 + y.abs()) * along_y).abs()
-    slope_size = slope.abs() + ((1 + x.abs()) * bends[0]).abs() + ((1 + y.abs()) * bends[1]).abs()
-    return loss, slope, slack * size.detach(), slack * slope_size.detach()
+    settings = [value.expand(x.shape).clone().requires_grad_() for value in operands]
+    leaves, steps = (x, y, *settings), (1 + x.abs(), 1 + y.abs(), *settings)
+    known: Any = {"allow_unused": True, "materialize_grads": True}
+    loss = kind(*settings).loss(x, y)
+    along = torch.autograd.grad(loss.sum(), leaves, create_graph=True, **known)
+    bends = [torch.zeros_like(x) for _ in leaves]
+    if along[0].requires_grad:
+        bends = torch.autograd.grad(along[0].sum(), leaves, retain_graph=True, **known)
+    size = loss.abs() + sum((step * slope).abs() for step, slope in zip(steps, along))
+    slope_size = along[0].abs() + sum((step * bend).abs() for step, bend in zip(steps, bends))
+    return loss, along[0], size.detach(), slope_size.detach()
 
 
 def _own_weight(rule: Any, base: Any, x: Tensor, y: Tensor, loss: Tensor, narrow: Callable[[Any], Tensor]) -> Any:
@@ -236,10 +237,8 @@ def truth(setup: Setup) -> Truth:
     if base in ("bce", "bce_with_logits", "mse"):
         loss, slope, loss_size, slope_size = _element(base, x_.double(), y_.double(), narrow(one).double())
     else:
-        own = BASE_NAMES[base](*(narrow(v).double() for v in BASE_NAMES[base].example))
-        loss, slope, loss_size, slope_size = _own(
-            own, x_.double(), y_.double(), 1e3 if x.dtype == torch.float64 else 1.0
-        )
+        own = [narrow(value).double() for value in BASE_NAMES[base].example]
+        loss, slope, loss_size, slope_size = _own(BASE_NAMES[base], own, x_.double(), y_.double())
     q_, q = (x_, x_.double()) if not logits else (x_.sigmoid(), x_.double().sigmoid())
     first, *rest = (*(getattr(setup.rule, field.name) for field in fields(setup.rule)), None)
     if isinstance(setup.rule, ByPrediction):

@@ -192,13 +192,19 @@ def valid_of(options: Mapping[str, Operand], y: Tensor) -> Tensor | None:
     """Where an element counts: the mask, and no target to ignore; None for everywhere. `y` is the target as given."""
     valid = options.get("mask")
     if "ignore_index" in options:
-        ignored = options["ignore_index"]
-        if isinstance(ignored, float) and ignored == ignored and not y.is_floating_point():
-            ignored = int(ignored)  # which torch compares without rounding y
-        differs = y == y if ignored != ignored else y != ignored
+        differs = _differs(y, options["ignore_index"])
         valid = differs if valid is None else differs & valid
     assert valid is None or isinstance(valid, Tensor)
     return valid
+
+
+def _differs(y: Tensor, ignored: Operand) -> Tensor:
+    """Where a target is not the one to ignore. NaN ignores NaN; among integers it ignores nothing."""
+    if isinstance(ignored, Tensor):
+        return torch.where(ignored == ignored, y != ignored.to(y.dtype), y == y)
+    if ignored != ignored:
+        return y == y
+    return y != (ignored if y.is_floating_point() else int(ignored))  # torch compares an int without rounding y
 
 
 def smoothed(options: Mapping[str, Operand], base: Base, y: Tensor) -> Tensor:

@@ -306,51 +306,31 @@ def check_target(op: str, input: Tensor, target: object) -> None:
         raise RuntimeError(f"{op}: target is on {target.device}, expected {input.device}, where the input is")
 
 
-def check_mask(op: str, mask: object, input: Tensor) -> Tensor:
-    """`mask` is a bool tensor that broadcasts to the input's shape."""
-    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
-        raise TypeError(f"{op}: mask must be a bool tensor (True means that the element counts), got {describe(mask)}")
-    check_operand(op, "mask", mask, input)
-    return mask
-
-
-def check_divisor(op: str, divisor: object, input: Tensor) -> Operand:
-    """`divisor` is a number above 0, or a tensor that holds one number and does not require grad."""
-    if not isinstance(divisor, Tensor):
-        number = as_float(op, "divisor", check_number(op, "divisor", divisor))
-        if not 0 < number < math.inf:
-            raise ValueError(f"{op}: divisor must be a finite number above 0, got {divisor!r}")
-        return number
-    if divisor.dim():
-        raise ValueError(f"{op}: divisor must be a number or a 0-dim tensor, got {describe(divisor)}")
-    return check_operand(op, "divisor", divisor, input, why="it has no gradient; pass {name}.detach()")
-
-
 def check_reduction(op: str, reduction: object) -> None:
     """`reduction` is "mean", "sum" or "none"."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"{op}: reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
 
 
-def check_mask(op: str, mask: object, input: Tensor) -> None:
+def check_mask(op: str, mask: object, input: Tensor) -> Tensor:
     """`mask` is a bool tensor that broadcasts to the input's shape."""
     if not isinstance(mask, Tensor):
         raise TypeError(f"{op}: mask must be a bool tensor, got {describe(mask)}")
     if mask.dtype is not torch.bool:
         raise TypeError(f"{op}: mask has dtype {mask.dtype}, expected torch.bool (True where an element counts)")
     check_operand(op, "mask", mask, input)
+    return mask
 
 
-def check_divisor(op: str, divisor: object, input: Tensor, reduction: str) -> None:
+def check_divisor(op: str, divisor: object, input: Tensor, reduction: str) -> Operand:
     """`divisor` is a number above 0 or a 0-dim tensor, and goes with the mean."""
     if reduction != "mean":
         raise ValueError(f"{op}: divisor goes with reduction 'mean', got reduction {reduction!r}")
     if not isinstance(divisor, Tensor):
-        check_positive(op, "divisor", divisor)
-        return
+        return check_positive(op, "divisor", divisor)
     if divisor.dim():
         raise ValueError(f"{op}: divisor has shape {tuple(divisor.shape)}, expected a number or a 0-dim tensor")
-    check_operand(op, "divisor", divisor, input)
+    return check_operand(op, "divisor", divisor, input, why="it has no gradient; pass {name}.detach()")
 
 
 def check_inplace(op: str, input: Tensor) -> None:

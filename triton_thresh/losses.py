@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 
-from . import backend, cells, checks, eager, layout, tuning
+from . import backend, cells, checks, compiled, eager, layout, tuning
 from .bases import BASES, Base, BCEWithLogits
 from .cells import LossStats, Numbers, Spec, formula
-from .checks import FLOATING, Operand, compute_dtype, round_to
+from .checks import FLOATING, Operand, compute_dtype, result_dtype, round_to
 from .fused import Fused, define, parted, restored
 from .launch import SHORT, Kernel, blocks, device_code, pack_all, triton_dtype
 from .rules import RULES, Rule, Unweighted
@@ -94,16 +94,15 @@ def _specified(
         asked["label_smoothing"] = share
     if not asked and not stats and not is_dynamo_compiling() and _are_numbers(loss, weighing):
         spec, operands = cells.specify_numbers(loss, weighing, reduction, input.dtype, result)
-        return spec, input, target, operands, backend.way(input, target)
+        return spec, input, target, operands, backend.way(input, target, compiles=True)
     extra = _checked_options(op, input, target, loss, reduction, asked)
     for name, value in (*loss.operands().items(), *weighing.operands().items()):
         checks.check_operand(op, name, value, input, why=ONE_GRADIENT)
     loss, weighing = _closed(loss, input), _closed(weighing, input)
     if stats and not weighing.decides:
         extra["least_positive"] = _least_positive(op, loss, weighing)
-    way = backend.way(
-        input, target, *(v for v in (*loss.operands().values(), *weighing.operands().values(), *extra.values()))
-    )
+    given = (*loss.operands().values(), *weighing.operands().values(), *extra.values())
+    way = backend.way(input, target, *given, compiles=True)
     if reduction == "mean" and "divisor" not in extra and ("mask" in extra or "ignore_index" in extra):
         extra["divisor"] = count_valid(way, input, target, extra)
     ordered = {name: extra[name] for name in cells.OPTIONS if name in extra}
@@ -125,9 +124,7 @@ def _checked_options(
     if "ignore_index" in asked:
         extra["ignore_index"] = _ignored(op, asked["ignore_index"], target)
     if "divisor" in asked:
-        if reduction != "mean":
-            raise ValueError(f"{op}: divisor goes with reduction 'mean', got reduction {reduction!r}")
-        extra["divisor"] = _wide(checks.check_divisor(op, asked["divisor"], input), input)
+        extra["divisor"] = _wide(checks.check_divisor(op, asked["divisor"], input, reduction), input)
     if "label_smoothing" in asked:
         share = asked["label_smoothing"]
         if base.kind == "values":
@@ -215,21 +212,6 @@ def _parts(op: str, base: Base | str, rule: Rule | None, pos_weight: Operand | N
 
 def _accepted_bases() -> str:
     return f"one of {', '.join(map(repr, NAMED_BASES))}, or an instance of {', '.join(kind.__name__ for kind in BASES)}"
-
-
-# asked here, since torch.compile of torch 2.11 cannot ask
-AUTOCAST = tuple(
-    kind for kind in ("cpu", "cuda", "xpu", "mps", "mtia", "hpu", "xla") if torch.amp.is_autocast_available(kind)
-)
-
-
-def result_dtype(input: Tensor) -> torch.dtype:
-    """A loss has the input's dtype; float32 under autocast."""
-    if input.dtype.itemsize > 2:
-        return input.dtype
-    kind = input.device.type
-    wide = kind in AUTOCAST and torch.is_autocast_enabled(kind)
-    return torch.float32 if wide else input.dtype
 
 
 def is_fused(reduction: str, dtype: torch.dtype) -> bool:
@@ -414,8 +396,24 @@ def _engine_forward(
     """The loss, its counts, and its gradient; None for what is not wanted."""
     if way == "triton":
         return loss_forward(spec, input, target, operands, want_gradient)
-    loss, gradient = eager.loss_forward(spec, input, target, operands, want_gradient)
+    if way == "inductor":
+        options = _inductor_options(spec, input, operands)
+        found = _engine(spec).value_and_gradient(input, (target, *operands), options, gradient=want_gradient)
+    if way != "inductor" or found is None:
+        found = eager.loss_forward(spec, input, target, operands, want_gradient)
+    loss, gradient = found
     return loss, cells.count_stats(spec, input, target, operands) if spec.stats else None, gradient
+
+
+@functools.cache
+def _engine(spec: Spec) -> compiled.Engine:
+    """The element loss as a formula that Inductor compiles."""
+    return compiled.Engine(spec.cell, lambda x, y, *operands: cells.element_loss(spec, x, y, operands))
+
+
+def _inductor_options(spec: Spec, input: Tensor, operands: Sequence[Operand]) -> compiled.Options:
+    divisor = cells.divisor_of(spec, operands, input) if spec.reduction == "mean" else None
+    return compiled.Options(spec.reduction, spec.result, divisor=divisor)
 
 
 def _forward(
@@ -467,6 +465,10 @@ def _backward(ctx: Any, g: Tensor, _: Tensor | None = None) -> tuple[Tensor]:
         return (dx,)
     if ctx.way == "triton":
         return (loss_backward(spec, input, target, operands, g),)
+    if ctx.way == "inductor":
+        found = _engine(spec).backward(input, (target, *operands), _inductor_options(spec, input, operands), g)
+        if found is not None:
+            return (found,)
     return (eager.loss_backward(spec, input, target, operands, g),)
 
 
