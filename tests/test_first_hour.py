@@ -25,8 +25,8 @@ OPTIMIZER = torch.optim.SGD(LAYER.parameters(), lr=0.1)
 FLOATS = "float16, bfloat16, float32, float64"
 NUMBER = "must be a number or a tensor"
 REDUCTIONS = "reduction must be one of 'mean', 'sum', 'none'"
-RULES = "ByPrediction, ByOutcome, ByProximity, ByLoss"
-BASES = "an instance of BCE, BCEWithLogits, MSE, Huber"
+RULES = "ByPrediction, ByOutcome, ByConfidence, ByProximity, ByLoss"
+BASES = "an instance of BCE, BCEWithLogits, MSE, Focal, Asymmetric, Huber, EpsilonInsensitive, Quantile, Hinge"
 BACKENDS = "name must be one of 'auto', 'triton', 'eager'"
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import triton_thresh as tt
 from triton_thresh import ByLoss, ByPrediction, ByProximity
+from triton_thresh.rules import Unweighted
 
 from .losses import NAMED
 
@@ -27,7 +28,7 @@ def _calls() -> dict[str, Call]:
     """Every public loss as a function of input, target and keywords."""
 
     def named(op: str) -> Call:
-        needs = {} if NAMED[op].base != "mse" or NAMED[op].rule is ByLoss else {"threshold": 0.5}
+        needs: dict[str, Any] = {} if NAMED[op].base != "mse" or NAMED[op].rule is ByLoss else {"threshold": 0.5}
         return lambda x, y, **keywords: getattr(tt, op)(x, y, **{**needs, **keywords})
 
     def grid(x: Any, y: Any, **keywords: Any) -> Tensor:
@@ -42,6 +43,8 @@ every_op = pytest.mark.parametrize("op", CALLS)
 
 def setting(op: str) -> str:
     """The name of one setting of an op's rule."""
+    if op in NAMED and NAMED[op].rule is Unweighted:
+        return {"focal": "alpha", "asymmetric": "eps"}[NAMED[op].base]
     return SETTINGS[NAMED[op].rule] if op in NAMED else "penalty_factor"
 
 

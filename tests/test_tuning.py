@@ -277,7 +277,7 @@ def test_losses_ask_for_no_search_when_they_reduce(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tuning, "choose", spy)
     x = torch.rand(8)
     for reduction in ("mean", "sum", "none"):
-        spec, operands = specify(MSE(), ByLoss(), None, reduction, torch.float32)
+        spec, operands = specify(MSE(), ByLoss(), {}, False, reduction, torch.float32)
         with pytest.raises(AskedError):
             losses.loss_forward(spec, x, x, operands, want_gradient=True)
     assert asked == [("mse.ByLoss", False), ("mse.ByLoss", False), ("mse.ByLoss.none", True)]

@@ -121,11 +121,14 @@ INTEGERS = (
 )  # of which some are 0, which no threshold of confidence may be
 
 
-@pytest.mark.parametrize(
+sweep = pytest.mark.parametrize(
     ("cell", "kind"),
     [(c, kind) for c in DIAGONAL for kind in OPERANDS if c.rule is not ByConfidence or kind not in INTEGERS],
     ids=str,
 )
+
+
+@sweep
 def test_operand_kinds(cell: Cell, kind: str, device: torch.device) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         case = setup(cell, dtype, device, kind=kind, weighted=True)
