@@ -10,6 +10,7 @@ from .bases import BCE, MSE, BCEWithLogits, Huber
 from .checks import Operand
 from .explain import Explanation, explain
 from .functional import (
+    batch_topk,
     binary_threshold,
     exceedance_mse_loss,
     firm,
@@ -17,7 +18,9 @@ from .functional import (
     hardshrink,
     jumprelu,
     jumprelu_l0,
+    otsu_threshold,
     proximity_mse_loss,
+    quantile_threshold,
     softshrink,
     step,
     threshold,
@@ -27,6 +30,7 @@ from .functional import (
     threshold_gradients_,
     threshold_loss,
     threshold_mse_loss,
+    topk_threshold,
 )
 from .optim import GradientThreshold
 from .registry import ops
@@ -45,6 +49,7 @@ __all__ = [
     "Huber",
     "Operand",
     "__version__",
+    "batch_topk",
     "binary_threshold",
     "exceedance_mse_loss",
     "explain",
@@ -57,7 +62,9 @@ __all__ = [
     "jumprelu_l0",
     "nn",
     "ops",
+    "otsu_threshold",
     "proximity_mse_loss",
+    "quantile_threshold",
     "set_backend",
     "softshrink",
     "step",
@@ -68,6 +75,7 @@ __all__ = [
     "threshold_gradients_",
     "threshold_loss",
     "threshold_mse_loss",
+    "topk_threshold",
     "use_backend",
 ]
 
