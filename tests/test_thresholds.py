@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,7 +17,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import triton_thresh as tt
 from triton_thresh import thresholds
 from triton_thresh.functional import batch_topk, otsu_threshold, quantile_threshold, topk_threshold
 from triton_thresh.nn import BatchTopK
@@ -29,7 +27,6 @@ from .selection import DTYPES, FLOATS, batch_topk_of, nth, numbers, otsu_of, sam
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="tests/kernels/test_select.py is what the interpreter runs")
 
-PAGE = Path(__file__).parents[1] / "docs" / "howto" / "thresholds-from-data.md"
 SIZES = (1, 2, 511, 2000)  # both of torch's algorithms, and one element
 
 
@@ -151,23 +148,38 @@ def test_errors(call: Callable[[Tensor], object], error: type[Exception], words:
 # ------------------------------------------------------------------------------------------------------------------ Otsu
 
 
-def images() -> dict[str, np.ndarray]:
-    from skimage import data
+def image(name: str) -> npt.NDArray[np.uint8]:
+    """One of scikit-image's where that is installed, else bright discs over a slope, with noise."""
+    try:
+        from skimage import data
+    except ImportError:
+        generator = np.random.default_rng(len(name))
+        y, x = np.mgrid[:96, :128]
+        discs = ((y % 32 - 16) ** 2 + (x % 32 - 16) ** 2) < 11**2
+        seen = 60 + 0.3 * x + 90 * discs + generator.normal(0, 14, x.shape)
+        return np.clip(seen, 0, 255).astype(np.uint8)
+    return getattr(data, name)()[::4, ::4].copy()  # type: ignore[no-any-return]
 
-    return {"camera": data.camera()[::4, ::4], "coins": data.coins()[::3, ::3], "page": data.page()[::2, ::2]}
 
-
-@pytest.mark.parametrize("name", ["camera", "coins", "page"])
+@pytest.mark.parametrize("name", ["camera", "coins"])
 def test_otsu_of_an_image(name: str) -> None:
-    image = images()[name].copy()
+    seen = image(name)
     for dtype in (np.uint8, np.int16):
-        own = image.astype(dtype) * (1 if dtype == np.uint8 else 100)
+        own = seen.astype(dtype) * (1 if dtype == np.uint8 else 100)
         assert otsu_threshold(torch.from_numpy(own)).item() == otsu_of(own)
     for dtype, bins in itertools.product((np.float32, np.float64), (256, 2, 100, 2000)):
-        own = image.astype(dtype) / 255
+        own = seen.astype(dtype) / 255
         found, width = otsu_threshold(torch.from_numpy(own), bins), (own.max() - own.min()) / bins
         assert found.dtype == torch.from_numpy(own).dtype
         assert abs(found.item() - otsu_of(own, bins)) <= 1.001 * width
+
+
+def test_the_oracle_is_skimages() -> None:
+    filters = pytest.importorskip("skimage.filters")
+    seen = image("coins")
+    assert otsu_of(seen) == filters.threshold_otsu(seen)
+    for bins in (2, 100, 256):
+        assert otsu_of(seen / 255, bins) == filters.threshold_otsu(seen / 255, bins)
 
 
 @given(st.lists(st.integers(-128, 127), min_size=1, max_size=60), st.booleans())
@@ -319,27 +331,27 @@ def batches(dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [torch.randn(rows, 12, generator=generator).to(dtype) for rows in (16, 24, 3)]
 
 
-@pytest.mark.parametrize(("dynamic", "dtype"), [(False, torch.float32), (True, torch.bfloat16)], ids=str)
-def test_inductor(dynamic: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled(dtype: torch.dtype) -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(every, fullgraph=True, dynamic=dynamic)
-    for x in batches(dtype)[: 2 + dynamic]:
+    compiled = torch.compile(every, fullgraph=True, dynamic=True, backend="aot_eager")
+    for x in batches(dtype):
         for actual, expected in zip(compiled(x), every(x), strict=True):
             same(actual, expected)
 
 
+@pytest.mark.slow
 def test_inductor_trains_the_module() -> None:
+    """In a 16-bit type, which Inductor keeps in float32 unless it is told to round."""
     torch._dynamo.reset()
     plain, module = BatchTopK(2.5, momentum=0.5), BatchTopK(2.5, momentum=0.5)
     compiled = torch.compile(module, fullgraph=True)
-    for x in batches()[:2]:
+    for x in batches(torch.bfloat16)[:1]:
         leaf, other = x.clone().requires_grad_(), x.clone().requires_grad_()
         compiled(leaf).square().sum().backward()
         plain(other).square().sum().backward()
         same(leaf.grad, other.grad)
         same(module.topk_threshold, plain.topk_threshold)
-    module.eval()
-    same(compiled(x), plain.eval()(x))
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -383,7 +395,7 @@ def test_nothing_is_read_by_the_host() -> None:
 # ------------------------------------------------------------------------------------------------------- compiled kernels
 
 
-@pytest.mark.parametrize("target", ["sm_90", "sm_80", "sm_100", "gfx942"])
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_kernels_spill_nothing(target: str) -> None:
     """The largest tiles of what needs most registers, where nothing is aligned."""
     pytest.importorskip("triton")
@@ -417,17 +429,3 @@ def test_kernels_spill_nothing(target: str) -> None:
     report = compile_kernel(select.count, count | asked | {"BLOCK": 4096}, target, num_warps=4, elements=4096)
     assert report.spills == 0
     assert report.shared_bytes <= 1024
-
-
-# ---------------------------------------------------------------------------------------------------------- documentation
-
-
-SECTIONS = re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?```python\n(.*?)```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-
-
-@pytest.mark.parametrize(("title", "code"), SECTIONS, ids=[title for title, _ in SECTIONS])
-def test_page(title: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in thresholds.__all__:
-        monkeypatch.setattr(tt.nn if name == "BatchTopK" else tt, name, getattr(thresholds, name), raising=False)
-    torch.manual_seed(0)
-    exec(code, {"torch": torch, "tt": tt})

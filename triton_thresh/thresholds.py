@@ -307,9 +307,11 @@ def smallest_kept(op: str, input: Tensor, k: float) -> Tensor:
 
 
 def gated(input: Tensor, smallest: Tensor) -> Tensor:
-    """What is at least the smallest that is kept, hence above its predecessor: jumprelu's rule. None is above NaN."""
+    """What is at least the smallest that is kept, of the input's dtype; nothing reaches NaN."""
+    if way(input, smallest) in ("eager", "formula"):
+        return torch.where(input >= smallest, input, 0)
     wide = smallest if smallest.dtype == torch.float64 else smallest.float()
-    below = torch.nextafter(wide, torch.zeros_like(wide))
+    below = torch.nextafter(wide, torch.zeros_like(wide))  # what reaches the one is above the other: jumprelu's rule
     return gates.run(GATES["jumprelu"], input, (below, 1e-3))  # type: ignore[no-any-return]
 
 

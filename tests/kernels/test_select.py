@@ -82,22 +82,22 @@ def test_many_rows_of_many_programs(monkeypatch: pytest.MonkeyPatch, device: tor
 
 @pytest.mark.parametrize("dim", [None, -1])
 def test_layouts(dim: int | None, kernels: str, device: torch.device) -> None:
-    x = torch.arange(60.0, device=device).view(3, 4, 5)
+    x = torch.arange(24.0, device=device).view(2, 3, 4)
     for view in (
         x,
         x.transpose(0, 2),
         x[:, ::2],
         x.flip(-1),
-        x[..., 1:4],
+        x[..., 1:3],
         x[1, 2, 3],
-        x[:1, :1].expand(2, 3, 5),
+        x[:1, :1].expand(2, 3, 4),
         x[..., :1],
     ):
         view, check = sentinel_view(view)
         same(topk_threshold(view, 1, dim), view.max() if dim is None else view.amax(-1, keepdim=bool(view.dim())))
         same(quantile_threshold(view, 0, dim), view.min() if dim is None else view.amin(-1, keepdim=bool(view.dim())))
         check()
-    assert topk_threshold(x[:0], 2, -1).shape == (0, 4, 1)
+    assert topk_threshold(x[:0], 2, -1).shape == (0, 3, 1)
 
 
 def test_rows_further_apart_than_32_bits_reach(kernels: str, device: torch.device) -> None:
@@ -263,7 +263,7 @@ def test_compiled_calls_are_ops(device: torch.device) -> None:
 
     def backend(graph: Any, inputs: Any) -> Any:
         graphs.append([str(node.target) for node in graph.graph.nodes])
-        return torch._inductor.compile(graph, inputs)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     torch._dynamo.reset()
     compiled = torch.compile(every, fullgraph=True, dynamic=True, backend=backend)
