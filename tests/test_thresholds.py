@@ -137,7 +137,7 @@ def test_rank_on_the_device() -> None:
         (lambda x: BatchTopK(-1), ValueError, "BatchTopK: k must be 0 or more"),
         (lambda x: BatchTopK(1, 1.5), ValueError, "momentum must be 0 to 1, got 1.5"),
         (lambda x: BatchTopK(1)(x.int()), TypeError, "BatchTopK: input has dtype torch.int32"),
-        (lambda x: BatchTopK(1).eval()(x.int()), TypeError, "BatchTopK: input has dtype torch.int32"),
+        (lambda x: BatchTopK(1).eval()(x.int()), TypeError, "jumprelu: input has dtype torch.int32"),
     ],
 )
 def test_errors(call: Callable[[Tensor], object], error: type[Exception], words: str) -> None:

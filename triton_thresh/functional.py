@@ -896,6 +896,12 @@ def batch_topk(input: Tensor, k: float) -> Tensor:
     return thresholds.batch_topk("batch_topk", input, k)
 
 
+def _batch_topk_tracked(input: Tensor, k: float, momentum: float, threshold: Tensor) -> Tensor:
+    """What `nn.BatchTopK` does in training."""
+    return thresholds.batch_topk_tracked("BatchTopK", input, k, momentum, threshold)
+
+
+torch.fx.wrap("_batch_topk_tracked")
 for _name in __all__:  # under torch.fx.symbolic_trace a call is one node, as that of a function of torch is
     torch.fx.wrap(_name)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional, thresholds
-from .checks import FLOATING, Operand, Reduction, as_float, check_input, check_number, check_positive, check_real
+from .checks import Operand, Reduction, as_float, check_number, check_positive, check_real
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -391,15 +391,9 @@ class BatchTopK(_Module):
         self.register_buffer("topk_threshold", torch.zeros((), dtype=torch.float64))
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            check_input("BatchTopK", input, FLOATING, jagged=False)
-            return functional.jumprelu(input, self.topk_threshold)
-        smallest = thresholds.smallest_kept("BatchTopK", input, self.k)
-        with torch.no_grad():
-            old = self.topk_threshold
-            new = (1 - self.momentum) * old + self.momentum * smallest.to(old)
-            old[...] = torch.where(smallest.isnan(), old, new)  # compiled, copy_ is lost on a 0-dim float64 CPU tensor
-        return thresholds.gated(input, smallest)
+        if self.training:
+            return functional._batch_topk_tracked(input, self.k, self.momentum, self.topk_threshold)
+        return functional.jumprelu(input, self.topk_threshold)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def keeping_float64(tensor: Tensor) -> Tensor:

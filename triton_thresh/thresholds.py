@@ -67,7 +67,17 @@ def otsu_threshold(op: str, input: Tensor, bins: int) -> Tensor:
 
 def batch_topk(op: str, input: Tensor, k: float) -> Tensor:
     """Check the arguments, select, gate."""
-    return gated(input, smallest_kept(op, input, check_k(op, k)))
+    return _gated(input, _smallest_kept(op, input, check_k(op, k)))
+
+
+def batch_topk_tracked(op: str, input: Tensor, k: float, momentum: float, threshold: Tensor) -> Tensor:
+    """The same, and move `threshold` towards the smallest element kept, if there is one."""
+    smallest = _smallest_kept(op, input, k)
+    with torch.no_grad():
+        moved = (1 - momentum) * threshold + momentum * smallest.to(threshold)
+        # compiled, copy_ is lost on a 0-dim float64 CPU tensor
+        threshold[...] = torch.where(smallest.isnan(), threshold, moved)
+    return _gated(input, smallest)
 
 
 # ---------------------------------------------------------------------------------------------------------------- checks
@@ -294,7 +304,7 @@ def _launch_histogram(input: Tensor, line: Tensor | None, bins: int) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- BatchTopK
 
 
-def smallest_kept(op: str, input: Tensor, k: float) -> Tensor:
+def _smallest_kept(op: str, input: Tensor, k: float) -> Tensor:
     """The smallest of the int(k * rows) largest positive elements; NaN if there is none."""
     check_input(op, input, FLOATING, jagged=False)
     shape = _shape(input)
@@ -306,7 +316,7 @@ def smallest_kept(op: str, input: Tensor, k: float) -> Tensor:
     return kth_largest(input, count, positive=True)
 
 
-def gated(input: Tensor, smallest: Tensor) -> Tensor:
+def _gated(input: Tensor, smallest: Tensor) -> Tensor:
     """What is at least the smallest that is kept, of the input's dtype; nothing reaches NaN."""
     if way(input, smallest) in ("eager", "formula"):
         return torch.where(input >= smallest, input, 0)
