@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import triton_thresh as tt
 from triton_thresh import thresholds
 from triton_thresh.functional import batch_topk, otsu_threshold, quantile_threshold, topk_threshold
 from triton_thresh.nn import BatchTopK
@@ -304,6 +305,41 @@ def test_module_under_16_bits_and_settings() -> None:
     still = BatchTopK(1, momentum=0)
     still(torch.ones(3))
     assert still.topk_threshold == 0
+
+
+# ------------------------------------------------------------------------------------------------- features that fired
+
+
+@pytest.mark.parametrize("shape", [(7,), (30, 16), (3, 2, 5), (0, 4), (4, 0)], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_fired(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = torch.randn(shape).to(dtype).requires_grad_()
+    for threshold in (0.1, torch.randn(shape[-1]), torch.randn(shape[-1], requires_grad=True)):
+        y, l0, fired = tt.jumprelu_l0(x, threshold, 0.5, return_fired=True)
+        above = x.detach().double() > torch.as_tensor(threshold).detach()
+        same(fired, above.sum([*range(len(shape) - 1)], dtype=torch.int64) if len(shape) > 1 else above.long())
+        assert not fired.requires_grad
+        for found, expected in zip((y, l0), tt.jumprelu_l0(x, threshold, 0.5), strict=True):
+            same(found, expected)
+    assert fired.sum() == l0.sum()
+
+
+def test_fired_by_other_ways() -> None:
+    x = torch.randn(3, 4, 12)
+
+    def fired(x: Tensor) -> Tensor:
+        return tt.jumprelu_l0(x, 0.2, return_fired=True)[-1]
+
+    same(torch.func.vmap(fired)(x), torch.stack([fired(each) for each in x]))
+    same(torch.jit.trace(fired, (x,))(-x), fired(-x))
+    ragged = torch.nested.nested_tensor_from_jagged(x.flatten(0, 1), torch.tensor([0, 5, 12]))
+    same(fired(ragged), fired(x))
+
+    class Program(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return fired(x)
+
+    same(torch.export.export(Program(), (x,)).module()(x), fired(x))
 
 
 # ------------------------------------------------------------------------------------------------ compilers, transforms

@@ -1,7 +1,7 @@
 """torch.ops.triton_thresh.<name>: every op of the registry by its name, as a composite of whatever its call runs.
 
-Each has the public function's signature, without `inplace`: overload `default` takes numbers for the op's operands, overload
-`Tensor` tensors. `threshold_loss` takes its rule as the name of the class and a list of its settings.
+Each has the public function's signature, without `inplace` and `return_fired`: overload `default` takes numbers for the op's
+operands, overload `Tensor` tensors. `threshold_loss` takes its rule as the name of the class and a list of its settings.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 _TYPES = {
     "Tensor": "Tensor",
-    "tuple[Tensor, Tensor]": "(Tensor, Tensor)",
+    "tuple[Tensor, ...]": "(Tensor, Tensor)",
     "Operand": "{}",
     "Operand | None": "Tensor?",
     "Rule | None": "str rule, {}[]",
@@ -56,7 +56,7 @@ def schema(op: Op, operand: str) -> str:
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in declared:
             declared.append("*")
-        if parameter.name != "inplace":
+        if parameter.name not in ("inplace", "return_fired"):
             declared.append(_parameter(parameter, operand))
     declared = declared[:-1] if declared[-1] == "*" else declared
     result = _TYPES[str(signature.return_annotation)]

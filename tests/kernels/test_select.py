@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 import triton_thresh as tt
-from triton_thresh import thresholds
+from triton_thresh import gates, thresholds
 from triton_thresh.functional import batch_topk, otsu_threshold, quantile_threshold, topk_threshold
 from triton_thresh.nn import BatchTopK
 from triton_thresh.thresholds import kth_largest
@@ -237,6 +237,72 @@ def test_reads_of_otsu() -> None:
     found, rest = bytes_of(x, lambda: otsu_threshold(x))
     assert found == 1
     assert rest <= 2 * (2048 + 12)
+
+
+# ------------------------------------------------------------------------------------------------- features that fired
+
+
+def fired_of(x: Tensor, threshold: Tensor) -> Tensor:
+    return (x.double() > threshold.double()).unsqueeze(0).flatten(0, -2).sum(0)
+
+
+SHAPES = [(7,), (100, 16), (33, 40), (9, 700), (3, 2, 77), (130, 1), (0, 4), (4, 0)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [*((shape, torch.float32) for shape in SHAPES), ((33, 40), torch.bfloat16)], ids=str
+)
+def test_fired(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    """Whatever else is saved; lanes beyond the last element are above a negative threshold, and do not count."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).to(dtype)
+    by_feature = torch.randn(shape[-1], generator=generator)
+    for threshold in (torch.tensor(-0.25), by_feature, torch.randn(shape, generator=generator)):
+        for input_learns, threshold_learns in ((False, False), (True, False), (True, True)):
+            own = threshold.to(device, copy=True).requires_grad_(threshold_learns)
+            leaf = x.to(device, copy=True).requires_grad_(input_learns)
+            y, l0, fired = tt.jumprelu_l0(leaf, own, 0.5, return_fired=True)
+            assert fired.dtype == torch.int64
+            assert not fired.requires_grad
+            assert torch.equal(fired.cpu(), fired_of(x, threshold))
+            for found, expected in zip((y, l0), tt.jumprelu_l0(leaf, own, 0.5), strict=True):
+                assert torch.equal(found, expected)
+                assert found.requires_grad == expected.requires_grad
+
+
+@counted
+@pytest.mark.parametrize(("rows", "features"), [(512, 64), (40, 1000), (600, 8)])
+def test_fired_reads_an_eighth_of_a_byte_an_element(rows: int, features: int) -> None:
+    n, width = rows * features, features * 2
+    bits, fired = torch.zeros(-(-n // (8 * width)) * width, dtype=torch.uint8), torch.zeros(features, dtype=torch.int64)
+    bits.random_(0, 256)
+    with traffic(bits=bits, fired=fired) as moved:
+        gates._count_fired(bits, fired, n, width)
+    assert moved.loaded == {"bits": bits.nbytes}
+    assert bits.nbytes <= n / 8 + width
+    assert moved.atomics["fired"] <= -(-rows // 512) * width * 8
+    kept = ((bits.view(-1, 1, width) >> torch.arange(8, dtype=torch.uint8)[:, None]) & 1).reshape(-1)[:n]
+    assert torch.equal(fired, kept.view(rows, features).sum(0))
+
+
+def test_fired_when_compiled(device: torch.device) -> None:
+    names: list[str] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        names[:] = [str(node.target) for node in graph.graph.nodes if "triton_thresh" in str(node.target)]
+        return graph
+
+    def both(x: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
+        return tt.jumprelu_l0(x, threshold, 0.5, return_fired=True)
+
+    for learns in (False, True):
+        torch._dynamo.reset()
+        compiled = torch.compile(both, fullgraph=True, dynamic=True, backend=backend)
+        threshold = torch.linspace(-1, 1, 12, device=device, requires_grad=learns)
+        x = torch.randn(40, 12, device=device, requires_grad=learns)
+        for found, expected in zip(compiled(x, threshold), both(x, threshold), strict=True):
+            assert torch.equal(found, expected)
+        assert names == ["triton_thresh.gate.default", "triton_thresh.gate_fired.default"]
 
 
 # ------------------------------------------------------------------------------------------------ compilers, transforms

@@ -27,6 +27,7 @@ def gates(x: Tensor, per_channel: Tensor) -> None:
     assert_type(F.jumprelu(x, per_channel, bandwidth=0.05), Tensor)
     assert_type(tt.step(x, per_channel, input_gradient=True), Tensor)
     assert_type(tt.jumprelu_l0(x, per_channel), tuple[Tensor, Tensor])
+    assert_type(tt.jumprelu_l0(x, 0.1, return_fired=True), tuple[Tensor, Tensor, Tensor])
     assert_type(tt.topk_threshold(x, 3), Tensor)
     assert_type(tt.hardshrink(x, tt.quantile_threshold(x, 0.9, dim=-1)), Tensor)
     assert_type(tt.batch_topk(x, 2.5), Tensor)
