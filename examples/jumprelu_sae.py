@@ -114,7 +114,7 @@ def trained(
     torch.manual_seed(seed)
     data = Data(features, inputs, seed, device)
     model = SparseAutoencoder(method, F.normalize(data.batch(features), dim=-1)).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), fused=True)
     weight = torch.tensor(START[method], device=device)
     fired = torch.zeros(features, dtype=torch.int64, device=device)
     curve, started = [], time.perf_counter()
