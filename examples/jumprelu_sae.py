@@ -23,7 +23,7 @@ ACTIVE = 4  # features of a row
 THRESHOLD, BANDWIDTH = 0.3, 0.2  # sizes are 0.5 to 1.5; the window is wide enough that scores fall into it
 LEARNING_RATE = 4e-3
 WARM_UP, COOL_DOWN = 0.1, 0.2  # shares of the steps: the penalty grows, the learning rate falls
-REVIVE_EVERY, REVIVE_UNTIL = 100, 0.7
+REVIVE_EVERY, REVIVE_UNTIL = 50, 0.8  # steps, and a share of them
 ALIKE = 0.9  # cosine from which a feature counts as recovered
 BATCHES = 16  # on which a model is measured
 METHODS = ("JumpReLU + L0", "BatchTopK", "ReLU + L1")
@@ -128,7 +128,7 @@ def trained(
         loss = error.mean()
         if coded.penalty is not None:  # its weight follows the number of active features, and the host reads nothing
             surplus = (coded.l0.detach().float().mean() / ACTIVE - 1).clamp(-1, 1)
-            weight = (weight * (0.03 * surplus).exp()).clamp(1e-3, 10)
+            weight = (weight * (0.1 * surplus).exp()).clamp(1e-3, 10)
             loss = loss + warm * weight * coded.penalty.mean()
         optimizer.zero_grad()
         loss.backward()
