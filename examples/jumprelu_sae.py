@@ -27,7 +27,7 @@ REVIVE_EVERY, REVIVE_UNTIL = 50, 0.8  # steps, and a share of them
 ALIKE = 0.9  # cosine from which a feature counts as recovered
 BATCHES = 16  # on which a model is measured
 METHODS = ("JumpReLU + L0", "BatchTopK", "ReLU + L1")
-START = {"JumpReLU + L0": 0.2, "BatchTopK": 0.0, "ReLU + L1": 0.5}  # weights of the penalty
+PENALTY = {"JumpReLU + L0": (0.2, 0.1), "ReLU + L1": (0.5, 0.03)}  # its first weight, and how fast that follows
 
 
 class Data:
@@ -115,7 +115,8 @@ def trained(
     data = Data(features, inputs, seed, device)
     model = SparseAutoencoder(method, F.normalize(data.batch(features), dim=-1)).to(device)
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), fused=True)
-    weight = torch.tensor(START[method], device=device)
+    start, pace = PENALTY.get(method, (0.0, 0.0))
+    weight = torch.tensor(start, device=device)
     fired = torch.zeros(features, dtype=torch.int64, device=device)
     curve, started = [], time.perf_counter()
     for step in range(steps):
@@ -128,7 +129,7 @@ def trained(
         loss = error.mean()
         if coded.penalty is not None:  # its weight follows the number of active features, and the host reads nothing
             surplus = (coded.l0.detach().float().mean() / ACTIVE - 1).clamp(-1, 1)
-            weight = (weight * (0.1 * surplus).exp()).clamp(1e-3, 10)
+            weight = (weight * (pace * surplus).exp()).clamp(1e-3, 10)
             loss = loss + warm * weight * coded.penalty.mean()
         optimizer.zero_grad()
         loss.backward()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import triton_thresh as tt
-from triton_thresh import thresholds
+from triton_thresh import gates, thresholds
 from triton_thresh.functional import batch_topk, otsu_threshold, quantile_threshold, topk_threshold
 from triton_thresh.nn import BatchTopK
 from triton_thresh.thresholds import kth_largest
@@ -436,7 +436,7 @@ def test_kernels_spill_nothing(target: str) -> None:
     """The largest tiles of what needs most registers, where nothing is aligned."""
     pytest.importorskip("triton")
     from benchmarks.aot import Unaligned, compile_kernel
-    from triton_thresh.kernels import select
+    from triton_thresh.kernels import gate, select
 
     n, asked = Unaligned("i32"), {"POSITIVE": False, "ANY_NAN": True}
     cols = thresholds.IN_REGISTERS // 8
@@ -465,3 +465,7 @@ def test_kernels_spill_nothing(target: str) -> None:
     report = compile_kernel(select.count, count | asked | {"BLOCK": 4096}, target, num_warps=4, elements=4096)
     assert report.spills == 0
     assert report.shared_bytes <= 1024
+    fired = {"mask_ptr": "*u8", "out_ptr": "*i64", "rows": "i32", "groups": "i32", "width": n, "features": n}
+    constants = {"GROUPS": gates.ROWS, "BLOCK": gates.FIRED_BLOCK}
+    report = compile_kernel(gate.fired, fired | constants, target, num_warps=4, elements=gates.FIRED_BLOCK)
+    assert report.spills == 0

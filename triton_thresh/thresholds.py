@@ -20,6 +20,7 @@ from .launch import Kernel, blocks, device_code
 from .registry import GATES
 
 IN_REGISTERS = 1 << 17  # bytes of a row that one program holds; twice as much would spill
+FEW = 16  # one in so many: the share of elements below which torch.topk is faster than torch.kthvalue on a CPU
 PROGRAMS = 1024  # of a launch over long rows
 COUNTED_BINS = 1024  # of a histogram, up to which a kernel counts them: its instructions grow with their number
 OTSU_DTYPES = (*FLOATING, torch.uint8, torch.int8, torch.int16)
@@ -153,13 +154,17 @@ def _select_on_cpu(values: Tensor, k: int, by_row: bool, any_nan: bool, positive
     """By torch.topk where few elements are on one side, which is then faster than torch.kthvalue; by that elsewhere."""
     rows = values if by_row or values.dim() == 1 else values.reshape(-1)
     if positive:
+        if 0 < k * FEW <= rows.shape[-1] and not by_row:
+            smallest = torch.where(rows > 0, rows, 0).topk(k).values[-1]
+            if smallest > 0:  # else there are fewer of them
+                return smallest
         rows = rows[rows > 0]
     n = rows.shape[-1]
     k = min(k, n)
     if k < 1:
         return values.new_full((), math.nan)
     few = min(k, n + 1 - k)
-    if few * 64 <= n or n <= 512:
+    if few * FEW <= n or n <= 64:
         ends = rows.topk(few, -1, few == k)[0]
         found = ends.narrow(-1, few - 1, 1) if by_row else ends[few - 1]
     else:
