@@ -138,7 +138,7 @@ def test_rank_on_the_device() -> None:
         (lambda x: BatchTopK(-1), ValueError, "BatchTopK: k must be 0 or more"),
         (lambda x: BatchTopK(1, 1.5), ValueError, "momentum must be 0 to 1, got 1.5"),
         (lambda x: BatchTopK(1)(x.int()), TypeError, "BatchTopK: input has dtype torch.int32"),
-        (lambda x: BatchTopK(1).eval()(x.int()), TypeError, "jumprelu: input has dtype torch.int32"),
+        (lambda x: BatchTopK(1).eval()(x.int()), TypeError, "BatchTopK: input has dtype torch.int32"),
     ],
 )
 def test_errors(call: Callable[[Tensor], object], error: type[Exception], words: str) -> None:
@@ -267,6 +267,21 @@ def test_module_tracks_what_saelens_tracks(k: float, dtype: torch.dtype) -> None
     checkpoint = {"W_enc": torch.zeros(3), "topk_threshold": threshold}
     restored.load_state_dict(checkpoint, strict=False)
     same(restored.topk_threshold, threshold)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_evaluation_compares_without_rounding(dtype: torch.dtype) -> None:
+    """Beside thresholds that float32 cannot hold, on either side of the number that is nearest."""
+    module = BatchTopK(1).eval()
+    for threshold in (1 / 3, 2 / 3, 1.0, 1.0 + 2**-40, 1.0 - 2**-40, 0.0, 1e-60, math.inf):
+        module.topk_threshold.fill_(threshold)
+        near = torch.tensor(threshold).to(dtype)
+        up, down = torch.tensor(math.inf, dtype=dtype), torch.tensor(-math.inf, dtype=dtype)
+        x = torch.stack(
+            [near, torch.nextafter(near, up), torch.nextafter(near, down), torch.tensor(math.nan, dtype=dtype)]
+        )
+        expected = torch.where(x.double() > torch.tensor(threshold, dtype=torch.float64), x, 0)
+        same(module(x), expected)
 
 
 class Nested(nn.Module):

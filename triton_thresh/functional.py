@@ -934,7 +934,13 @@ def _batch_topk_tracked(input: Tensor, k: float, momentum: float, threshold: Ten
     return thresholds.batch_topk_tracked("BatchTopK", input, k, momentum, threshold)
 
 
+def _above_tracked(input: Tensor, threshold: Tensor) -> Tensor:
+    """What it does in evaluation."""
+    return thresholds.above_tracked("BatchTopK", input, threshold)
+
+
 torch.fx.wrap("_batch_topk_tracked")
+torch.fx.wrap("_above_tracked")
 for _name in __all__:  # under torch.fx.symbolic_trace a call is one node, as that of a function of torch is
     torch.fx.wrap(_name)
 

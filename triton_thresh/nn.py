@@ -393,7 +393,7 @@ class BatchTopK(_Module):
     def forward(self, input: Tensor) -> Tensor:
         if self.training:
             return functional._batch_topk_tracked(input, self.k, self.momentum, self.topk_threshold)
-        return functional.jumprelu(input, self.topk_threshold)
+        return functional._above_tracked(input, self.topk_threshold)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def keeping_float64(tensor: Tensor) -> Tensor:

@@ -81,6 +81,16 @@ def batch_topk_tracked(op: str, input: Tensor, k: float, momentum: float, thresh
     return _gated(input, smallest)
 
 
+def above_tracked(op: str, input: Tensor, threshold: Tensor) -> Tensor:
+    """What is above a 0-dim float64 threshold, in float32 for inputs that it holds: above the largest float32 up to it."""
+    check_input(op, input, FLOATING, jagged=False)
+    if input.dtype != torch.float64:
+        near = threshold.float()
+        below = torch.nextafter(near, torch.full_like(near, -math.inf))
+        threshold = torch.where(near > threshold, below, near)
+    return gates.run(GATES["jumprelu"], input, (threshold, 1e-3))  # type: ignore[no-any-return]
+
+
 # ---------------------------------------------------------------------------------------------------------------- checks
 
 
