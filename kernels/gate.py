@@ -366,6 +366,29 @@ def backward_code(
         _store_wide(dt_ptr + block * width, total, column, width, g_ptr.dtype.element_ty, COLS)
 
 
+@triton.jit(do_not_specialize=["rows", "groups"])
+def fired(mask_ptr, out_ptr, rows, groups, width, features, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
+    """Add to out how many bits of the first plane are set for each of `features`, GROUPS * width bytes a program.
+
+    Bit j of a byte belongs to row (8 * group + j) * (width // features) + column // features of `rows`; later ones do not count.
+    """
+    tiles = tl.cdiv(width, BLOCK)
+    column = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
+    first = tl.program_id(0) // tiles * GROUPS
+    parts = width // features
+    held = ((rows - column // features).to(tl.int64) + (parts - 1)) // parts  # of the column's rows
+    total = tl.zeros([BLOCK], dtype=tl.int32)
+    i = first
+    while (i < first + GROUPS) & (i < groups):
+        bits = operand.read(mask_ptr + i.to(tl.int64) * width + column, column < width).to(tl.int32)
+        bits &= (1 << tl.minimum(tl.maximum(held - 8 * i, 0), 8).to(tl.int32)) - 1
+        bits -= (bits >> 1) & 0x55
+        bits = (bits & 0x33) + ((bits >> 2) & 0x33)
+        total += (bits + (bits >> 4)) & 15
+        i += 1
+    tl.atomic_add(out_ptr + column % features, total.to(tl.int64), mask=total > 0, sem="relaxed")
+
+
 @triton.jit(do_not_specialize=["rows"])
 def count(mask_ptr, out_ptr, rows, width, features, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     """How many bits of the first plane are set in each of `rows` rows of `features` elements.

@@ -415,6 +415,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "Hardshrink": (CHANNEL,),
     "Softshrink": (0.2,),
     "JumpReLU": (3, 0.2, 0.5),
+    "BatchTopK": (1.5, 0.5),
     "BinaryThreshold": (0.2,),
     "ThresholdBCELoss": (),
     "ThresholdBCEWithLogitsLoss": (0.5,),

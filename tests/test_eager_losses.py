@@ -20,7 +20,7 @@ from triton_thresh.rules import select
 
 from .kernels.test_losses import *  # noqa: F403
 from .kernels.test_losses import _case, cells, reductions, some_cells, sweep
-from .losses import CELLS, NAMED, OPERANDS, SETTINGS, SHAPE, Cell, Setup, assert_loss, run, setup, truth
+from .losses import CELLS, NAMED, SETTINGS, SHAPE, Cell, Setup, assert_loss, run, setup, truth
 from .rows import BASE_NAMES, base_of
 
 VALUES = [0.15, 0.33, 0.52, 0.81]  # smooth points of every cell

@@ -242,6 +242,7 @@ def test_meta_tensors(case: Case) -> None:
 
 CHANNELS = torch.tensor([0.25, 0.5, 0.75])
 MODULES: dict[str, tuple[Callable[..., torch.nn.Module], ...]] = {
+    "BatchTopK": (lambda: tt.nn.BatchTopK(1.5), lambda: tt.nn.BatchTopK(2, momentum=0.5).eval()),
     "BinaryThreshold": (lambda: tt.nn.BinaryThreshold(0.5), lambda: tt.nn.BinaryThreshold(CHANNELS.clone(), 2.0)),
     "ExceedanceMSELoss": (tt.nn.ExceedanceMSELoss, lambda: tt.nn.ExceedanceMSELoss(CHANNELS.clone())),
     "Hardshrink": (tt.nn.Hardshrink, lambda: tt.nn.Hardshrink(CHANNELS.clone())),

@@ -246,6 +246,30 @@ MISTAKES: dict[str, list[Mistake]] = {
         mistake(lambda: tt.Huber(-1.0), ValueError, "Huber: delta must be a finite number above 0, got -1.0"),
         mistake(lambda: tt.threshold_loss(X, Y, base="huber"), ValueError, STRINGS, BASES, "'huber'"),  # type: ignore[arg-type]
     ],
+    "topk_threshold": [
+        mistake(lambda: tt.topk_threshold(X), ValueError, "topk_threshold: expected exactly one of k and fraction"),
+        mistake(lambda: tt.topk_threshold(X, 0.1), TypeError, "k must be an int, got float 0.1", "fraction="),  # type: ignore[arg-type]
+        mistake(lambda: tt.topk_threshold(X, 7), ValueError, "k must be 1 to 6, the number of elements, got 7"),
+        mistake(lambda: tt.topk_threshold(X, 1, 0), ValueError, "dim must be None or -1, got 0"),
+    ],
+    "quantile_threshold": [
+        mistake(lambda: tt.quantile_threshold(X, 90), ValueError, "quantile_threshold: q must be 0 to 1, got 90"),
+        mistake(lambda: tt.quantile_threshold(X[:0], 0.5), ValueError, "shape (0, 3)", "at least one element"),
+    ],
+    "otsu_threshold": [
+        mistake(lambda: tt.otsu_threshold(X.numpy()), TypeError, "otsu_threshold: input must be a tensor, got ndarray"),  # type: ignore[arg-type]
+        mistake(lambda: tt.otsu_threshold(X, 1), ValueError, "otsu_threshold: bins must be 2 or more, got 1"),
+        mistake(lambda: tt.otsu_threshold(INTEGERS), TypeError, "input has dtype torch.int64", FLOATS),
+    ],
+    "batch_topk": [
+        mistake(lambda: tt.batch_topk(X, -1), ValueError, "batch_topk: k must be 0 or more, got -1"),
+        mistake(lambda: tt.batch_topk(INTEGERS, 1), TypeError, "batch_topk", "torch.int64", FLOATS),
+    ],
+    "BatchTopK": [
+        mistake(lambda: tt.nn.BatchTopK("32"), TypeError, "BatchTopK: k must be a number, got str '32'"),  # type: ignore[arg-type]
+        mistake(lambda: tt.nn.BatchTopK(32, 99), ValueError, "BatchTopK: momentum must be 0 to 1, got 99"),
+        mistake(lambda: tt.nn.BatchTopK(32)(INTEGERS), TypeError, "BatchTopK: input has dtype torch.int64", FLOATS),
+    ],
     "threshold_grad": of_a_gate("threshold_grad", "threshold")[:-1],
     "threshold_gradients_": [
         mistake(lambda: tt.threshold_gradients_(LAYER, 0.1), TypeError, "parameters", "got Linear", "parameters()"),

@@ -12,6 +12,7 @@ from .checks import Operand
 from .explain import Explanation, explain
 from .functional import (
     asymmetric_loss,
+    batch_topk,
     binary_threshold,
     exceedance_mse_loss,
     firm,
@@ -20,7 +21,9 @@ from .functional import (
     hardshrink,
     jumprelu,
     jumprelu_l0,
+    otsu_threshold,
     proximity_mse_loss,
+    quantile_threshold,
     sigmoid_focal_loss,
     softshrink,
     step,
@@ -31,6 +34,7 @@ from .functional import (
     threshold_gradients_,
     threshold_loss,
     threshold_mse_loss,
+    topk_threshold,
 )
 from .optim import GradientThreshold
 from .registry import ops
@@ -57,6 +61,7 @@ __all__ = [
     "Quantile",
     "__version__",
     "asymmetric_loss",
+    "batch_topk",
     "binary_threshold",
     "exceedance_mse_loss",
     "explain",
@@ -70,7 +75,9 @@ __all__ = [
     "jumprelu_l0",
     "nn",
     "ops",
+    "otsu_threshold",
     "proximity_mse_loss",
+    "quantile_threshold",
     "set_backend",
     "sigmoid_focal_loss",
     "softshrink",
@@ -82,6 +89,7 @@ __all__ = [
     "threshold_gradients_",
     "threshold_loss",
     "threshold_mse_loss",
+    "topk_threshold",
     "use_backend",
 ]
 

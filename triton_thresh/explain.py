@@ -101,7 +101,7 @@ def _planned(op: Any, arguments: dict[str, Any]) -> Plan:
         names = list(gates.SIGNATURES[op.name])
         if not isinstance(input, Tensor):
             raise TypeError(f"{op.name}: input must be a tensor, got {type(input).__name__}")
-        keywords = {name: value for name, value in arguments.items() if name in ("inplace", "dtype", "input_gradient")}
+        keywords = {name: value for name, value in arguments.items() if name in gates.KEYWORDS}
         return gates.plan(op, input, *(arguments[name] for name in names), **keywords)
     if isinstance(op, Loss):
         return _planned_loss(op, arguments)

@@ -12,7 +12,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from . import gates, gradients, losses, reference
+from . import gates, gradients, losses, reference, thresholds
 from .bases import Asymmetric, Base, BaseName, Focal
 from .cells import LossStats
 from .checks import Operand, Reduction
@@ -22,6 +22,7 @@ from .rules import ByLoss, ByPrediction, ByProximity, Rule
 
 __all__ = [
     "asymmetric_loss",
+    "batch_topk",
     "binary_threshold",
     "exceedance_mse_loss",
     "firm",
@@ -30,7 +31,9 @@ __all__ = [
     "hardshrink",
     "jumprelu",
     "jumprelu_l0",
+    "otsu_threshold",
     "proximity_mse_loss",
+    "quantile_threshold",
     "sigmoid_focal_loss",
     "softshrink",
     "step",
@@ -41,6 +44,7 @@ __all__ = [
     "threshold_gradients_",
     "threshold_loss",
     "threshold_mse_loss",
+    "topk_threshold",
 ]
 
 
@@ -331,9 +335,36 @@ def step(input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gr
     return gates.run(GATES["step"], input, (threshold, bandwidth), input_gradient=bool(input_gradient))  # type: ignore[no-any-return]
 
 
+@overload
 def jumprelu_l0(
-    input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gradient: bool = False
-) -> tuple[Tensor, Tensor]:
+    input: Tensor,
+    threshold: Operand,
+    bandwidth: float = 1e-3,
+    *,
+    input_gradient: bool = False,
+    return_fired: Literal[False] = False,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def jumprelu_l0(
+    input: Tensor,
+    threshold: Operand,
+    bandwidth: float = 1e-3,
+    *,
+    input_gradient: bool = False,
+    return_fired: Literal[True],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+def jumprelu_l0(
+    input: Tensor,
+    threshold: Operand,
+    bandwidth: float = 1e-3,
+    *,
+    input_gradient: bool = False,
+    return_fired: bool = False,
+) -> tuple[Tensor, ...]:
     """JumpReLU and the number of elements it keeps: ``(jumprelu(x), step(x).sum(-1))``, in one pass forward and backward.
 
     The gradients are those of `jumprelu` and of `step`, added up before they are stored or summed.
@@ -344,10 +375,13 @@ def jumprelu_l0(
             input's dtype; keep a parameter in float32.
         bandwidth: the width of the window around the threshold in which it gets a gradient; above 0.
         input_gradient: the window terms also reach `input`, with the opposite sign.
+        return_fired: also return how many rows each feature is above its threshold in. On a GPU that reads the bits which
+            forward saves, an eighth of a byte an element.
 
     Shape:
         The activations have the input's shape, dtype and memory format. The counts have the input's shape without its last
-        dimension, in float32 (float64 for float64): bfloat16 cannot count past 256.
+        dimension, in float32 (float64 for float64): bfloat16 cannot count past 256. What `return_fired` adds has the size of the
+        last dimension, in int64, and no gradient.
 
     Raises:
         TypeError: for other dtypes, and for thresholds that are neither number nor tensor.
@@ -367,8 +401,11 @@ def jumprelu_l0(
                 [0.0000, 0.0000]])
         >>> l0
         tensor([2., 0.])
+        >>> jumprelu_l0(torch.tensor([[0.6, 0.9], [0.4, 0.8]]), 0.5, return_fired=True)[-1]
+        tensor([1, 2])
     """
-    return gates.run(GATES["jumprelu_l0"], input, (threshold, bandwidth), input_gradient=bool(input_gradient))  # type: ignore[no-any-return]
+    keywords: dict[str, Any] = {"input_gradient": bool(input_gradient), "return_fired": bool(return_fired)}
+    return gates.run(GATES["jumprelu_l0"], input, (threshold, bandwidth), **keywords)  # type: ignore[no-any-return]
 
 
 def threshold_bce_loss(
@@ -1055,6 +1092,153 @@ def threshold_gradients_(
     return gradients.threshold_gradients_("threshold_gradients_", parameters, threshold, return_kept)
 
 
+def topk_threshold(
+    input: Tensor, k: int | None = None, dim: int | None = None, *, fraction: float | None = None
+) -> Tensor:
+    """The k-th largest element, a threshold that the k largest reach: ``torch.topk(input.flatten(), k).values[-1]``.
+
+    Exact, without a sort; NaN counts as largest. Elements equal to the threshold may make more than k reach it. The host reads
+    nothing, and the result does not require grad. On a GPU a float32 tensor is read four times and a 16-bit one twice, or once
+    where a row (or the whole tensor) has at most 128 KiB.
+
+    Args:
+        input: float16, bfloat16, float32, float64, uint8, int8, int16, int32 or int64.
+        k: from 1 to the number of elements n. Exactly one of `k` and `fraction` is given.
+        dim: None (of the whole tensor) or -1 (of each row).
+        fraction: above 0 and at most 1, for ``k = max(1, ceil(fraction * n))``, the product rounded to float64.
+
+    Shape:
+        A 0-dim tensor; with ``dim=-1`` the input's shape with a last dimension of 1. The dtype is the input's.
+
+    Raises:
+        TypeError: for other dtypes, and for a `k` or `fraction` that is no such number.
+        ValueError: for a number outside its range, both or neither of `k` and `fraction`, another `dim`, and an empty input.
+
+    Equivalent to:
+        ``torch.topk(input, k).values[..., -1:]`` for ``dim=-1``
+
+    Source:
+        `torch.topk`.
+
+    Examples:
+        >>> x = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 4.0]])
+        >>> topk_threshold(x, 2)
+        tensor(4.)
+        >>> topk_threshold(x, fraction=0.5, dim=-1)
+        tensor([[2.],
+                [4.]])
+    """
+    return thresholds.topk_threshold("topk_threshold", input, k, dim, fraction)
+
+
+def quantile_threshold(input: Tensor, q: float, dim: int | None = None) -> Tensor:
+    """A quantile that is an element, the ``max(1, ceil(q * n))``-th smallest; NaN if there is any.
+
+    Exact, without a sort, of tensors of any size. The host reads nothing, and the result does not require grad. The passes over
+    the input are those of `topk_threshold`.
+
+    Args:
+        input: float16, bfloat16, float32, float64, uint8, int8, int16, int32 or int64.
+        q: from 0 (the smallest element) to 1 (the largest). ``q * n`` is rounded once, to float64.
+        dim: None (of the whole tensor) or -1 (of each row).
+
+    Shape:
+        A 0-dim tensor; with ``dim=-1`` the input's shape with a last dimension of 1. The dtype is the input's.
+
+    Raises:
+        TypeError: for other dtypes, and for a `q` that is no number.
+        ValueError: for a `q` outside [0, 1], another `dim`, and an empty input.
+
+    Equivalent to:
+        ``torch.kthvalue(input.flatten(), max(1, math.ceil(q * n))).values`` where nothing is NaN
+
+    Source:
+        `numpy.quantile` with ``method="inverted_cdf"``, on a float64 copy.
+
+    Examples:
+        >>> quantile_threshold(torch.tensor([4, 1, 3, 2]), 0.5)
+        tensor(2)
+        >>> quantile_threshold(torch.tensor([4.0, torch.nan]), 0.5)
+        tensor(nan)
+    """
+    return thresholds.quantile_threshold("quantile_threshold", input, q, dim)
+
+
+def otsu_threshold(input: Tensor, bins: int = 256) -> Tensor:
+    """The threshold that parts a histogram best: the variance between the two classes is largest.
+
+    The value is the centre of a bin, and the elements up to that bin are the lower class. If all elements are equal it is that
+    element. On a GPU the input is read twice, for its range and for the histogram, and the host reads nothing.
+
+    Args:
+        input: float16, bfloat16, float32 or float64; NaN or an infinity inside gives NaN. Or uint8, int8 or int16: then each
+            value is a bin.
+        bins: how many equal bins, at least 2, lie between the smallest and the largest element; not used for integers.
+
+    Shape:
+        A 0-dim tensor of the input's dtype.
+
+    Raises:
+        TypeError: for other dtypes, and for `bins` that is no int.
+        ValueError: for fewer than 2 bins, and an empty input.
+
+    Equivalent to:
+        ``skimage.filters.threshold_otsu(input.numpy(), nbins=bins)``: for integers; floats at the edge of a bin may fall into
+        the next one
+
+    Source:
+        Otsu 1979 (doi:10.1109/TSMC.1979.4310076), as `skimage.filters.threshold_otsu` computes it.
+
+    Examples:
+        >>> otsu_threshold(torch.tensor([0, 1, 2, 100, 101, 102], dtype=torch.uint8))
+        tensor(2, dtype=torch.uint8)
+    """
+    return thresholds.otsu_threshold("otsu_threshold", input, bins)
+
+
+def batch_topk(input: Tensor, k: float) -> Tensor:
+    """Keep the ``int(k * rows)`` largest positive elements of the whole batch: ``y = x where x is kept else 0``.
+
+    Rows are all dimensions but the last, so that a row keeps k elements on average. Elements equal to the smallest that is kept
+    are kept too. NaN is not kept and takes no place. The gradient is 1 where x is kept, else 0.
+
+    Args:
+        input: float16, bfloat16, float32 or float64.
+        k: a number of at least 0, not necessarily an integer.
+
+    Shape:
+        The output has the input's shape, dtype and memory format.
+
+    Raises:
+        TypeError: for other dtypes, and for a `k` that is no number.
+        ValueError: for a negative `k`.
+
+    Equivalent to:
+        ``torch.where(input >= torch.topk(input.relu().flatten(), int(k * rows)).values[-1], input.relu(), 0)``
+
+    Source:
+        Bussmann et al. 2024 (arXiv:2412.06410).
+
+    Examples:
+        >>> batch_topk(torch.tensor([[3.0, -1.0, 2.0], [0.5, 1.0, -4.0]]), 1.5)
+        tensor([[3., 0., 2.],
+                [0., 1., 0.]])
+    """
+    return thresholds.batch_topk("batch_topk", input, k)
+
+
+def _batch_topk_tracked(input: Tensor, k: float, momentum: float, threshold: Tensor) -> Tensor:
+    """What `nn.BatchTopK` does in training."""
+    return thresholds.batch_topk_tracked("BatchTopK", input, k, momentum, threshold)
+
+
+def _above_tracked(input: Tensor, threshold: Tensor) -> Tensor:
+    """What it does in evaluation."""
+    return thresholds.above_tracked("BatchTopK", input, threshold)
+
+
+torch.fx.wrap("_batch_topk_tracked")
+torch.fx.wrap("_above_tracked")
 for _name in __all__:  # under torch.fx.symbolic_trace a call is one node, as that of a function of torch is
     torch.fx.wrap(_name)
 

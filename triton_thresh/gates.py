@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
+from torch.compiler import is_dynamo_compiling, is_exporting
 
 from . import backend, checks, eager, layout, reference, tuning
 from .checks import FLOATING, HALF, Operand, compute_dtype, round_to
@@ -23,6 +23,7 @@ from .tuning import Choice, Config
 ROWS = 32  # that a program of backward sums: partial sums and thresholds then cost 3/8 byte per element
 WIDEST = 1 << 27  # elements of a row; eight rows are then offset by less than 2**31
 COUNT_BLOCK = 2048  # bytes of a plane of bits that one program counts
+FIRED_BLOCK = 1024  # bytes of a group of rows that one program counts by feature, for ROWS groups
 STEEP = (
     "its gradient is zero almost everywhere; pass {name}.detach() (from the data: x.detach().mean()), or take jumprelu, whose "
     "threshold learns"
@@ -38,6 +39,10 @@ SIGNATURES: Mapping[str, dict[str, Any]] = MappingProxyType(
     {row.name: _signature(row) for row in (*GATES.values(), KEEP_LARGE)}
 )
 """The operands and numbers of each gate with their defaults, as its function in reference.py declares them."""
+
+
+KEYWORDS = frozenset({"dtype", "inplace", "input_gradient", "return_fired"})
+"""What a public function may pass on beside them."""
 
 
 # ------------------------------------------------------------------------------------------------------------- the call
@@ -57,6 +62,7 @@ def run(
     inplace: bool = False,
     dtype: torch.dtype | None = None,
     input_gradient: bool = False,
+    return_fired: bool = False,
 ) -> Any:
     """Check the arguments, choose the way, go."""
     simple = _is_simple(row, input, parameters, dtype)
@@ -70,10 +76,11 @@ def run(
     if inplace and way != "formula":
         checks.check_inplace(row.name, input)
     if way == "triton":
-        return _on_triton(row, input, parameters, learns, dtype or input.dtype, inplace, input_gradient)
+        return _on_triton(row, input, parameters, learns, dtype or input.dtype, inplace, input_gradient, return_fired)
     if way == "op" and (row.straight_through or learns):
-        return _traced(row, input, parameters, learns, input_gradient)
-    return _plain(row, input, parameters, way, learns, inplace=inplace, dtype=dtype, input_gradient=input_gradient)
+        return _traced(row, input, parameters, learns, input_gradient, return_fired)
+    output = _plain(row, input, parameters, way, learns, inplace=inplace, dtype=dtype, input_gradient=input_gradient)
+    return (*output, reference.fired(input, parameters[0])) if return_fired else output
 
 
 def _is_simple(row: Gate, input: Tensor, parameters: tuple[Any, ...], dtype: torch.dtype | None) -> bool:
@@ -95,12 +102,19 @@ def _on_triton(
     result: torch.dtype,
     inplace: bool,
     input_gradient: bool,
+    return_fired: bool,
 ) -> Any:
+    fired = None
+    if return_fired:
+        fired = torch.zeros(input.shape[-1:], dtype=torch.int64, device=input.device)
     records = (input.requires_grad or learns) and torch.is_grad_enabled() and row.saves != "nothing"
     made = _call(row, result, records, learns, input_gradient)
     if records:
-        return GATE.record(input, parameters[0], parameters[1:], made, inplace)
-    y, count, *_ = forward(input, parameters[0], parameters[1:], made, inplace)
+        output = GATE.record(input, parameters[0], parameters[1:], made, inplace, fired)
+        return output if fired is None else (*output, fired)
+    y, count, *_ = forward(input, parameters[0], parameters[1:], made, inplace, fired)
+    if fired is not None:
+        return y, count, fired
     if inplace:
         torch.autograd.graph.increment_version(input)
         return input
@@ -345,6 +359,11 @@ def _forward_kernel(
 
 
 @functools.cache
+def _fired_kernel(block: int) -> Kernel:
+    return Kernel(device_code("gate").fired, num_warps=4, GROUPS=ROWS, BLOCK=block)
+
+
+@functools.cache
 def _count_kernel(parts: int, block: int) -> Kernel:
     return Kernel(device_code("gate").count, num_warps=4, PARTS=parts, BLOCK=block)
 
@@ -360,8 +379,9 @@ def forward(
     rest: Sequence[Operand],
     call: Call,
     inplace: bool = False,
+    fired: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Saved]:
-    """y, the count of each row if the gate counts, the bits for backward, and how they lie."""
+    """y, the count of each row if the gate counts, the bits for backward, and how they lie; `fired` is added to."""
     values = (threshold, *rest)
     x = layout.dense(input)
     if call.row.counts:
@@ -376,7 +396,7 @@ def forward(
         bits = _memory(x, 0, False) if bits is None else bits
         count = None if count is None else count.zero_()
     elif call.by_column:
-        saved, bits = _forward_by_column(call, prepared, x, y, count, saved, bits)
+        saved, bits = _forward_by_column(call, prepared, x, y, count, saved, bits, fired)
     else:
         saved, bits = _forward_by_block(call, prepared, x, y, saved)
     if inplace:
@@ -407,7 +427,14 @@ def _forward_by_block(
 
 
 def _forward_by_column(
-    call: Call, prepared: Prepared, x: Tensor, y: Tensor, count: Tensor | None, saved: Saved, memory: Tensor | None
+    call: Call,
+    prepared: Prepared,
+    x: Tensor,
+    y: Tensor,
+    count: Tensor | None,
+    saved: Saved,
+    memory: Tensor | None,
+    fired: Tensor | None,
 ) -> tuple[Saved, Tensor | None]:
     """Rows that are a multiple of the threshold's period, so that the count and the sums of backward run along them."""
     n, counts = x.numel(), call.row.counts
@@ -428,7 +455,17 @@ def _forward_by_column(
         parts = COUNT_BLOCK // lanes
         programs = blocks(down * (width // x.shape[-1]), parts)
         _count_kernel(parts, lanes)(programs, bits, count, count.numel(), width, x.shape[-1])
+    if fired is not None:
+        _count_fired(bits, fired, n, width)
     return saved._replace(width=width, pattern=pattern), bits if call.bits else memory
+
+
+def _count_fired(bits: Tensor | None, fired: Tensor, n: int, width: int) -> None:
+    """Add to `fired` how often each feature's bit is set, in the first plane of n elements in rows of `width`."""
+    features, groups = len(fired), blocks(n, 8 * width)
+    block = min(FIRED_BLOCK, 1 << (width - 1).bit_length())
+    programs = blocks(width, block) * blocks(groups, ROWS)
+    _fired_kernel(block)(programs, bits, fired, n // features, groups, width, features)
 
 
 def _own_shape(threshold: Operand) -> tuple[int, ...] | None:
@@ -638,7 +675,7 @@ def _backward_of_formula(
 
 
 def _setup(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-    input, threshold, rest, ctx.call, inplace = arguments
+    input, threshold, rest, ctx.call, inplace, *_ = arguments
     y, count, bits, *saved = outputs
     row = ctx.call.row
     values = (threshold, *rest)
@@ -704,7 +741,9 @@ def _backward_of_bits(
 _TRACED = "Tensor? threshold, float[] numbers, str name, bool input_gradient, int planes"
 
 
-def _traced(row: Gate, input: Tensor, parameters: tuple[Any, ...], learns: bool, input_gradient: bool) -> Any:
+def _traced(
+    row: Gate, input: Tensor, parameters: tuple[Any, ...], learns: bool, input_gradient: bool, return_fired: bool
+) -> Any:
     """A gate whose threshold may learn, as one op: two bits an element for backward, one where only the input learns.
 
     Other gates are plain torch when they are traced. Inductor fuses those with their neighbours, where they move no byte of their
@@ -716,7 +755,13 @@ def _traced(row: Gate, input: Tensor, parameters: tuple[Any, ...], learns: bool,
     bits = 0
     if torch.is_grad_enabled() and (learns or input.requires_grad):
         bits = 2 if learns or input_gradient else 1
-    y, count, _ = GATE.op(input, tensor, numbers, row.name, input_gradient, bits)
+    counted = return_fired and not is_exporting()  # a decomposed program has no bits
+    y, count, saved = GATE.op(input, tensor, numbers, row.name, input_gradient, max(bits, int(counted)))
+    if counted:
+        size = input.shape
+        return y, count, _fired_op(input.dtype, saved, size, None, tensor, numbers, row.name, input_gradient, bits or 1)
+    if return_fired:
+        return y, count, reference.fired(input, parameters[0])
     return (y, count) if row.counts else y
 
 
@@ -847,6 +892,19 @@ def _bits_fake(dtype: torch.dtype, bits: Tensor, size: Any, stride: Any, *traced
     return low, torch.empty_like(low)
 
 
+def _fired_of_bits(dtype: torch.dtype, bits: Tensor, size: Any, stride: Any, *traced: Any) -> Tensor:
+    _, threshold, _, call, _ = _decode(torch.empty(0, dtype=dtype, device="meta"), *traced)
+    saved = _saved(dtype, bits.device, size, stride, call, threshold)
+    fired = torch.zeros(size[-1:], dtype=torch.int64, device=bits.device)
+    if saved.width:
+        _count_fired(bits, fired, math.prod(saved.shape), saved.width)
+    return fired
+
+
+def _fired_fake(dtype: torch.dtype, bits: Tensor, size: Any, stride: Any, *traced: Any) -> Tensor:
+    return bits.new_empty(size[-1:], dtype=torch.int64)
+
+
 _BITS = "Tensor bits, SymInt[] size, SymInt[]? stride"
 _backward_op = define(
     "gate_backward",
@@ -855,6 +913,7 @@ _backward_op = define(
     _backward_fake,
     of_backward=True,
 )
+_fired_op = define("gate_fired", f"(ScalarType dtype, {_BITS}, {_TRACED}) -> Tensor", _fired_of_bits, _fired_fake)
 _bits_op = define(
     "gate_bits", f"(ScalarType dtype, {_BITS}, {_TRACED}) -> (Tensor low, Tensor high)", _bits_kernel, _bits_fake
 )
@@ -870,6 +929,7 @@ def plan(
     inplace: bool = False,
     dtype: torch.dtype | None = None,
     input_gradient: bool = False,
+    return_fired: bool = False,
 ) -> backend.Plan:
     """A call as `run` would make it: its checks, its way, its block size, and the bytes of its kernels."""
     values = _checked(row, input, parameters, dtype)
@@ -881,7 +941,10 @@ def plan(
     records = (input.requires_grad or learns) and torch.is_grad_enabled() and row.saves != "nothing"
     call = _call(row, dtype or input.dtype, records, learns, input_gradient)
     choice = choose(call, input) if way in ("triton", "op") else None
-    return backend.planned(way, input.device, choice, call.searches, *_bytes(call, input, operands, records))
+    moved, *more = _bytes(call, input, operands, records)
+    if return_fired:
+        moved += -(-input.numel() // 8) + 8 * input.shape[-1]
+    return backend.planned(way, input.device, choice, call.searches, moved, *more)
 
 
 def _bytes(call: Call, input: Tensor, operands: Sequence[Tensor], records: bool) -> tuple[int, int, int]:

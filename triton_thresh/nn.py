@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import functional
+from . import functional, thresholds
 from .checks import Operand, Reduction, as_float, check_number, check_positive, check_real
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "BatchTopK",
     "BinaryThreshold",
     "ExceedanceMSELoss",
     "Hardshrink",
@@ -342,6 +343,74 @@ class JumpReLU(_Module):
             "dtype": getattr(self, _PARAMETERS[self.parametrization]).dtype,
         }
         return ", ".join([str(self.num_features), *(f"{name}={value}" for name, value in settings.items())])
+
+
+class BatchTopK(_Module):
+    """`batch_topk` in training, a JumpReLU in evaluation, at a threshold that training tracks.
+
+    Each call in training moves the buffer `topk_threshold` t (float64, 0 at first, whatever the module is cast to) towards the
+    smallest element kept: ``t = (1 - momentum) * t + momentum * smallest``, unchanged where none is kept. In evaluation
+    ``y = x where x > t else 0``, so that a sample does not depend on its batch.
+
+    Args:
+        k: how many elements a row keeps on average, a number of at least 0.
+        momentum: from 0 to 1.
+
+    Shape:
+        The output has the input's shape, dtype and memory format.
+
+    Raises:
+        TypeError: for settings that are no numbers; when called, for other dtypes than those of `batch_topk`.
+        ValueError: for a negative `k`, and a `momentum` outside [0, 1].
+
+    Equivalent to:
+        ``batch_topk(input, k)`` in training, ``functional.jumprelu(input, topk_threshold)`` in evaluation
+
+    Source:
+        Bussmann et al. 2024 (arXiv:2412.06410). SAELens names the buffer so too: its training checkpoints load.
+
+    Examples:
+        >>> activation = BatchTopK(1, momentum=0.5)
+        >>> activation(torch.tensor([[3.0, -1.0, 2.0], [0.5, 1.0, -4.0]]))
+        tensor([[3., 0., 2.],
+                [0., 0., 0.]])
+        >>> activation.topk_threshold
+        tensor(1., dtype=torch.float64)
+        >>> activation.eval()(torch.tensor([0.5, 1.5]))
+        tensor([0.0000, 1.5000])
+    """
+
+    topk_threshold: Tensor
+
+    def __init__(self, k: float, momentum: float = 0.01) -> None:
+        super().__init__()
+        self.k = thresholds.check_k("BatchTopK", k)
+        self.momentum = check_number("BatchTopK", "momentum", momentum)
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"BatchTopK: momentum must be 0 to 1, got {momentum!r}")
+        self.register_buffer("topk_threshold", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training:
+            return functional._batch_topk_tracked(input, self.k, self.momentum, self.topk_threshold)
+        return functional._above_tracked(input, self.topk_threshold)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def keeping_float64(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == torch.float64 else tensor.to(moved.device)
+
+        return super()._apply(keeping_float64, recurse)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
+        name = prefix + "topk_threshold"  # with assign=True it would become the buffer as it is
+        value = state_dict.get(name)
+        if isinstance(value, Tensor) and value.dtype != torch.float64:
+            state_dict = {**state_dict, name: value.to(torch.float64)}  # not the caller's
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}, momentum={self.momentum}"
 
 
 class BinaryThreshold(_Settings):

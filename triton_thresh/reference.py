@@ -260,6 +260,15 @@ def jumprelu_l0(
     return straight_through(value, _jump(window, x, t, bandwidth, input_gradient)), straight_through(count, estimate)
 
 
+def fired(input: Tensor, threshold: Operand) -> Tensor:
+    """How many elements of each feature, a place of the last dimension, are above t: int64."""
+    x, t = _apart(input.detach(), threshold.detach() if isinstance(threshold, Tensor) else threshold)
+    above = x > t
+    if above.is_nested:
+        above = above.values()
+    return above.unsqueeze(0).flatten(0, -2).sum(0)
+
+
 def _summed_jagged(x: Tensor) -> Tensor:
     """x.sum(-1), which has no gradient for jagged tensors (torch 2.13)."""
     ones = torch.ones(x.size(-1), 1, dtype=x.dtype, device=x.device)

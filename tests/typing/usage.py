@@ -27,6 +27,11 @@ def gates(x: Tensor, per_channel: Tensor) -> None:
     assert_type(F.jumprelu(x, per_channel, bandwidth=0.05), Tensor)
     assert_type(tt.step(x, per_channel, input_gradient=True), Tensor)
     assert_type(tt.jumprelu_l0(x, per_channel), tuple[Tensor, Tensor])
+    assert_type(tt.jumprelu_l0(x, 0.1, return_fired=True), tuple[Tensor, Tensor, Tensor])
+    assert_type(tt.topk_threshold(x, 3), Tensor)
+    assert_type(tt.hardshrink(x, tt.quantile_threshold(x, 0.9, dim=-1)), Tensor)
+    assert_type(tt.batch_topk(x, 2.5), Tensor)
+    tt.topk_threshold(x, "3")  # type: ignore[arg-type]
     tt.hardshrink(x, "0.5")  # type: ignore[arg-type]
     tt.hardshrink(x, 0.5, True)  # type: ignore[call-arg]
     tt.hardshrink(x, lambda_=0.5)  # type: ignore[call-arg]
@@ -68,6 +73,7 @@ def modules() -> torch.nn.Module:
     activation = nn.JumpReLU(512, threshold=0.1)
     assert_type(activation.threshold, torch.nn.Parameter)
     assert_type(activation.l0(torch.randn(2, 512)), tuple[Tensor, Tensor])
+    assert_type(nn.BatchTopK(32).topk_threshold, Tensor)
     tt.nn.ThresholdMSELoss(0.5, reduction="avg")  # type: ignore[arg-type]
     return torch.nn.Sequential(nn.Threshold(0.1), nn.Hardshrink(0.1), nn.Softshrink(torch.tensor(0.1)), activation)
 
