@@ -72,9 +72,10 @@ def named(case: Case, leaves: Sequence[Tensor]) -> OpCall:
     """The op of the case's name, with the arguments of its public function."""
     positional, keywords = case.arguments(*leaves)
     if isinstance(case.op, Loss):
-        for weight in ("weight", "pos_weight"):
-            if weight in keywords:
-                keywords[weight] = torch.as_tensor(keywords[weight])
+        settings = () if case.kind == "number" else ("alpha", "gamma", "gamma_neg", "gamma_pos", "clip", "eps")
+        for name in ("weight", "pos_weight", *settings):
+            if name in keywords:
+                keywords[name] = torch.as_tensor(keywords[name])
         if case.op.rule is None:
             *tensors, rule = positional
             positional = (*tensors, type(rule).__name__, list(vars(rule).values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 from collections.abc import Iterator
@@ -238,6 +239,8 @@ MODULES = {
     "threshold_mse_loss": tt.nn.ThresholdMSELoss,
     "proximity_mse_loss": tt.nn.ProximityMSELoss,
     "exceedance_mse_loss": tt.nn.ExceedanceMSELoss,
+    "sigmoid_focal_loss": tt.nn.SigmoidFocalLoss,
+    "asymmetric_loss": tt.nn.AsymmetricLoss,
 }
 
 
@@ -247,7 +250,10 @@ def test_every_named_loss_has_a_module() -> None:
 
 def _settings(op: str, kind: str) -> dict[str, Any]:
     case = setup(NAMED[op], torch.float32, torch.device("cpu"), kind=kind, weighted=True)
-    settings = {**vars(case.rule), "weight": case.weight, "reduction": "sum"}
+    names = inspect.signature(getattr(tt, op)).parameters
+    found = {**vars(BASE_NAMES[NAMED[op].base]()), **vars(case.rule)}
+    settings = {name: value for name, value in found.items() if name in names}
+    settings |= {"weight": case.weight, "reduction": "sum"}
     return {**settings, "pos_weight": case.pos_weight} if case.pos_weight is not None else settings
 
 

@@ -25,7 +25,7 @@ OPTIMIZER = torch.optim.SGD(LAYER.parameters(), lr=0.1)
 FLOATS = "float16, bfloat16, float32, float64"
 NUMBER = "must be a number or a tensor"
 REDUCTIONS = "reduction must be one of 'mean', 'sum', 'none'"
-RULES = "ByPrediction, ByOutcome, ByConfidence, ByProximity, ByLoss"
+RULES = "ByPrediction, ByOutcome, ByConfidence, ByProximity, ByLoss, ByRank"
 BASES = "an instance of BCE, BCEWithLogits, MSE, Focal, Asymmetric, Huber, EpsilonInsensitive, Quantile, Hinge"
 BACKENDS = "name must be one of 'auto', 'triton', 'eager'"
 
@@ -162,6 +162,8 @@ NAMED = {
     "proximity_mse_loss": (named("proximity_mse_loss", threshold=0.5), "penalty_range"),
     "exceedance_mse_loss": (named("exceedance_mse_loss"), "penalty_factor"),
     "threshold_loss": (named("threshold_loss", rule=tt.ByLoss()), "pos_weight"),
+    "sigmoid_focal_loss": (named("sigmoid_focal_loss"), "alpha"),
+    "asymmetric_loss": (named("asymmetric_loss"), "gamma_neg"),
 }
 MODULES = {
     "ThresholdBCELoss": ("threshold_bce_loss", module("ThresholdBCELoss"), "threshold"),
@@ -173,6 +175,9 @@ MODULES = {
     "ThresholdMSELoss": ("threshold_mse_loss", module("ThresholdMSELoss", threshold=0.5), "weight_above"),
     "ProximityMSELoss": ("proximity_mse_loss", module("ProximityMSELoss", threshold=0.5), "penalty_factor"),
     "ExceedanceMSELoss": ("exceedance_mse_loss", module("ExceedanceMSELoss"), "loss_threshold"),
+    "SigmoidFocalLoss": ("sigmoid_focal_loss", module("SigmoidFocalLoss"), "gamma"),
+    "AsymmetricLoss": ("asymmetric_loss", module("AsymmetricLoss"), "clip"),
+    "ThresholdLoss": ("threshold_loss", module("ThresholdLoss"), "weight"),
 }
 MANY = "threshold must be a number, a tensor, or a list with a number for each parameter"
 HALF = X.half()
@@ -229,6 +234,49 @@ MISTAKES: dict[str, list[Mistake]] = {
     "ByOutcome": of_a_rule(tt.ByOutcome, "false_negative"),
     "ByProximity": of_a_rule(tt.ByProximity, "penalty_range"),
     "ByLoss": of_a_rule(tt.ByLoss, "loss_threshold"),
+    "ByConfidence": [
+        *of_a_rule(tt.ByConfidence, "gamma"),
+        mistake(
+            lambda: tt.ByConfidence(0.0), ValueError, "ByConfidence: threshold must be above 0 and at most 1, got 0"
+        ),
+        mistake(
+            lambda: tt.threshold_loss(X, Y, tt.ByConfidence(), base="mse"),
+            ValueError,
+            "ByConfidence",
+            "logits",
+            "MSE()",
+        ),
+    ],
+    "ByRank": [
+        mistake(lambda: tt.ByRank("1"), TypeError, "ByRank: keep must be an int or a float", "'1'"),  # type: ignore[arg-type]
+        mistake(lambda: tt.ByRank(1.5), ValueError, "ByRank: keep must be an int above 0, or a float", "1.5"),
+        mistake(lambda: tt.ByRank(min_kept=-1), ValueError, "ByRank: min_kept must be 0 or more, got -1"),
+    ],
+    "LossStats": [
+        mistake(
+            lambda: tt.threshold_loss(X, Y, base="mse", return_stats=True), ValueError, "return_stats", "ByPrediction"
+        ),
+    ],
+    "Focal": [
+        *of_a_base(tt.Focal, "gamma"),
+        mistake(lambda: tt.Focal(1.5), ValueError, "Focal: alpha must be a number from 0 to 1; None or -1", "1.5"),
+        mistake(
+            lambda: tt.Focal(gamma=-1.0), ValueError, "Focal: gamma must be a finite number of 0 or more, got -1.0"
+        ),
+    ],
+    "Asymmetric": [
+        *of_a_base(tt.Asymmetric, "clip"),
+        mistake(lambda: tt.Asymmetric(-1.0), ValueError, "Asymmetric: gamma_neg must be a finite number of 0 or more"),
+    ],
+    "EpsilonInsensitive": [
+        *of_a_base(tt.EpsilonInsensitive, "epsilon"),
+        mistake(lambda: tt.EpsilonInsensitive(-0.1), ValueError, "EpsilonInsensitive: epsilon", "0 or more, got -0.1"),
+    ],
+    "Quantile": [
+        *of_a_base(tt.Quantile, "q"),
+        mistake(lambda: tt.Quantile(90), ValueError, "Quantile: q must be a number from 0 to 1, got 90"),
+    ],
+    "Hinge": of_a_base(tt.Hinge, "margin"),
     "BCE": of_a_bare_base(tt.BCE),
     "MSE": of_a_bare_base(tt.MSE),
     "BCEWithLogits": [

@@ -38,7 +38,7 @@ from .functional import (
 )
 from .optim import GradientThreshold
 from .registry import ops
-from .rules import ByConfidence, ByLoss, ByOutcome, ByPrediction, ByProximity
+from .rules import ByConfidence, ByLoss, ByOutcome, ByPrediction, ByProximity, ByRank
 
 __all__ = [
     "BCE",
@@ -50,6 +50,7 @@ __all__ = [
     "ByOutcome",
     "ByPrediction",
     "ByProximity",
+    "ByRank",
     "EpsilonInsensitive",
     "Explanation",
     "Focal",

@@ -19,7 +19,8 @@ from .cells import LossStats, Numbers, Spec, formula
 from .checks import FLOATING, Operand, compute_dtype, result_dtype, round_to
 from .fused import Fused, define, parted, restored
 from .launch import SHORT, Kernel, blocks, device_code, pack_all, triton_dtype
-from .rules import RULES, Rule, Unweighted
+from .rules import RULES, ByRank, Rule, Unweighted
+from .thresholds import kth_largest
 from .tuning import Choice, Config
 
 ONE_GRADIENT = (
@@ -92,7 +93,8 @@ def _specified(
     asked = {name: value for name, value in options.items() if value is not None and name != "label_smoothing"}
     if (share := options.get("label_smoothing", 0.0)) != 0:
         asked["label_smoothing"] = share
-    if not asked and not stats and not is_dynamo_compiling() and _are_numbers(loss, weighing):
+    plain = not asked and not stats and type(weighing) is not ByRank
+    if plain and not is_dynamo_compiling() and _are_numbers(loss, weighing):
         spec, operands = cells.specify_numbers(loss, weighing, reduction, input.dtype, result)
         return spec, input, target, operands, backend.way(input, target, compiles=True)
     extra = _checked_options(op, input, target, loss, reduction, asked)
@@ -103,8 +105,14 @@ def _specified(
         extra["least_positive"] = _least_positive(op, loss, weighing)
     given = (*loss.operands().values(), *weighing.operands().values(), *extra.values())
     way = backend.way(input, target, *given, compiles=True)
-    if reduction == "mean" and "divisor" not in extra and ("mask" in extra or "ignore_index" in extra):
-        extra["divisor"] = count_valid(way, input, target, extra)
+    if isinstance(weighing, ByRank):
+        extra["kept"] = _kept(way, input, target, loss, weighing, extra)
+        weighing = Unweighted()
+    if reduction == "mean" and "divisor" not in extra:
+        if "kept" in extra:
+            extra["divisor"] = extra["kept"].sum()  # type: ignore[union-attr]
+        elif "mask" in extra or "ignore_index" in extra:
+            extra["divisor"] = count_valid(way, input, target, extra)
     ordered = {name: extra[name] for name in cells.OPTIONS if name in extra}
     spec, operands = cells.specify(loss, weighing, ordered, stats, reduction, result)
     compute = compute_dtype(input.dtype)
@@ -134,6 +142,29 @@ def _checked_options(
             raise ValueError(f"{op}: label_smoothing must be 0 to 1, got {share!r}")
         extra["label_smoothing"] = _wide(share, input)
     return extra
+
+
+def _kept(
+    way: backend.Way, input: Tensor, target: Tensor, base: Base, rule: ByRank, extra: Mapping[str, Operand]
+) -> Tensor:
+    """Where an element's loss is among the largest. What is stored is compared, since a loss computed anew may differ."""
+    options = {name: extra[name] for name in ("label_smoothing",) if name in extra}
+    compute = compute_dtype(input.dtype)
+    spec, operands = cells.specify(base, Unweighted(), options, False, "none", compute)
+    x, y = input.detach(), target.detach()
+    if way == "triton" and input.numel():
+        values = tuple([v if isinstance(v, Tensor) else round_to(float(v), compute) for v in operands])
+        losses = loss_forward(spec, x, y, values, False)[0]
+    else:
+        losses = cells.element_loss(spec, x, y, operands)
+    valid = cells.valid_of(extra, y)
+    count = torch.full((), input.numel(), dtype=torch.int64, device=input.device)
+    if valid is not None:
+        valid = valid.expand(input.shape)
+        losses, count = torch.where(valid, losses, -math.inf), valid.sum()
+    bound = kth_largest(losses, rule.count(count)) if input.numel() else losses.new_full((), math.nan)
+    kept = (losses >= bound) | losses.isnan()
+    return kept if valid is None else kept & valid
 
 
 def _ignored(op: str, value: object, target: Tensor) -> Operand:
@@ -200,8 +231,8 @@ def _parts(op: str, base: Base | str, rule: Rule | None, pos_weight: Operand | N
         )
     if rule is None:
         rule = Unweighted()
-    elif type(rule) not in RULES and type(rule) is not Unweighted:
-        accepted = ", ".join(kind.__name__ for kind in RULES)
+    elif type(rule) not in RULES and type(rule) not in (ByRank, Unweighted):
+        accepted = ", ".join(kind.__name__ for kind in (*RULES, ByRank))
         raise TypeError(f"{op}: rule must be None or one of {accepted}, got {checks.describe(rule)}")
     if base.kind not in rule.kinds:
         raise ValueError(

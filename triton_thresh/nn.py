@@ -5,28 +5,34 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from . import functional, thresholds
+from .bases import Base, BaseName
 from .checks import Operand, Reduction, as_float, check_number, check_positive, check_real
+from .rules import Rule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "AsymmetricLoss",
     "BatchTopK",
     "BinaryThreshold",
     "ExceedanceMSELoss",
     "Hardshrink",
     "JumpReLU",
     "ProximityMSELoss",
+    "SigmoidFocalLoss",
     "Softshrink",
     "Threshold",
     "ThresholdBCELoss",
     "ThresholdBCEWithLogitsLoss",
+    "ThresholdLoss",
     "ThresholdMSELoss",
 ]
 
@@ -451,30 +457,35 @@ class BinaryThreshold(_Settings):
         return functional.binary_threshold(input, self.threshold, self.above_value, self.below_value, dtype=self.dtype)
 
 
-class _ByPredictionLoss(_Settings):
-    """Settings of the losses weighed by prediction."""
+class _Loss(_Settings):
+    """A loss. Its call may have a weight and a divisor of its own, and a mask."""
 
-    threshold: Operand
-    weight_above: Operand
-    weight_below: Operand
-    weight: Operand | None
-    reduction: Reduction
+    def _arguments(self, weight: Operand | None, mask: Tensor | None, divisor: Operand | None) -> dict[str, Any]:
+        """The settings and what this call has."""
+        given = {"weight": weight, "mask": mask, "divisor": divisor}
+        settings = {name: getattr(self, name) for name in self._settings}
+        return settings | {name: value for name, value in given.items() if value is not None}
 
 
-class ThresholdBCELoss(_ByPredictionLoss):
-    """`functional.threshold_bce_loss` as a module: BCE times ``weight_above where p >= threshold else weight_below``.
+class ThresholdBCELoss(_Loss):
+    """`functional.threshold_bce_loss` as a module: BCE of probabilities, weighed by the prediction.
+
+    ``weight_above where p >= threshold else weight_below``.
 
     Args:
         threshold: where the weight changes: a number, or a tensor that broadcasts to the input's shape, which becomes a buffer.
         weight_above: the weight from the threshold on, a number or a tensor.
         weight_below: the weight of all others, a number or a tensor.
         weight: a further factor of each element, a number or a tensor.
-        reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+        ignore_index: targets that do not count.
+        label_smoothing: how far targets move to 1/2.
+        reduction: "mean", "sum" or "none" (the mean divides by the number of elements, never by a sum of weights).
+        return_stats: also return a `LossStats`.
 
     Shape, dtypes, errors and source are those of `functional.threshold_bce_loss`, when the module is called.
 
     Equivalent to:
-        ``functional.threshold_bce_loss(input, target, threshold, weight_above, weight_below, ...)``
+        ``functional.threshold_bce_loss(input, target, ...)``
 
     Examples:
         >>> ThresholdBCELoss(0.7)(torch.tensor([0.9, 0.2]), torch.tensor([1.0, 0.0]))
@@ -488,29 +499,35 @@ class ThresholdBCELoss(_ByPredictionLoss):
         weight_below: Operand = 0.1,
         *,
         weight: Operand | None = None,
+        ignore_index: float | None = None,
+        label_smoothing: float = 0.0,
         reduction: Reduction = "mean",
+        return_stats: bool = False,
     ) -> None:
         super().__init__(
             threshold=threshold,
             weight_above=weight_above,
             weight_below=weight_below,
             weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
             reduction=reduction,
+            return_stats=return_stats,
         )
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return functional.threshold_bce_loss(
-            input,
-            target,
-            self.threshold,
-            self.weight_above,
-            self.weight_below,
-            weight=self.weight,
-            reduction=self.reduction,
-        )
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        weight: Operand | None = None,
+        mask: Tensor | None = None,
+        divisor: Operand | None = None,
+    ) -> Tensor:
+        return functional.threshold_bce_loss(input, target, **self._arguments(weight, mask, divisor))
 
 
-class ThresholdBCEWithLogitsLoss(_ByPredictionLoss):
+class ThresholdBCEWithLogitsLoss(_Loss):
     """`functional.threshold_bce_with_logits_loss` as a module: BCE of logits, weighed by the prediction.
 
     ``weight_above where sigmoid(x) >= threshold else weight_below``; `threshold` is a probability.
@@ -521,19 +538,20 @@ class ThresholdBCEWithLogitsLoss(_ByPredictionLoss):
         weight_below: the weight of all others, a number or a tensor.
         weight: a further factor of each element, a number or a tensor.
         pos_weight: the factor of positive targets, a number or a tensor.
-        reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+        ignore_index: targets that do not count.
+        label_smoothing: how far targets move to 1/2.
+        reduction: "mean", "sum" or "none" (the mean divides by the number of elements, never by a sum of weights).
+        return_stats: also return a `LossStats`.
 
     Shape, dtypes, errors and source are those of `functional.threshold_bce_with_logits_loss`, when the module is called.
 
     Equivalent to:
-        ``functional.threshold_bce_with_logits_loss(input, target, threshold, weight_above, weight_below, ...)``
+        ``functional.threshold_bce_with_logits_loss(input, target, ...)``
 
     Examples:
         >>> ThresholdBCEWithLogitsLoss(0.7)(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.0]))
         tensor(0.0791)
     """
-
-    pos_weight: Operand | None
 
     def __init__(
         self,
@@ -543,7 +561,10 @@ class ThresholdBCEWithLogitsLoss(_ByPredictionLoss):
         *,
         weight: Operand | None = None,
         pos_weight: Operand | None = None,
+        ignore_index: float | None = None,
+        label_smoothing: float = 0.0,
         reduction: Reduction = "mean",
+        return_stats: bool = False,
     ) -> None:
         super().__init__(
             threshold=threshold,
@@ -551,23 +572,25 @@ class ThresholdBCEWithLogitsLoss(_ByPredictionLoss):
             weight_below=weight_below,
             weight=weight,
             pos_weight=pos_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
             reduction=reduction,
+            return_stats=return_stats,
         )
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return functional.threshold_bce_with_logits_loss(
-            input,
-            target,
-            self.threshold,
-            self.weight_above,
-            self.weight_below,
-            weight=self.weight,
-            pos_weight=self.pos_weight,
-            reduction=self.reduction,
-        )
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        weight: Operand | None = None,
+        mask: Tensor | None = None,
+        divisor: Operand | None = None,
+    ) -> Tensor:
+        return functional.threshold_bce_with_logits_loss(input, target, **self._arguments(weight, mask, divisor))
 
 
-class ThresholdMSELoss(_ByPredictionLoss):
+class ThresholdMSELoss(_Loss):
     """`functional.threshold_mse_loss` as a module: squared error, weighed by the prediction.
 
     ``weight_above where x >= threshold else weight_below``.
@@ -577,12 +600,14 @@ class ThresholdMSELoss(_ByPredictionLoss):
         weight_above: the weight from the threshold on, a number or a tensor.
         weight_below: the weight of all others, a number or a tensor.
         weight: a further factor of each element, a number or a tensor.
-        reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+        ignore_index: targets that do not count.
+        reduction: "mean", "sum" or "none" (the mean divides by the number of elements, never by a sum of weights).
+        return_stats: also return a `LossStats`.
 
     Shape, dtypes, errors and source are those of `functional.threshold_mse_loss`, when the module is called.
 
     Equivalent to:
-        ``functional.threshold_mse_loss(input, target, threshold, weight_above, weight_below, ...)``
+        ``functional.threshold_mse_loss(input, target, ...)``
 
     Examples:
         >>> ThresholdMSELoss(2.0)(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0]))
@@ -596,29 +621,33 @@ class ThresholdMSELoss(_ByPredictionLoss):
         weight_below: Operand = 0.1,
         *,
         weight: Operand | None = None,
+        ignore_index: float | None = None,
         reduction: Reduction = "mean",
+        return_stats: bool = False,
     ) -> None:
         super().__init__(
             threshold=threshold,
             weight_above=weight_above,
             weight_below=weight_below,
             weight=weight,
+            ignore_index=ignore_index,
             reduction=reduction,
+            return_stats=return_stats,
         )
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return functional.threshold_mse_loss(
-            input,
-            target,
-            self.threshold,
-            self.weight_above,
-            self.weight_below,
-            weight=self.weight,
-            reduction=self.reduction,
-        )
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        weight: Operand | None = None,
+        mask: Tensor | None = None,
+        divisor: Operand | None = None,
+    ) -> Tensor:
+        return functional.threshold_mse_loss(input, target, **self._arguments(weight, mask, divisor))
 
 
-class ProximityMSELoss(_Settings):
+class ProximityMSELoss(_Loss):
     """`functional.proximity_mse_loss` as a module: squared error that weighs more near a threshold.
 
     ``1 + penalty_factor * (1 - d / penalty_range) where d = |x - threshold| < penalty_range else 1``.
@@ -628,23 +657,19 @@ class ProximityMSELoss(_Settings):
         penalty_range: how far its influence reaches, a number or a tensor.
         penalty_factor: the extra weight at the threshold itself, a number or a tensor.
         weight: a further factor of each element, a number or a tensor.
-        reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+        ignore_index: targets that do not count.
+        reduction: "mean", "sum" or "none" (the mean divides by the number of elements, never by a sum of weights).
+        return_stats: also return a `LossStats`.
 
     Shape, dtypes, errors and source are those of `functional.proximity_mse_loss`, when the module is called.
 
     Equivalent to:
-        ``functional.proximity_mse_loss(input, target, threshold, penalty_range, penalty_factor, ...)``
+        ``functional.proximity_mse_loss(input, target, ...)``
 
     Examples:
         >>> ProximityMSELoss(0.5)(torch.tensor([0.5, 2.0]), torch.tensor([0.0, 1.0]))
         tensor(0.8125)
     """
-
-    threshold: Operand
-    penalty_range: Operand
-    penalty_factor: Operand
-    weight: Operand | None
-    reduction: Reduction
 
     def __init__(
         self,
@@ -653,29 +678,33 @@ class ProximityMSELoss(_Settings):
         penalty_factor: Operand = 1.5,
         *,
         weight: Operand | None = None,
+        ignore_index: float | None = None,
         reduction: Reduction = "mean",
+        return_stats: bool = False,
     ) -> None:
         super().__init__(
             threshold=threshold,
             penalty_range=penalty_range,
             penalty_factor=penalty_factor,
             weight=weight,
+            ignore_index=ignore_index,
             reduction=reduction,
+            return_stats=return_stats,
         )
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return functional.proximity_mse_loss(
-            input,
-            target,
-            self.threshold,
-            self.penalty_range,
-            self.penalty_factor,
-            weight=self.weight,
-            reduction=self.reduction,
-        )
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        weight: Operand | None = None,
+        mask: Tensor | None = None,
+        divisor: Operand | None = None,
+    ) -> Tensor:
+        return functional.proximity_mse_loss(input, target, **self._arguments(weight, mask, divisor))
 
 
-class ExceedanceMSELoss(_Settings):
+class ExceedanceMSELoss(_Loss):
     """`functional.exceedance_mse_loss` as a module: squared error that weighs large errors more.
 
     ``penalty_factor where (x - y)**2 > loss_threshold else 1``.
@@ -684,22 +713,19 @@ class ExceedanceMSELoss(_Settings):
         loss_threshold: the element loss above which the factor applies, a number or a tensor.
         penalty_factor: that factor, a number or a tensor.
         weight: a further factor of each element, a number or a tensor.
-        reduction: "mean" (divides by the number of elements, never by a sum of weights), "sum" or "none".
+        ignore_index: targets that do not count.
+        reduction: "mean", "sum" or "none" (the mean divides by the number of elements, never by a sum of weights).
+        return_stats: also return a `LossStats`.
 
     Shape, dtypes, errors and source are those of `functional.exceedance_mse_loss`, when the module is called.
 
     Equivalent to:
-        ``functional.exceedance_mse_loss(input, target, loss_threshold, penalty_factor, ...)``
+        ``functional.exceedance_mse_loss(input, target, ...)``
 
     Examples:
         >>> ExceedanceMSELoss()(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 1.0]))
         tensor(4.1250)
     """
-
-    loss_threshold: Operand
-    penalty_factor: Operand
-    weight: Operand | None
-    reduction: Reduction
 
     def __init__(
         self,
@@ -707,16 +733,228 @@ class ExceedanceMSELoss(_Settings):
         penalty_factor: Operand = 2.0,
         *,
         weight: Operand | None = None,
+        ignore_index: float | None = None,
         reduction: Reduction = "mean",
+        return_stats: bool = False,
     ) -> None:
         super().__init__(
-            loss_threshold=loss_threshold, penalty_factor=penalty_factor, weight=weight, reduction=reduction
+            loss_threshold=loss_threshold,
+            penalty_factor=penalty_factor,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            return_stats=return_stats,
         )
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return functional.exceedance_mse_loss(
-            input, target, self.loss_threshold, self.penalty_factor, weight=self.weight, reduction=self.reduction
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        weight: Operand | None = None,
+        mask: Tensor | None = None,
+        divisor: Operand | None = None,
+    ) -> Tensor:
+        return functional.exceedance_mse_loss(input, target, **self._arguments(weight, mask, divisor))
+
+
+class SigmoidFocalLoss(_Loss):
+    """`functional.sigmoid_focal_loss` as a module: the focal loss of logits.
+
+    ``a_t (1 - p_t)**gamma BCE(x, y)``.
+
+    Args:
+        alpha: the weight of positives, a number or a tensor; None or -1 for none.
+        gamma: how much easy examples lose, a number or a tensor.
+        weight: a further factor of each element, a number or a tensor.
+        ignore_index: targets that do not count.
+        label_smoothing: how far targets move to 1/2.
+        reduction: "none", "mean" or "sum" (the mean divides by the number of elements, never by a sum of weights).
+        return_stats: also return a `LossStats`.
+
+    Shape, dtypes, errors and source are those of `functional.sigmoid_focal_loss`, when the module is called.
+
+    Equivalent to:
+        ``functional.sigmoid_focal_loss(input, target, ...)``
+
+    Examples:
+        >>> SigmoidFocalLoss(reduction="mean")(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0]))
+        tensor(0.6403)
+    """
+
+    def __init__(
+        self,
+        alpha: Operand | None = 0.25,
+        gamma: Operand = 2.0,
+        reduction: Reduction = "none",
+        *,
+        weight: Operand | None = None,
+        ignore_index: float | None = None,
+        label_smoothing: float = 0.0,
+        return_stats: bool = False,
+    ) -> None:
+        super().__init__(
+            alpha=alpha,
+            gamma=gamma,
+            reduction=reduction,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            return_stats=return_stats,
         )
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        weight: Operand | None = None,
+        mask: Tensor | None = None,
+        divisor: Operand | None = None,
+    ) -> Tensor:
+        return functional.sigmoid_focal_loss(input, target, **self._arguments(weight, mask, divisor))
+
+
+class AsymmetricLoss(_Loss):
+    """`functional.asymmetric_loss` as a module: the asymmetric loss of logits, for many labels.
+
+    `Asymmetric` has the formula.
+
+    Args:
+        gamma_neg: the exponent of negatives, a number or a tensor.
+        gamma_pos: that of positives, a number or a tensor.
+        clip: negatives predicted below it cost nothing; None is 0.
+        eps: the least argument of the logarithms.
+        detach_focal: the factor has no gradient.
+        weight: a further factor of each element, a number or a tensor.
+        ignore_index: targets that do not count.
+        label_smoothing: how far targets move to 1/2.
+        reduction: "sum", "mean" or "none" (the mean divides by the number of elements, never by a sum of weights).
+        return_stats: also return a `LossStats`.
+
+    Shape, dtypes, errors and source are those of `functional.asymmetric_loss`, when the module is called.
+
+    Equivalent to:
+        ``functional.asymmetric_loss(input, target, ...)``
+
+    Examples:
+        >>> AsymmetricLoss()(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0]))
+        tensor(1.2407)
+    """
+
+    def __init__(
+        self,
+        gamma_neg: Operand = 4.0,
+        gamma_pos: Operand = 1.0,
+        clip: Operand | None = 0.05,
+        eps: Operand = 1e-8,
+        *,
+        detach_focal: bool = False,
+        weight: Operand | None = None,
+        ignore_index: float | None = None,
+        label_smoothing: float = 0.0,
+        reduction: Reduction = "sum",
+        return_stats: bool = False,
+    ) -> None:
+        super().__init__(
+            gamma_neg=gamma_neg,
+            gamma_pos=gamma_pos,
+            clip=clip,
+            eps=eps,
+            detach_focal=detach_focal,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            return_stats=return_stats,
+        )
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        weight: Operand | None = None,
+        mask: Tensor | None = None,
+        divisor: Operand | None = None,
+    ) -> Tensor:
+        return functional.asymmetric_loss(input, target, **self._arguments(weight, mask, divisor))
+
+
+class ThresholdLoss(_Loss):
+    """`functional.threshold_loss` as a module: any pair of a base and a rule.
+
+    Args:
+        rule: such as `ByOutcome`; tensors in it become buffers. None for weight 1.
+        base: such as `Focal`; likewise. Or "bce", "bce_with_logits" or "mse".
+        weight: a further factor of each element, a number or a tensor.
+        pos_weight: the factor of positive targets, for base "bce_with_logits" alone.
+        ignore_index: targets that do not count.
+        label_smoothing: how far targets move to 1/2.
+        reduction: "mean", "sum" or "none" (the mean divides by the number of elements, never by a sum of weights).
+        return_stats: also return a `LossStats`.
+
+    Shape, dtypes, errors and source are those of `functional.threshold_loss`, when the module is called.
+
+    Equivalent to:
+        ``functional.threshold_loss(input, target, rule, base=base, ...)``
+
+    Examples:
+        >>> from triton_thresh import ByOutcome
+        >>> ThresholdLoss(ByOutcome(false_negative=10.0))(torch.tensor([2.0, -2.0]), torch.tensor([0.0, 1.0]))
+        tensor(11.6983)
+    """
+
+    def __init__(
+        self,
+        rule: Rule | None = None,
+        base: Base | BaseName = "bce_with_logits",
+        *,
+        weight: Operand | None = None,
+        pos_weight: Operand | None = None,
+        ignore_index: float | None = None,
+        label_smoothing: float = 0.0,
+        reduction: Reduction = "mean",
+        return_stats: bool = False,
+    ) -> None:
+        super().__init__(
+            rule=rule,
+            base=base,
+            weight=weight,
+            pos_weight=pos_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            return_stats=return_stats,
+        )
+        for name in ("rule", "base"):
+            for field, value in _tensors(getattr(self, name)).items():
+                self.register_buffer(f"{name}_{field}", value)
+
+    def _moved(self, name: str) -> Any:
+        """The rule or the base, with its tensors where the module is."""
+        part = getattr(self, name)
+        tensors = {field: getattr(self, f"{name}_{field}") for field in _tensors(part)}
+        return replace(part, **tensors) if tensors else part
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        weight: Operand | None = None,
+        mask: Tensor | None = None,
+        divisor: Operand | None = None,
+    ) -> Tensor:
+        parts = {name: self._moved(name) for name in ("rule", "base")}
+        arguments = self._arguments(weight, mask, divisor) | parts
+        return functional.threshold_loss(input, target, **arguments)  # type: ignore[no-any-return]
+
+
+def _tensors(part: object) -> dict[str, Tensor]:
+    """The tensors of a rule or a base, by the names of their fields."""
+    fields = vars(part) if is_dataclass(part) else {}
+    return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
 
 
 def __dir__() -> list[str]:

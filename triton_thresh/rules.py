@@ -341,6 +341,59 @@ class ByLoss(Rule):
         return element.select(torch.gt, element.loss, self.loss_threshold, self.penalty_factor, self.factor_below)
 
 
+@dataclass(frozen=True)
+class ByRank(Rule):
+    """Keep the elements with the largest losses, and drop all others: weight 1 or 0.
+
+    k of them are kept, ``max(min_kept, keep)`` for an int and ``max(min_kept, ceil(keep * n))`` for a float, n the elements that
+    count. The loss before `weight` decides. NaN counts as largest, and elements equal to the k-th are kept with it. The mean
+    divides by the number kept.
+
+    Args:
+        keep: how many, an int above 0, or which share of them, a float above 0 and at most 1.
+        min_kept: at least so many, 0 or more.
+
+    Raises:
+        TypeError: for numbers of other types.
+        ValueError: for numbers out of range.
+
+    Equivalent to:
+        ``torch.where(loss >= loss.flatten().topk(k).values[-1], 1, 0)``
+
+    Source:
+        Shrivastava et al. 2016, online hard example mining (arXiv:1604.03540); bootstrapped cross entropy.
+
+    Examples:
+        >>> from triton_thresh import threshold_loss
+        >>> threshold_loss(torch.tensor([1.0, 3.0, 2.0]), torch.zeros(3), ByRank(keep=2), base="mse", reduction="none")
+        tensor([0., 9., 4.])
+    """
+
+    static_fields = ("keep", "min_kept")
+    example = (0.5,)
+
+    keep: float = 0.25
+    min_kept: int = 1
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.keep, int) and not isinstance(self.keep, bool)
+        if not whole and not isinstance(self.keep, float):
+            raise TypeError(f"ByRank: keep must be an int or a float, got {self.keep!r}")
+        if not (self.keep >= 1 if whole else 0 < self.keep <= 1):
+            raise ValueError(
+                f"ByRank: keep must be an int above 0, or a float above 0 and at most 1, got {self.keep!r}"
+            )
+        if not isinstance(self.min_kept, int) or isinstance(self.min_kept, bool):
+            raise TypeError(f"ByRank: min_kept must be an int, got {self.min_kept!r}")
+        if self.min_kept < 0:
+            raise ValueError(f"ByRank: min_kept must be 0 or more, got {self.min_kept!r}")
+
+    def count(self, n: Tensor) -> Tensor:
+        """k of n elements, in int64."""
+        k = torch.full_like(n, self.keep) if isinstance(self.keep, int) else (n.double() * self.keep).ceil().long()
+        return torch.minimum(k.clamp(min=self.min_kept), n)
+
+
 RULES: Sequence[type[Rule]] = (ByPrediction, ByOutcome, ByConfidence, ByProximity, ByLoss)
 
 

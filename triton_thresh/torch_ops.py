@@ -1,7 +1,7 @@
 """torch.ops.triton_thresh.<name>: every op of the registry by its name, as a composite of whatever its call runs.
 
-Each has the public function's signature, without `inplace` and what changes the results: overload `default` takes
-numbers for the op's operands, overload `Tensor` tensors. `threshold_loss` takes its rule as the name of the class and a list of its settings.
+Each has the public function's signature, without `inplace` and what changes the results: overload `default` takes numbers for the
+op's operands, overload `Tensor` tensors. `threshold_loss` takes its rule as the name of the class and a list of its settings.
 """
 
 from __future__ import annotations
