@@ -120,9 +120,9 @@ def module(name: str, **needs: Any) -> Callable[..., Tensor]:
     return lambda x, y, **keywords: getattr(tt.nn, name)(**{**needs, **keywords})(x, y)
 
 
-def of_a_rule(rule: Any, setting: str) -> list[Mistake]:
+def of_a_rule(rule: Any, setting: str, base: Any = "mse") -> list[Mistake]:
     def call(**settings: Any) -> Tensor:
-        return tt.threshold_loss(X, Y, rule(**settings), base="mse")
+        return tt.threshold_loss(X, Y, rule(**settings), base=base)
 
     needs = {"threshold": 0.5} if rule is tt.ByProximity else {}
     return [
@@ -235,7 +235,7 @@ MISTAKES: dict[str, list[Mistake]] = {
     "ByProximity": of_a_rule(tt.ByProximity, "penalty_range"),
     "ByLoss": of_a_rule(tt.ByLoss, "loss_threshold"),
     "ByConfidence": [
-        *of_a_rule(tt.ByConfidence, "gamma"),
+        *of_a_rule(tt.ByConfidence, "gamma", "bce"),
         mistake(
             lambda: tt.ByConfidence(0.0), ValueError, "ByConfidence: threshold must be above 0 and at most 1, got 0"
         ),

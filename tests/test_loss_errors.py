@@ -44,7 +44,7 @@ every_op = pytest.mark.parametrize("op", CALLS)
 def setting(op: str) -> str:
     """The name of one setting of an op's rule."""
     if op in NAMED and NAMED[op].rule is Unweighted:
-        return {"focal": "alpha", "asymmetric": "eps"}[NAMED[op].base]
+        return {"focal": "gamma", "asymmetric": "eps"}[NAMED[op].base]
     return SETTINGS[NAMED[op].rule] if op in NAMED else "penalty_factor"
 
 

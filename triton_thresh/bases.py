@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import Operand, as_float, check_number, check_positive
+from .checks import Operand, as_float, check_positive
 
 Kind = Literal["logits", "probabilities", "scores", "values"]
 BaseName = Literal["bce", "bce_with_logits", "mse"]
@@ -93,9 +93,9 @@ class Base(Settings):
         """The prediction that a rule sees: the probability for logits, else the input itself."""
         return x.sigmoid() if self.kind == "logits" else x
 
-    def rest(self, x: Tensor) -> Tensor:
-        """1 less the prediction, exact where that is near 1."""
-        return (-x).sigmoid() if self.kind == "logits" else 1 - x
+    def chances(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The prediction as a probability, and 1 less that: exact where either is near 1."""
+        return sigmoids(x) if self.kind == "logits" else (x, 1 - x)
 
     def prediction_slope(self, x: Tensor) -> Tensor | float:
         """The derivative of the prediction."""
@@ -496,7 +496,7 @@ class Asymmetric(Base):
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         assert self.clip is not None
-        p, rest = _sigmoids(x)
+        p, rest = sigmoids(x)
         miss = (p - self.clip).clamp(min=0)  # 1 - q
         hit = (rest + self.clip).clamp(max=1)
         low = torch.log(self.eps) if isinstance(self.eps, Tensor) else math.log(self.eps) if self.eps else -math.inf
@@ -516,7 +516,7 @@ class Asymmetric(Base):
         return positive * y + negative * (1 - y)
 
 
-def _sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:
+def sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:
     """sigmoid(x) and sigmoid(-x). That near 1 is 1 less the other, since autograd's slope s (1 - s) would be 0."""
     p, rest = x.sigmoid(), (-x).sigmoid()
     return torch.where(x > 0, 1 - rest, p), torch.where(x > 0, rest, 1 - p)
@@ -557,10 +557,10 @@ def _mixed(y: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
 def check_range(
     name: str, field: str, value: Operand | None, least: float, most: float = math.inf, hint: str = ""
 ) -> None:
-    """A number from `least` to `most`; tensors are not looked at."""
-    if isinstance(value, Tensor):
+    """A number from `least` to `most`. Tensors are not looked at, and the op that is called refuses what is neither."""
+    if not isinstance(value, (int, float)):
         return
-    number = as_float(name, field, check_number(name, field, value))
+    number = as_float(name, field, value)
     if not least <= number <= most or number == math.inf:
         accepted = (
             f"a finite number of {least:g} or more" if most == math.inf else f"a number from {least:g} to {most:g}"
@@ -568,14 +568,4 @@ def check_range(
         raise ValueError(f"{name}: {field} must be {accepted}{hint}, got {value!r}")
 
 
-BASES: Sequence[type[Base]] = (
-    BCE,
-    BCEWithLogits,
-    MSE,
-    Focal,
-    Asymmetric,
-    Huber,
-    EpsilonInsensitive,
-    Quantile,
-    Hinge,
-)
+BASES: Sequence[type[Base]] = (BCE, BCEWithLogits, MSE, Focal, Asymmetric, Huber, EpsilonInsensitive, Quantile, Hinge)

@@ -301,7 +301,7 @@ class ByConfidence(Rule):
         return logit(self.threshold) if base.kind == "logits" else self.threshold
 
     def weight(self, element: Element) -> Tensor:
-        p, rest, y = element.q, element.base.rest(element.x), element.y
+        (p, rest), y = element.base.chances(element.x), element.y
         sure = p * y + rest * (1 - y) >= self.threshold
         return torch.where(sure, power((rest * y + p * (1 - y)) / self.threshold, self.gamma), 1)
 
