@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 from collections.abc import Iterable
@@ -39,14 +40,16 @@ def _named(names: Iterable[str]) -> str:
 FAMILIES = {
     "Activations": (("gate",), "`tt.nn.Threshold`, `Hardshrink`, `Softshrink`, `BinaryThreshold`"),
     "Thresholds that learn": (("learned",), "`tt.nn.JumpReLU`"),
-    "Losses": (("loss",), "`tt.nn.ThresholdBCEWithLogitsLoss` and four more"),
+    "Losses": (("loss",), "`tt.nn.ThresholdLoss`, and one for each named loss; `fused_loss` for your own"),
     "Gradients": (("gradient", "foreach"), "`tt.GradientThreshold(optimizer, t)`"),
 }
+FROM_DATA = ("topk_threshold", "quantile_threshold", "otsu_threshold", "batch_topk")  # which have no rows
 
 
 def glance() -> str:
     """The ops of each family, for the README."""
     lines = [[head, _named(op.name for op in _family(*kinds)), also] for head, (kinds, also) in FAMILIES.items()]
+    lines.append(["Thresholds from the data", _named(FROM_DATA), "`tt.nn.BatchTopK`"])
     return markdown(["family", "functions, in `tt`", "modules and hooks"], lines, left=3)
 
 
@@ -121,7 +124,7 @@ def loss_points() -> str:
         if op.name == "threshold_loss":
             continue
         x = _leaf(*points.values())
-        settings = {} if op.name == "exceedance_mse_loss" else {"threshold": T}
+        settings = {"threshold": T} if "threshold" in inspect.signature(function_of(op)).parameters else {}
         loss = getattr(tt, op.name)(x, torch.ones_like(x), reduction="none", **settings)
         shown = [f"{_number(a)}, {_number(b)}" for a, b in zip(loss, _gradients(loss, x)[0])]
         lines.append([f"`{op.name}({', '.join(['x, 1', *map(str, settings.values())])})`", *shown])
@@ -150,7 +153,8 @@ def _cost_table(kinds: dict[str, list[str]]) -> str:
 
 def costs() -> str:
     """The four costs of the README's loss."""
-    return _cost_table({"plain BCE": _costs(), "weights 1.0 and 0.1, as above": _costs(tt.ByPrediction(T, 1.0, 0.1))})
+    missed = tt.ByOutcome(false_negative=10.0)
+    return _cost_table({"plain BCE": _costs(), "a missed positive ten times, as above": _costs(missed)})
 
 
 def rule_costs() -> str:
@@ -161,6 +165,9 @@ def rule_costs() -> str:
             "`pos_weight=9`": _costs(pos_weight=9.0),
             "`ByPrediction(0.5, 1.0, 0.1)`": _costs(tt.ByPrediction(T, 1.0, 0.1)),
             "`ByLoss(1.0, 2.0)`": _costs(tt.ByLoss(1.0, 2.0)),
+            "`ByConfidence(0.5, 2.0)`": _costs(tt.ByConfidence(T, 2.0)),
+            "`Focal(0.25, 2.0)`": _costs(base=tt.Focal()),
+            "`Asymmetric()`": _costs(base=tt.Asymmetric()),
             "`ByOutcome(0.5, 1.0, 2.0, 10.0, 1.0)`": _costs(tt.ByOutcome(T, 1.0, 2.0, 10.0, 1.0)),
         }
     )

@@ -502,7 +502,7 @@ def asymmetric(x, y, p, s):
     if not s[3]:
         slope += dw * du * tl.maximum(log, -3.0e38)
     q, rest = _predictions(x, sigmoid, sigmoid_neg)
-    return -w * log, -slope, q, rest, dq
+    return w * -log, -slope, q, rest, dq
 
 
 @triton.jit

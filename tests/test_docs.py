@@ -205,7 +205,7 @@ def test_tables_say_what_the_ops_do() -> None:
     assert "| `step(x, 0.5, 0.25)` | 0, 0, -4 | 1, 0, -4 | 0, 0, -4 | 1, 0, 0 | 0, 0, 0 |" in tables.learned_points()
     assert "| `threshold_mse_loss(x, 1, 0.5)` | 0.25, 1 | NaN, NaN | ∞, ∞ | ∞, -∞ |" in tables.loss_points()
     assert "| plain BCE | 0.13 | 2.1 | 2.1 | 0.13 |" in tables.costs()
-    assert "| weights 1.0 and 0.1, as above | 0.13 | 2.1 | 0.21 | 0.013 |" in tables.costs()
+    assert "| a missed positive ten times, as above | 0.13 | 2.1 | 21 | 0.13 |" in tables.costs()
     assert "| `ByOutcome(0.5, 1.0, 2.0, 10.0, 1.0)` | 0.13 | 4.2 | 21 | 0.13 |" in tables.rule_costs()
 
 

@@ -416,7 +416,7 @@ class Focal(Base):
         >>> from triton_thresh import threshold_loss
         >>> x, y = torch.tensor([0.0, 4.0]), torch.tensor([1.0, 1.0])
         >>> threshold_loss(x, y, base=Focal(alpha=None), reduction="none")
-        tensor([1.7329e-01, 5.8724e-06])
+        tensor([1.7329e-01, 5.8716e-06])
     """
 
     kind = "logits"
@@ -507,7 +507,7 @@ class Asymmetric(Base):
         factor = power(y * rest + (1 - y) * miss, self._exponent(y))
         if self.detach_focal:
             factor = factor.detach()
-        return -times(_mixed(y, log_p, log_q), factor) * torch.where(_is_probability(y), 1.0, torch.nan)
+        return times(_mixed(y, -log_p, -log_q), factor) * torch.where(_is_probability(y), 1.0, torch.nan)
 
     def _exponent(self, y: Tensor) -> Operand:
         positive, negative = self.gamma_pos, self.gamma_neg

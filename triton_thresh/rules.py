@@ -280,7 +280,7 @@ class ByConfidence(Rule):
     Examples:
         >>> from triton_thresh import threshold_loss
         >>> threshold_loss(torch.tensor([-1.0, 3.0]), torch.ones(2), ByConfidence(0.5), reduction="none")
-        tensor([1.3133e+00, 4.3715e-04])
+        tensor([1.3133e+00, 4.3713e-04])
     """
 
     slopes = True
