@@ -45,6 +45,9 @@ def calls(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Call]:
         yield Call("proximity_mse_loss", (x, y, t), {"weight": each})
         yield Call("exceedance_mse_loss", (x, y, t), {"reduction": "sum"})
         yield Call("threshold_loss", (x, y, tt.ByProximity(t)), {"pos_weight": channel})
+    for name in ("sigmoid_focal_loss", "asymmetric_loss"):
+        yield Call(name, (x, y), {"mask": each > 0.5})
+    yield Call("threshold_loss", (x, y, tt.ByRank(0.5)), {"return_stats": True, "ignore_index": 0.0})
     for t in (channel, each):
         learning = t.clone().requires_grad_()
         for input in (x, x.detach()):

@@ -95,8 +95,11 @@ def loss_and_slope(
 
 
 def _differentiated(spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand]) -> tuple[Tensor, Tensor]:
-    """Value and slope of a loss that has no closed form for its slope."""
-    with torch.enable_grad():
+    """Value and slope of a loss that has no closed form for its slope.
+
+    What autograd saves here is gone when this returns: hooks on saved tensors do not see it.
+    """
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
         leaf = x.detach().requires_grad_()
         loss = element_loss(spec, leaf, y, operands)
         (slope,) = torch.autograd.grad(loss.sum(), leaf)

@@ -91,7 +91,8 @@ def _specified(
     result = result_dtype(input)
     operands: Sequence[Operand]
     asked = {name: value for name, value in options.items() if value is not None and name != "label_smoothing"}
-    if (share := options.get("label_smoothing", 0.0)) != 0:
+    share = options.get("label_smoothing", 0)
+    if checks.is_open(share) or share != 0:
         asked["label_smoothing"] = share
     plain = not asked and not stats and type(weighing) is not ByRank
     if plain and not is_dynamo_compiling() and _are_numbers(loss, weighing):
@@ -138,7 +139,7 @@ def _checked_options(
         if base.kind == "values":
             raise ValueError(f"{op}: label_smoothing goes with labels, but the targets of base {base!r} are values")
         share = checks.as_float(op, "label_smoothing", checks.check_number(op, "label_smoothing", share))
-        if not 0 <= share <= 1:
+        if not checks.is_open(share) and not 0 <= share <= 1:
             raise ValueError(f"{op}: label_smoothing must be 0 to 1, got {share!r}")
         extra["label_smoothing"] = _wide(share, input)
     return extra
@@ -350,7 +351,7 @@ def count_valid(way: str, input: Tensor, target: Tensor, options: Mapping[str, O
     y = layout.laid_out_as(target, x.shape, x.stride()) if "ignore_index" in options else x
     packed, kinds = pack_all([options[name] for name in names], x, (torch.float32,) * len(names))
     config = tuning.default("loss", y.dtype.itemsize, tuning.lanes(x.device))
-    out = torch.zeros((), dtype=torch.int64, device=x.device)
+    out = torch.empty((), dtype=torch.int64, device=x.device).zero_()
     at = [names.index(name) if name in names else None for name in ("mask", "ignore_index")]
     programs = min(blocks(x.numel(), config.block), RESCALE_PROGRAMS)
     _count_kernel(kinds, *at, config)(programs, y, out, x.numel(), packed)

@@ -500,7 +500,7 @@ class ThresholdBCELoss(_Loss):
         *,
         weight: Operand | None = None,
         ignore_index: float | None = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: float = 0,
         reduction: Reduction = "mean",
         return_stats: bool = False,
     ) -> None:
@@ -562,7 +562,7 @@ class ThresholdBCEWithLogitsLoss(_Loss):
         weight: Operand | None = None,
         pos_weight: Operand | None = None,
         ignore_index: float | None = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: float = 0,
         reduction: Reduction = "mean",
         return_stats: bool = False,
     ) -> None:
@@ -790,7 +790,7 @@ class SigmoidFocalLoss(_Loss):
         *,
         weight: Operand | None = None,
         ignore_index: float | None = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: float = 0,
         return_stats: bool = False,
     ) -> None:
         super().__init__(
@@ -852,7 +852,7 @@ class AsymmetricLoss(_Loss):
         detach_focal: bool = False,
         weight: Operand | None = None,
         ignore_index: float | None = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: float = 0,
         reduction: Reduction = "sum",
         return_stats: bool = False,
     ) -> None:
@@ -913,7 +913,7 @@ class ThresholdLoss(_Loss):
         weight: Operand | None = None,
         pos_weight: Operand | None = None,
         ignore_index: float | None = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: float = 0,
         reduction: Reduction = "mean",
         return_stats: bool = False,
     ) -> None:

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from triton_thresh.rules import Unweighted
+
 from ..conftest import INTERPRETED
 from ..gates import DIFFERENTIABLE, GATES, LEARNED, inputs, label
 from ..interpreted.tools import Traffic, traffic
@@ -249,7 +251,8 @@ def check_reduction(cell: tuple[str, Any], dtype: torch.dtype, reduction: str, n
     added, written = sums(n, dtype)
     fused = dtype != torch.float16
     with watched(arena, x=x, y=y, one=one) as forward:
-        loss = GRID(x, y, rule(0.5), base=base_of(base), reduction=reduction)
+        made = rule() if rule is Unweighted else rule(0.5)
+        loss = GRID(x, y, made, base=base_of(base), reduction=reduction)
     assert (forward.loaded["x"], forward.loaded["y"]) == (once, once)
     assert added <= forward.loaded["made"] <= added + parameters
     assert forward.stored == {"made": (once if fused else 0) + written}
@@ -265,6 +268,22 @@ def check_reduction(cell: tuple[str, Any], dtype: torch.dtype, reduction: str, n
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell[0]}-{cell[1].__name__}")
 def test_every_loss(cell: tuple[str, Any]) -> None:
     check_reduction(cell, torch.float32, "mean", SIZES[1])
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+def test_options(ignores: bool) -> None:
+    """A mask adds a byte an element, and one more to count it; counting targets reads them again; statistics add nothing."""
+    n, dtype = SIZES[1], torch.float32
+    x, y = loss_call(n, dtype)
+    mask, arena = torch.arange(n) % 3 > 0, Arena()
+    given = {"ignore_index": -1.0} if ignores else {}
+    with watched(arena, x=x, y=y, mask=mask) as forward:
+        GRID(x, y, mask=mask, return_stats=True, **given)
+    assert forward.loaded["x"] == 4 * n
+    assert forward.loaded["y"] == 4 * n * (2 if ignores else 1)
+    assert forward.loaded["mask"] == 2 * n
+    stored = 4 * n + tiles(n, LOSS_BLOCK) * (4 + 4 * 8) + 4 + 4 * 8
+    assert stored <= forward.stored["made"] <= stored + 8 * tiles(n, LOSS_BLOCK)
 
 
 @pytest.mark.parametrize("n", SIZES)
