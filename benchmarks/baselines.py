@@ -161,7 +161,8 @@ def _by_proximity(base: Base, rule: ByProximity, like: Tensor) -> Formula:
 def _by_loss(base: Base, rule: ByLoss, like: Tensor) -> Formula:
     def formula(x: Tensor, y: Tensor) -> Tensor:
         value = LOSSES[type(base)](x, y, reduction="none")
-        return torch.where(value > rule.loss_threshold, value * rule.penalty_factor, value).mean()
+        below = value if rule.factor_below == 1 else value * rule.factor_below
+        return torch.where(value > rule.loss_threshold, value * rule.penalty_factor, below).mean()
 
     return formula
 

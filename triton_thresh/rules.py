@@ -331,7 +331,7 @@ class ByLoss(Rule):
     """
 
     reads_loss = True
-    example = (1.0, 2.0, 0.5)
+    example = (1.0, 2.0)
 
     loss_threshold: Operand = 1.0
     penalty_factor: Operand = 2.0

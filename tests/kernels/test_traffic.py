@@ -144,10 +144,10 @@ def test_gate_inplace(op: Gate, n: int) -> None:
 
 # ---------------------------------------------------------------------------------------------- gates whose threshold learns
 
-SHAPES = (  # a full block; two by three with three rows in the last; features that 16 does not divide
+SHAPES = (  # a full block; two by two with three rows in the last; features that 16 does not divide
     (32, COLS),
-    (67, 2 * COLS),
-    (128, 1000),
+    (35, 2 * COLS),
+    (64, 1000),
 )
 
 
