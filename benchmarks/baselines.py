@@ -16,9 +16,9 @@ from torch import Tensor
 
 from triton_thresh import cells, gates, reference
 from triton_thresh.backend import use_backend
-from triton_thresh.bases import BCE, MSE, Base, BCEWithLogits
+from triton_thresh.bases import BCE, MSE, Asymmetric, Base, BCEWithLogits, Focal
 from triton_thresh.registry import Gate
-from triton_thresh.rules import ByLoss, ByPrediction, ByProximity, Rule
+from triton_thresh.rules import ByLoss, ByPrediction, ByProximity, Rule, Unweighted
 
 Formula = Callable[..., Tensor]
 
@@ -130,6 +130,8 @@ def hardshrink_gradients_(parameters: Sequence[Tensor], t: float) -> None:
 
 def loss(base: Base, rule: Rule, like: Tensor) -> Formula:
     """The mean of the weighted loss; the pack's formula for a base or a rule that has no entry below."""
+    if type(base) in ALONE and type(rule) is Unweighted:
+        return ALONE[type(base)](base)
     if type(base) in LOSSES and type(rule) in RULES:
         return RULES[type(rule)](base, rule.on(base), like)
     spec, operands = cells.specify(base, rule, {}, False, "mean", like.dtype)
@@ -167,6 +169,34 @@ def _by_loss(base: Base, rule: ByLoss, like: Tensor) -> Formula:
     return formula
 
 
+def _focal(base: Focal) -> Formula:
+    """The form of torchvision.ops.sigmoid_focal_loss."""
+    alpha, gamma = base.alpha, base.gamma
+
+    def formula(x: Tensor, y: Tensor) -> Tensor:
+        p = torch.sigmoid(x)
+        value = F.binary_cross_entropy_with_logits(x, y, reduction="none")
+        value = value * (1 - (p * y + (1 - p) * (1 - y))) ** gamma
+        return (value if alpha is None else (alpha * y + (1 - alpha) * (1 - y)) * value).mean()
+
+    return formula
+
+
+def _asymmetric(base: Asymmetric) -> Formula:
+    """The form of ASL's AsymmetricLoss, with a mean for its sum."""
+
+    def formula(x: Tensor, y: Tensor) -> Tensor:
+        assert base.clip is not None
+        p = torch.sigmoid(x)
+        q = (1 - p + base.clip).clamp(max=1)
+        value = y * p.clamp(min=base.eps).log() + (1 - y) * q.clamp(min=base.eps).log()
+        factor = (1 - p * y - q * (1 - y)) ** (base.gamma_pos * y + base.gamma_neg * (1 - y))
+        return -(value * factor).mean()
+
+    return formula
+
+
+ALONE: Mapping[type[Base], Callable[[Any], Formula]] = {Focal: _focal, Asymmetric: _asymmetric}
 LOSSES: Mapping[type[Base], Formula] = {
     MSE: F.mse_loss,
     BCE: F.binary_cross_entropy,
