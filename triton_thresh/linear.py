@@ -183,9 +183,8 @@ def run(
     found: tuple[Any, ...] = (input, weight, bias, scale, dense, *(marks or (None,) * 3))
     if traced:
         return _OP.op(*found, *losses._encoded(operands), spec.text, spec.result, chunk_size or 0, wants)[0]  # type: ignore[no-any-return]
-    if any(wants):
-        return _OP.record(*found, operands, spec, way, chunk_size or 0, wants)  # type: ignore[no-any-return]
-    return _forward(*found, operands, spec, way, chunk_size or 0, wants)[0]
+    arguments = (*found, operands, spec, way, chunk_size or 0, wants)
+    return _OP.record(*arguments) if any(wants) else _forward(*arguments)[0]
 
 
 def _check_layer(input: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> None:
@@ -600,15 +599,15 @@ def _setup(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Any, ...]) -> No
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     """The first backward takes the gradients that forward made; later ones recompute them from the saved inputs."""
     saved = ctx.saved_tensors
-    given: Sequence[Any] = saved[:8]
-    gradients, others = saved[8:12], saved[12:]
+    given, gradients, others = saved[:8], list(saved[8:12]), saved[12:]
     operands = restored(ctx.numbers, others) if others else ctx.numbers
     spec: Spec = ctx.spec
     last = not (torch.is_grad_enabled() or is_exporting())
     if not (last and (backend.is_ordinary(g) or backend.is_one_op(g, everywhere=True))):
         return _differentiated(given, operands, spec, ctx.wants, g)
     if not ctx.traced and ctx.spent:
-        _, *gradients = _forward(*given, operands, spec, ctx.way, ctx.chunk, ctx.wants)
+        arguments = (*given, operands, spec, ctx.way, ctx.chunk, ctx.wants)
+        gradients = list(_forward(*arguments)[1:])
     ctx.spent = True
     input, weight = given[:2]
     factor = g
@@ -639,7 +638,7 @@ def _differentiated(
 ) -> tuple[Tensor | None, ...]:
     """The gradients by the formula, with all logits: differentiable, and under any transform."""
     tensors = list(given[:4])
-    dense, labels, rows, values = given[4:]
+    dense, labels, rows, values = given[4:8]
     marks = None if labels is None else Marks(labels, rows, values)
     at = [i for i in range(4) if wants[i]]
 
@@ -649,7 +648,7 @@ def _differentiated(
         input, weight, bias, scale = tensors
         return formula(input, weight, bias, scale, dense, marks, operands, spec)
 
-    _, pull = torch.func.vjp(loss, *[tensors[i] for i in at])
+    pull: Any = torch.func.vjp(loss, *[tensors[i] for i in at])[1]
     found = iter(pull(g))
     return tuple([next(found) if wanted else None for wanted in wants])
 
