@@ -141,7 +141,9 @@ def test_other_dtypes(kind: str, dtype: torch.dtype) -> None:
         (3 * loss).backward()
     slack = 4 * torch.finfo(dtype).eps
     for a, b, c in zip(one, other, true):
-        assert a.grad is not None and b.grad is not None and c.grad is not None
+        assert a.grad is not None
+        assert b.grad is not None
+        assert c.grad is not None
         assert a.grad.dtype is dtype
         error, allowed = ((g.grad.double() - c.grad).abs().max() for g in (a, b))
         assert error <= 2 * allowed + slack * c.grad.abs().max()
@@ -160,11 +162,14 @@ def test_empty() -> None:
     one = layer(batch=0)
     loss = ours(one, labels=torch.empty((0, 3), dtype=torch.int64), reduction="sum")
     loss.backward()
-    assert loss == 0 and all(t.grad is not None and not t.grad.any() for t in one)
+    assert loss == 0
+    assert all(t.grad is not None and not t.grad.any() for t in one)
     assert ours(layer(batch=0), target=torch.empty(0, L)).isnan()
 
 
-@pytest.mark.parametrize("labels", [torch.empty((B, 0), dtype=torch.int64), torch.full((B, 2), -1)], ids=["none", "padding"])
+@pytest.mark.parametrize(
+    "labels", [torch.empty((B, 0), dtype=torch.int64), torch.full((B, 2), -1)], ids=["none", "padding"]
+)
 def test_rows_without_labels(labels: Tensor) -> None:
     one, other = layer(), layer()
     assert_equal(ours(one, labels=labels), written(other, torch.zeros(B, L)), one, other)
@@ -266,19 +271,23 @@ def test_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = ours(tensors, labels=lists(), chunk_size=20)
     loss.backward()
-    halves = [t.detach().bfloat16().double() if i < 2 else t.detach().double() for i, t in enumerate(layer(torch.float32))]
+    halves = [
+        t.detach().bfloat16().double() if i < 2 else t.detach().double() for i, t in enumerate(layer(torch.float32))
+    ]
     torch.testing.assert_close(loss.double(), written(halves, dense(lists())), rtol=1e-2, atol=0)
-    assert loss.dtype is torch.float32 and all(t.grad is not None and t.grad.dtype is torch.float32 for t in tensors)
+    assert loss.dtype is torch.float32
+    assert all(t.grad is not None and t.grad.dtype is torch.float32 for t in tensors)
 
 
 def test_float16_gradients_do_not_underflow() -> None:
     """The upstream gradient meets them in float32, so a GradScaler's factor comes in time."""
-    input, weight, bias, scale = layer(torch.float16)
+    input, weight, bias, _scale = layer(torch.float16)
     loss = linear_threshold_loss(input, weight, labels=lists(), divisor=1e9, bias=bias)
     loss.backward(torch.tensor(65504.0, dtype=torch.float16))
     true = [t.detach().double().requires_grad_() for t in (input, weight, bias)]
     tt.threshold_loss(F.linear(*true), dense(lists()), divisor=1e9).backward(torch.tensor(65504.0).double())
-    assert weight.grad is not None and true[1].grad is not None
+    assert weight.grad is not None
+    assert true[1].grad is not None
     torch.testing.assert_close(weight.grad.double(), true[1].grad, rtol=0.05, atol=1e-6)
 
 
@@ -302,7 +311,8 @@ def test_compile_makes_one_op() -> None:
     torch.testing.assert_close(made, expected)
     torch.testing.assert_close([t.grad for t in one], [t.grad for t in other])
     called = [node.target for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
-    assert torch.ops.triton_thresh.linear_loss.default in called and F.linear not in called
+    assert torch.ops.triton_thresh.linear_loss.default in called
+    assert F.linear not in called
 
 
 def test_export_takes_the_formula() -> None:
@@ -356,7 +366,11 @@ REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "confidence": (ValueError, "ByConfidence", dict(base="mse", rule=tt.ByConfidence())),
     "divisor": (ValueError, "divisor", dict(reduction="sum", divisor=3.0)),
     "learning": (ValueError, "target requires grad", dict(labels=None, target=torch.zeros(B, L, requires_grad=True))),
-    "learning threshold": (ValueError, "requires grad", dict(rule=tt.ByPrediction(torch.tensor(0.5, requires_grad=True)))),
+    "learning threshold": (
+        ValueError,
+        "requires grad",
+        dict(rule=tt.ByPrediction(torch.tensor(0.5, requires_grad=True))),
+    ),
     "shape": (ValueError, "target has shape", dict(labels=None, target=torch.zeros(B, L + 1))),
     "complex": (TypeError, "target has dtype", dict(labels=None, target=torch.zeros(B, L, dtype=torch.complex64))),
     "base": (ValueError, "base", dict(base="l1")),
@@ -397,14 +411,15 @@ def test_module() -> None:
     torch.testing.assert_close(module.weight.grad, plain.weight.grad)
     torch.testing.assert_close(module(input, dense(lists())), loss)
     without = tt.nn.LinearThresholdLoss(D, L, bias=False)
-    assert without.bias is None and "bias=False" in repr(without)
+    assert without.bias is None
+    assert "bias=False" in repr(without)
 
 
 # -------------------------------------------------------------------------------------------------------------- recipes
 
 
 def test_siglip_equals_open_clips() -> None:
-    """open_clip's SigLipLoss: logits * exp(logit_scale) + logit_bias, labels 2 eye - 1, -logsigmoid(labels * logits).sum() / B."""
+    """SigLipLoss: logits * exp(logit_scale) + logit_bias, labels 2 eye - 1, -logsigmoid(labels * logits).sum() / B."""
     batch, width = 9, 4
     draw = torch.Generator().manual_seed(5)
     image, text = (F.normalize(torch.randn(batch, width, generator=draw, dtype=torch.float64)) for _ in range(2))

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 import triton_thresh as tt
-from triton_thresh import linear, linear_threshold_loss, losses
+from triton_thresh import linear, linear_threshold_loss
+
+from ..conftest import INTERPRETED
 
 B, D, L = 5, 3, 37
 
@@ -42,7 +44,10 @@ def test_values_and_gradients(dtype: torch.dtype, kind: str, device: torch.devic
         given["target"] = target.T.contiguous().T
     elif kind == "coo":
         given["target"] = target.to_sparse()
-    rule, base = tt.ByPrediction(torch.rand(B, 1, device=device), 2.0, 0.5), tt.BCEWithLogits(torch.rand(L, device=device))
+    rule, base = (
+        tt.ByPrediction(torch.rand(B, 1, device=device), 2.0, 0.5),
+        tt.BCEWithLogits(torch.rand(L, device=device)),
+    )
     input, weight, bias, scale = one = _tensors(dtype, device)
     made = linear_threshold_loss(
         input, weight, rule=rule, base=base, bias=bias, scale=scale, label_smoothing=0.1, chunk_size=16, **given
@@ -99,19 +104,16 @@ def test_a_device_meets_a_stray_label_with_nan(device: torch.device, monkeypatch
         assert not scatter._buffer.any()
 
 
-def test_traffic_of_a_chunk(device: torch.device) -> None:
+@pytest.mark.skipif(not INTERPRETED, reason="the interpreter counts the bytes")
+def test_traffic_of_a_chunk() -> None:
     """The product is read once and written once, and a byte of target is read."""
-    if device.type != "cpu":
-        pytest.skip("bytes are counted in the interpreter")
-    from ..interpreted.tools import count_bytes
+    from .test_traffic import Arena, watched
 
-    input, weight, *_ = (t.detach() for t in _tensors(torch.float32, device))
+    input, weight, *_ = (t.detach() for t in _tensors(torch.float32, torch.device("cpu")))
     spec, operands = linear._specified(input, weight, "bce_with_logits", None, "mean", None, 0.0)
     loop = linear._Loop(input, weight, None, None, operands, spec, "triton", 0, [True] * 4)
-    part, target = input @ weight.T, _target(_labels(device)).bool()
-    with count_bytes() as moved:
+    part, target = input @ weight.T, _target(_labels(input.device)).bool()
+    with watched(Arena(), part=part, target=target) as moved:
         partials = loop._on_triton(part, target, operands, 0)
-    programs = -(-part.numel() // losses.choose(spec, part).config.block)
-    assert partials.numel() == programs
-    assert moved.loaded == part.numel() * (4 + 1)
-    assert moved.stored == part.numel() * 4 + programs * 4
+    assert moved.loaded == {"part": 4 * part.numel(), "target": part.numel()}
+    assert moved.stored == {"part": 4 * part.numel(), "made": 4 * partials.numel()}
