@@ -566,7 +566,9 @@ class Asymmetric(Base):
         numbers = not any(isinstance(v, Tensor) for v in (self.gamma_neg, self.gamma_pos, self.clip, self.eps))
         if not (numbers and self.gamma_neg in CONSTANT_EXPONENTS and self.gamma_pos in CONSTANT_EXPONENTS):
             return False
-        return 1e-30 < self.eps < 0.01 and (self.clip == 0 or 1 / 64 <= self.clip < 1)  # type: ignore[operator]
+        assert isinstance(self.clip, (int, float))
+        assert isinstance(self.eps, (int, float))
+        return 1e-30 < self.eps < 0.01 and (self.clip == 0 or 1 / 64 <= self.clip < 1)
 
     def _terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Operand]:
         """p, ``y log max(p, eps) + (1 - y) log max(q, eps)``, 1 - p_t, its power, and the exponent."""
