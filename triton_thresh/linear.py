@@ -480,9 +480,10 @@ class _Loop:
     def _write(self, slope: Tensor | None, part: Tensor) -> None:
         if slope is None:
             return
-        if self.factor is not None:
-            slope = slope.mul_(self.factor)
-        part.copy_(slope)
+        if self.factor is None:
+            part.copy_(slope)
+        else:
+            torch.mul(slope, self.factor, out=part)
 
     def _on_inductor(self, part: Tensor, target: Tensor, operands: Sequence[Operand], start: int) -> Tensor:
         """The same from one pass that Inductor wrote."""
