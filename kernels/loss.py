@@ -1,5 +1,5 @@
 """The shell of all losses: base x rule x options, loss and gradient from one read; the final sum; the rescale; the recomputing
-backward; the count of valid elements.
+backward; the count of valid elements; and `descend`, which writes the slope over the logits of a linear layer.
 
 `operands` are those of the base (BASE_COUNT), then of the rule (RULE_COUNT), then those of the options, whose places WEIGHT,
 SMOOTHING, DIVISOR (that of the mean, else n), MASK, KEPT and IGNORE say (None: there is none). LEAST and LABEL are the places of
@@ -49,6 +49,39 @@ def _valid(target, values, MASK: tl.constexpr, IGNORE: tl.constexpr):
 
 
 @triton.jit
+def _weighed(
+    x,
+    target,
+    values,
+    BASE: tl.constexpr,
+    BASE_COUNT: tl.constexpr,
+    BASE_STATIC: tl.constexpr,
+    RULE: tl.constexpr,
+    RULE_COUNT: tl.constexpr,
+    RULE_STATIC: tl.constexpr,
+    UNIT: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """Loss, slope and smoothed target of elements that are loaded, x in the compute type."""
+    y = target.to(COMPUTE)
+    if SMOOTHING is not None:
+        share = values[SMOOTHING].to(COMPUTE)
+        smooth = y * (1.0 - share) + 0.5 * share
+        if UNIT:
+            smooth = tl.where((y >= 0.0) & (y <= 1.0), smooth, float("nan"))
+        y = smooth
+    loss, slope, q, rest, dq = BASE(x, y, _part(values, 0, BASE_COUNT), BASE_STATIC)
+    loss, slope = RULE(loss, slope, x, y, q, rest, dq, _part(values, BASE_COUNT, RULE_COUNT), RULE_STATIC)
+    if WEIGHT is not None:
+        weight = values[WEIGHT].to(COMPUTE)
+        loss *= weight
+        slope *= weight
+    return loss, slope, y
+
+
+@triton.jit
 def _evaluate(
     x_ptr,
     y_ptr,
@@ -79,19 +112,9 @@ def _evaluate(
     target = operand.read(y_ptr + base + lane, mask)
     values = operand.load_all(operands, KINDS, base, lane, mask)
     valid = _valid(target, values, MASK, IGNORE)
-    y = target.to(COMPUTE)
-    if SMOOTHING is not None:
-        share = values[SMOOTHING].to(COMPUTE)
-        smooth = y * (1.0 - share) + 0.5 * share
-        if UNIT:
-            smooth = tl.where((y >= 0.0) & (y <= 1.0), smooth, float("nan"))
-        y = smooth
-    loss, slope, q, rest, dq = BASE(x, y, _part(values, 0, BASE_COUNT), BASE_STATIC)
-    loss, slope = RULE(loss, slope, x, y, q, rest, dq, _part(values, BASE_COUNT, RULE_COUNT), RULE_STATIC)
-    if WEIGHT is not None:
-        weight = values[WEIGHT].to(COMPUTE)
-        loss *= weight
-        slope *= weight
+    loss, slope, y = _weighed(
+        x, target, values, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC, UNIT, WEIGHT, SMOOTHING, COMPUTE
+    )  # fmt: skip
     return loss, slope, x, y, valid, values
 
 
@@ -438,3 +461,101 @@ def rescale(g_ptr, x_ptr, n, COMPUTE: tl.constexpr, BLOCK: tl.constexpr):
                 _multiply(x_ptr + lane, g, lane < left)
             x_ptr += stride
             left -= stride
+
+
+@triton.jit
+def _descend_tile(
+    x_ptr,
+    y_ptr,
+    width,
+    stride,
+    base,
+    lane,
+    mask,
+    operands,
+    KINDS: tl.constexpr,
+    BASE: tl.constexpr,
+    BASE_COUNT: tl.constexpr,
+    BASE_STATIC: tl.constexpr,
+    RULE: tl.constexpr,
+    RULE_COUNT: tl.constexpr,
+    RULE_STATIC: tl.constexpr,
+    UNIT: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    SCALE: tl.constexpr,
+    BIAS: tl.constexpr,
+    FACTOR: tl.constexpr,
+    STRIDED: tl.constexpr,
+    WRITES: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    x = operand.read(x_ptr + base + lane, mask).to(COMPUTE)
+    values = operand.load_all(operands, KINDS, base, lane, mask)
+    if SCALE is not None:
+        x *= values[SCALE].to(COMPUTE)
+    if BIAS is not None:
+        x += values[BIAS].to(COMPUTE)
+    offset = base + lane
+    if STRIDED:
+        row = offset // width
+        offset = row.to(tl.int64) * stride + (offset - row * width)
+    loss, slope, _ = _weighed(
+        x, operand.read(y_ptr + offset, mask), values,
+        BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC, UNIT, None, SMOOTHING, COMPUTE,
+    )  # fmt: skip
+    if WRITES:
+        if FACTOR is not None:
+            slope *= values[FACTOR].to(COMPUTE)
+        tl.store(x_ptr + base + lane, slope.to(x_ptr.dtype.element_ty), mask=mask)
+    if mask is not None:
+        loss = tl.where(mask, loss, 0.0)
+    return tl.sum(loss, axis=0)
+
+
+@triton.jit(do_not_specialize=["n", "width", "stride"])
+def descend(
+    x_ptr,
+    y_ptr,
+    partial_ptr,
+    n,
+    width,
+    stride,
+    operands,
+    KINDS: tl.constexpr,
+    BASE: tl.constexpr,
+    BASE_COUNT: tl.constexpr,
+    BASE_STATIC: tl.constexpr,
+    RULE: tl.constexpr,
+    RULE_COUNT: tl.constexpr,
+    RULE_STATIC: tl.constexpr,
+    UNIT: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    SCALE: tl.constexpr,
+    BIAS: tl.constexpr,
+    FACTOR: tl.constexpr,
+    STRIDED: tl.constexpr,
+    WRITES: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One partial sum a program; the slope times FACTOR is written over x if it WRITES.
+
+    The loss is that of x SCALE + BIAS, places in the operands. x has rows of `width`; those of the target are `stride` apart if
+    it is STRIDED.
+    """
+    base = tl.program_id(0).to(n.dtype) * BLOCK
+    lane = tl.arange(0, BLOCK)
+    left = n - base
+    if left >= BLOCK:
+        total = _descend_tile(
+            x_ptr, y_ptr, width, stride, base, lane, None,
+            operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
+            UNIT, SMOOTHING, SCALE, BIAS, FACTOR, STRIDED, WRITES, COMPUTE,
+        )  # fmt: skip
+    else:
+        total = _descend_tile(
+            x_ptr, y_ptr, width, stride, base, lane, lane < left,
+            operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
+            UNIT, SMOOTHING, SCALE, BIAS, FACTOR, STRIDED, WRITES, COMPUTE,
+        )  # fmt: skip
+    tl.store(partial_ptr + tl.program_id(0), total)

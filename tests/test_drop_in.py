@@ -422,6 +422,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "ThresholdMSELoss": (CHANNEL,),
     "ProximityMSELoss": (0.5,),
     "ExceedanceMSELoss": (),
+    "LinearThresholdLoss": (3, 3),
 }
 
 

@@ -247,6 +247,10 @@ MODULES: dict[str, tuple[Callable[..., torch.nn.Module], ...]] = {
     "ExceedanceMSELoss": (tt.nn.ExceedanceMSELoss, lambda: tt.nn.ExceedanceMSELoss(CHANNELS.clone())),
     "Hardshrink": (tt.nn.Hardshrink, lambda: tt.nn.Hardshrink(CHANNELS.clone())),
     "JumpReLU": (lambda: tt.nn.JumpReLU(3, 0.5, 0.25), lambda: tt.nn.JumpReLU((4, 3), 0.5, input_gradient=True)),
+    "LinearThresholdLoss": (
+        lambda: tt.nn.LinearThresholdLoss(3, 3),
+        lambda: tt.nn.LinearThresholdLoss(3, 3, bias=False),
+    ),
     "ProximityMSELoss": (lambda: tt.nn.ProximityMSELoss(0.5), lambda: tt.nn.ProximityMSELoss(CHANNELS.clone())),
     "Softshrink": (tt.nn.Softshrink, lambda: tt.nn.Softshrink(torch.nn.Parameter(CHANNELS.clone()))),
     "Threshold": (lambda: tt.nn.Threshold(0.5, 2.0), lambda: tt.nn.Threshold(CHANNELS.clone())),

@@ -411,6 +411,13 @@ MISTAKES["threshold_loss"] += [
         "pos_weight goes with base 'bce_with_logits', got base 'mse'",
     ),
 ]
+MISTAKES["linear_threshold_loss"] = [
+    mistake(lambda: tt.linear_threshold_loss(X, X, labels=torch.zeros(1, 1)), TypeError, "labels", "int64", "float32"),
+    mistake(lambda: tt.linear_threshold_loss(X, X), ValueError, "target", "labels", "neither"),
+]
+MISTAKES["LinearThresholdLoss"] = [
+    mistake(lambda: tt.nn.LinearThresholdLoss(8, 3)(torch.zeros(2, 4)), ValueError, "weight has shape", "(2, 4)"),
+]
 for op in GATES.values():  # a gate without mistakes of its own
     if op.name in tt.__all__:
         MISTAKES.setdefault(op.name, of_a_gate(op.name, op.names[0], learns=op.learns))

@@ -140,14 +140,16 @@ def is_ordinary(*tensors: object) -> bool:
     return True
 
 
-def is_one_op(input: Tensor, *others: object) -> bool:
+def is_one_op(input: Tensor, *others: object, everywhere: bool = False) -> bool:
     """True if a call that is not ordinary should appear as a single op of torch.library.
 
     Compilers and dispatch modes get the op on devices that Triton drives, because they would tear the fused kernel apart. Plain
     torch goes to transforms, forward-mode AD and tensor subclasses, which differentiate or batch it; to `torch.jit.trace`; and
     to exporters, so that a program runs where this package is not installed (unless backend "triton" is asked for).
+
+    `everywhere` says that the op is also for devices without Triton, where a compiler would make something larger of it.
     """
-    if input.device.type not in OP_DEVICES:
+    if input.device.type not in OP_DEVICES and not (everywhere and is_compiling()):
         return False
     # asked in the way that Dynamo answers without a node in its graph
     transform = torch._C._functorch.peek_interpreter_stack()
@@ -159,7 +161,7 @@ def is_one_op(input: Tensor, *others: object) -> bool:
             return False
     elif _len_torch_dispatch_stack() == 0:
         return False
-    if asked == "eager" or (asked != "triton" and input.device.type not in TRITON_DEVICES):
+    if not everywhere and (asked == "eager" or (asked != "triton" and input.device.type not in TRITON_DEVICES)):
         return False
     return all(type(t) in _TRACED for t in (input, *others) if isinstance(t, Tensor))
 

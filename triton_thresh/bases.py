@@ -442,6 +442,30 @@ class Focal(Base):
         loss = times(cross, power(miss, self.gamma)) * torch.where(_is_probability(y), 1.0, torch.nan)
         return loss if self.alpha is None else loss * (self.alpha * y + (1 - self.alpha) * (1 - y))
 
+    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        if not _is_constant_exponent(self.gamma):
+            return self.loss(x, y)
+        false, missed, _ = _shares(x, y)
+        return _cross_entropy(x, y) * power(false.add_(missed), self.gamma) * self._share(y)
+
+    def slope(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """``a_t (m**gamma (p - y) + gamma m**(gamma - 1) (1 - 2 y) p (1 - p) BCE)``, m = 1 - p_t."""
+        gamma = self.gamma
+        if isinstance(gamma, Tensor) or not _is_constant_exponent(gamma):
+            return None
+        false, missed, variance = _shares(x, y)
+        miss = false + missed
+        slope = (false - missed) * power(miss, gamma)
+        if gamma:
+            steep = variance.mul_(1 - 2 * y).mul_(_cross_entropy(x, y).nan_to_num_(0.0, 0.0, 0.0))
+            slope += steep.mul_(power(miss, gamma - 1)).mul_(gamma)
+        return slope * self._share(y)
+
+    def _share(self, y: Tensor) -> Tensor:
+        """a_t, or NaN for a target outside [0, 1]."""
+        share = 1.0 if self.alpha is None else self.alpha * y + (1 - self.alpha) * (1 - y)
+        return share + _nan_outside(y * (1 - y))
+
 
 @dataclass(frozen=True)
 class Asymmetric(Base):
@@ -509,11 +533,85 @@ class Asymmetric(Base):
             factor = factor.detach()
         return times(_mixed(y, -log_p, -log_q), factor) * torch.where(_is_probability(y), 1.0, torch.nan)
 
+    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        if not self._has_closed_form():
+            return self.loss(x, y)
+        _, cross, _, factor, _ = self._terms(x, y)
+        return cross.neg_().mul_(factor).add_(_nan_outside(y * (1 - y)))
+
+    def slope(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """``-(F dC/dx + C dF/dx)`` for the factor F and the cross entropy C; dF/dx is 0 where 1 - p_t is."""
+        if not self._has_closed_form():
+            return None
+        assert isinstance(self.clip, (int, float))
+        assert isinstance(self.eps, (int, float))
+        p, cross, miss, factor, exponent = self._terms(x, y)
+        rest = (-x).sigmoid()
+        reached = torch.ge(p, self.clip, out=torch.empty_like(p))  # q was not cut
+        lost = (1 - y).mul_(p).mul_(rest).mul_(reached)
+        gained = y * rest
+        known, hit = torch.ge(p, self.eps, out=torch.empty_like(p)), rest + self.clip
+        if not self.clip:
+            lost_of_q = lost * torch.ge(rest, self.eps, out=reached)
+            slope = lost_of_q.div_(hit.clamp_(min=self.eps)).sub_(gained * known).mul_(factor)
+        else:
+            slope = (lost / hit).sub_(gained * known).mul_(factor)
+        if not self.detach_focal:
+            steep = (factor * exponent).div_(miss).nan_to_num_(0.0, 0.0, 0.0)
+            slope -= lost.sub_(gained.mul_(p)).mul_(steep).mul_(cross)
+        return slope.add_(_nan_outside(y * (1 - y)))
+
+    def _has_closed_form(self) -> bool:
+        """True for numbers with which a few vectorised passes are exact: 1 - q keeps its digits, and no logarithm is infinite."""
+        numbers = not any(isinstance(v, Tensor) for v in (self.gamma_neg, self.gamma_pos, self.clip, self.eps))
+        if not (numbers and self.gamma_neg in CONSTANT_EXPONENTS and self.gamma_pos in CONSTANT_EXPONENTS):
+            return False
+        assert isinstance(self.clip, (int, float))
+        assert isinstance(self.eps, (int, float))
+        return 1e-30 < self.eps < 0.01 and (self.clip == 0 or 1 / 64 <= self.clip < 1)
+
+    def _terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Operand]:
+        """p, ``y log max(p, eps) + (1 - y) log max(q, eps)``, 1 - p_t, its power, and the exponent."""
+        assert isinstance(self.clip, (int, float))
+        assert isinstance(self.eps, (int, float))
+        p, low = x.sigmoid(), math.log(self.eps)
+        small = _log1p_exp(x)
+        log_p = (x.clamp(max=0) - small).clamp_(min=low)
+        missed = (p - self.clip).clamp_(min=0)
+        log_q = torch.log1p(-missed) if self.clip else small.add_(x.clamp(min=0)).neg_().clamp_(min=low)
+        cross = log_q.mul_(1 - y).addcmul_(y, log_p)
+        miss = missed.mul_(1 - y).addcmul_(y, (-x).sigmoid())
+        exponent = self._exponent(y)
+        power_of = torch.xlogy(exponent, miss).exp_() if isinstance(exponent, Tensor) else power(miss, exponent)
+        return p, cross, miss, power_of, exponent
+
     def _exponent(self, y: Tensor) -> Operand:
         positive, negative = self.gamma_pos, self.gamma_neg
         if not isinstance(positive, Tensor) and not isinstance(negative, Tensor) and positive == negative:
             return positive
         return positive * y + negative * (1 - y)
+
+
+def _is_constant_exponent(gamma: Operand) -> bool:
+    return not isinstance(gamma, Tensor) and gamma in CONSTANT_EXPONENTS
+
+
+def _shares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(1 - y) p``, ``y (1 - p)`` and ``p (1 - p)``, off the tape."""
+    p, rest = x.sigmoid(), (-x).sigmoid()
+    return (1 - y).mul_(p), y * rest, p.mul_(rest)
+
+
+def _log1p_exp(x: Tensor) -> Tensor:
+    """``log1p(exp(-|x|))``, off the tape."""
+    return x.abs().neg_().exp_().log1p_()
+
+
+def _cross_entropy(x: Tensor, y: Tensor) -> Tensor:
+    """The cross entropy of logits, off the tape. What has no share may be infinite; a NaN comes by the last term."""
+    negative = (1 - y).mul_(x.clamp(min=0)).nan_to_num_(0.0, math.inf, -math.inf)
+    positive = x.clamp(max=0).neg_().mul_(y).nan_to_num_(0.0, math.inf, -math.inf)
+    return negative.add_(positive).add_(_log1p_exp(x))
 
 
 def sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:

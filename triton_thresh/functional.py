@@ -12,7 +12,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from . import gates, gradients, losses, reference, thresholds
+from . import gates, gradients, linear, losses, reference, thresholds
 from .bases import Asymmetric, Base, BaseName, Focal
 from .cells import LossStats
 from .checks import Operand, Reduction
@@ -31,6 +31,7 @@ __all__ = [
     "hardshrink",
     "jumprelu",
     "jumprelu_l0",
+    "linear_threshold_loss",
     "otsu_threshold",
     "proximity_mse_loss",
     "quantile_threshold",
@@ -994,6 +995,81 @@ def threshold_loss(
         reduction=reduction,
         divisor=divisor,
         return_stats=return_stats,
+    )
+
+
+def linear_threshold_loss(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor | None = None,
+    rule: Rule | None = None,
+    *,
+    labels: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    base: Base | BaseName = "bce_with_logits",
+    reduction: Literal["mean", "sum"] = "mean",
+    divisor: Operand | None = None,
+    label_smoothing: float = 0,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """`threshold_loss` of a linear layer's output, whose logits are never in memory as a whole.
+
+    The logits are ``scale * input @ weight.T + bias``. They are made, and their slope is used, a chunk of labels at a time, so
+    that memory beyond the inputs and their gradients is two chunks, however many labels there are. All gradients are computed
+    in the forward pass. A second backward computes them again; one with ``create_graph=True`` takes the formula, with all logits.
+
+    Args:
+        input: features ``(*, D)``, float16, bfloat16, float32 or float64.
+        weight: ``(L, D)``, a row for each label, in the input's dtype. Under autocast both are cast, as for `F.linear`.
+        target: ``(*, L)``, dense in any real dtype, or sparse (COO or CSR), whose values are targets: what is absent is 0, and of
+            an entry that is repeated one counts. Give this or `labels`.
+        rule: as in `threshold_loss`, but for `ByRank`. Its operands, and those of the base, are numbers, or tensors of shape
+            ``()``, ``(L,)``, ``(*, 1)`` or ``(*, L)``.
+        labels: int64 ``(*, P)``: the numbers of each row's positive labels. -1, anywhere, is none; repeated ones count once; P
+            may be 0. One out of range raises on a CPU; on a device, where looking would make the host wait, the loss is NaN.
+        bias: ``(L,)`` or ``()``.
+        scale: ``()``, a factor of the logits before the bias, such as ``logit_scale.exp()``.
+        base: as in `threshold_loss`.
+        reduction: "mean" (divides by the number of logits) or "sum".
+        divisor: what the mean divides by, a number above 0 or a 0-dim tensor.
+        label_smoothing: as in `threshold_loss`.
+        chunk_size: labels in a chunk; None for as many as make 16 MiB of logits.
+
+    Shape:
+        0-dim. The dtype is the input's, float32 under autocast. Input, weight, bias and scale get a gradient.
+
+    Raises:
+        TypeError: for other dtypes and layouts, among them labels that are not int64.
+        ValueError: for shapes that do not fit, both or neither of target and labels, a setting or a target that requires grad,
+            reduction "none", rule `ByRank`, and on a CPU a label out of range.
+
+    Equivalent to:
+        ``threshold_loss(scale * F.linear(input, weight) + bias, target, rule, base=base)``
+
+    Source:
+        Fused linear cross entropy (Liger Kernel), here for labels of which each is on or off.
+
+    Examples:
+        >>> input, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, -1.0], [1.0, 1.0]])
+        >>> linear_threshold_loss(input, weight, labels=torch.tensor([[0, 2, -1]]))
+        tensor(0.1629)
+        >>> linear_threshold_loss(input, weight, torch.tensor([[1.0, 0.0, 1.0]]))
+        tensor(0.1629)
+    """
+    return linear.run(
+        input,
+        weight,
+        target,
+        rule,
+        labels=labels,
+        bias=bias,
+        scale=scale,
+        base=base,
+        reduction=reduction,
+        divisor=divisor,
+        label_smoothing=label_smoothing,
+        chunk_size=chunk_size,
     )
 
 

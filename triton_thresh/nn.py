@@ -6,9 +6,10 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import functional, thresholds
@@ -26,6 +27,7 @@ __all__ = [
     "ExceedanceMSELoss",
     "Hardshrink",
     "JumpReLU",
+    "LinearThresholdLoss",
     "ProximityMSELoss",
     "SigmoidFocalLoss",
     "Softshrink",
@@ -955,6 +957,102 @@ def _tensors(part: object) -> dict[str, Tensor]:
     """The tensors of a rule or a base, by the names of their fields."""
     fields = vars(part) if is_dataclass(part) else {}
     return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+
+
+class LinearThresholdLoss(_Module):
+    """A linear layer and `functional.linear_threshold_loss` as a module: a classifier of many labels, trained without its logits.
+
+    Args:
+        in_features: the input's last dimension.
+        num_labels: how many labels there are: rows of `weight`, entries of `bias`.
+        rule: as in the function.
+        bias: whether there is a bias.
+        base: as in the function, and likewise all that follow but the last two.
+        reduction: "mean" or "sum".
+        divisor: what the mean divides by.
+        label_smoothing: how far targets move to 1/2.
+        chunk_size: labels in a chunk.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Shape, dtypes, errors and source are those of `functional.linear_threshold_loss`, when the module is called. Parameters are
+    made, and drawn, as those of `torch.nn.Linear`, whose state dict fits.
+
+    Equivalent to:
+        ``functional.linear_threshold_loss(input, weight, target, rule, labels=labels, bias=bias, ...)``
+
+    Examples:
+        >>> module = LinearThresholdLoss(8, 1000, base="bce_with_logits")
+        >>> module
+        LinearThresholdLoss(8, 1000, rule=None, bias=True, base='bce_with_logits', reduction='mean')
+        >>> loss = module(torch.ones(2, 8), labels=torch.tensor([[3, 17], [5, -1]]))
+        >>> loss.backward()
+        >>> module.weight.grad.shape, module.logits(torch.ones(2, 8)).shape
+        (torch.Size([1000, 8]), torch.Size([2, 1000]))
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_labels: int,
+        rule: Rule | None = None,
+        *,
+        bias: bool = True,
+        base: Base | BaseName = "bce_with_logits",
+        reduction: Literal["mean", "sum"] = "mean",
+        divisor: Operand | None = None,
+        label_smoothing: float = 0,
+        chunk_size: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.num_labels, self.rule, self.base = in_features, num_labels, rule, base
+        self.reduction, self.divisor, self.label_smoothing = reduction, divisor, label_smoothing
+        self.chunk_size = chunk_size
+        self.weight = nn.Parameter(torch.empty(num_labels, in_features, device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(num_labels, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters as `torch.nn.Linear` does."""
+        bound = 1 / math.sqrt(self.in_features) if self.in_features else 0.0
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, input: Tensor, target: Tensor | None = None, *, labels: Tensor | None = None) -> Tensor:
+        return functional.linear_threshold_loss(
+            input,
+            self.weight,
+            target,
+            self.rule,
+            labels=labels,
+            bias=self.bias,
+            base=self.base,
+            reduction=self.reduction,
+            divisor=self.divisor,
+            label_smoothing=self.label_smoothing,
+            chunk_size=self.chunk_size,
+        )
+
+    def logits(self, input: Tensor) -> Tensor:
+        """The logits of all labels, for inference: ``F.linear(input, weight, bias)``."""
+        return F.linear(input, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        settings = {"rule": self.rule, "bias": self.bias is not None, "base": self.base, "reduction": self.reduction}
+        for name, default in (("divisor", None), ("label_smoothing", 0.0), ("chunk_size", None)):
+            value = getattr(self, name)
+            if isinstance(value, Tensor) or value != default:
+                settings[name] = value
+        shown = [f"{name}={_shown(value)}" for name, value in settings.items()]
+        return ", ".join([str(self.in_features), str(self.num_labels), *shown])
 
 
 def __dir__() -> list[str]:
