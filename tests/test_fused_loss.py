@@ -28,9 +28,9 @@ from torch._inductor.utils import run_and_get_code
 from torch.utils.checkpoint import checkpoint
 
 import triton_thresh as tt
-from triton_thresh import cells, compiled, eager
+from triton_thresh import compiled
 from triton_thresh.bases import BASES, Base
-from triton_thresh.rules import RULES, Unweighted
+from triton_thresh.rules import RULES
 
 from .conftest import INTERPRETED
 
@@ -709,26 +709,22 @@ def test_large_sums_are_right_and_the_same() -> None:
 @pytest.mark.parametrize("base", BASES, ids=lambda base: base.__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_an_engine_serves_the_losses_of_the_package(base: type[Base], dtype: torch.dtype, reduction: str) -> None:
-    """Value, gradient, and the gradient recomputed for an upstream gradient: those of the eager backend."""
+def test_the_backend_serves_the_losses(base: type[Base], dtype: torch.dtype, reduction: Any) -> None:
+    """Value and gradient, for an upstream gradient of 3: those of the eager backend."""
     x, y = (0.05 + 0.9 * torch.rand(MANY, generator=generator())).to(dtype), LABELS
-    for rule in (Unweighted(), *[rule(*rule.example) for rule in RULES]):
-        spec, operands = cells.specify(base(*base.example), rule, VALUES.abs(), reduction, dtype)
-        engine = compiled.Engine(spec.cell, partial(element_loss_of, spec))
-        options = compiled.Options(reduction, dtype)
-        value, slope = engine.value_and_gradient(x, (y, *operands), options, gradient=True)  # type: ignore[misc]
-        g = torch.ones_like(x) if reduction == "none" else torch.ones((), dtype=dtype)
-        truth = eager.loss_forward(spec, x, y, operands, False)[0]
-        gradient = eager.loss_backward(spec, x, y, operands, g)
-        torch.testing.assert_close(value, truth)
-        torch.testing.assert_close(
-            slope, gradient.to(slope.dtype), rtol=2e-3 if dtype is torch.float16 else 1e-5, atol=1e-6
-        )
-        torch.testing.assert_close(engine.backward(x, (y, *operands), options, 3 * g), 3 * gradient)
-
-
-def element_loss_of(spec: cells.Spec, x: Tensor, y: Tensor, *operands: Any) -> Tensor:
-    return cells.element_loss(spec, x, y, operands)
+    rules = [None, *[rule(*rule.example) for rule in RULES if base.kind in rule.kinds]]
+    for rule in rules:
+        found = []
+        for backend in ("eager", "inductor"):
+            leaf = x.clone().requires_grad_()
+            with tt.use_backend(backend):  # type: ignore[arg-type]
+                loss = tt.threshold_loss(
+                    leaf, y, rule, base=base(*base.example), weight=VALUES.abs(), reduction=reduction
+                )
+            (gradient,) = torch.autograd.grad(loss, leaf, torch.full_like(loss, 3.0))
+            found.append((loss.detach(), gradient))
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=2e-3 if dtype is torch.float16 else 1e-4, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------ where it is not compiled
