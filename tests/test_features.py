@@ -241,16 +241,22 @@ def test_meta_tensors(case: Case) -> None:
 # ------------------------------------------------------------------------------------------------------------ modules
 
 CHANNELS = torch.tensor([0.25, 0.5, 0.75])
+
+
+def drawn(bias: bool) -> torch.nn.Module:
+    """The one module whose parameters are random: drawn alike each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return tt.nn.LinearThresholdLoss(3, 3, bias=bias)
+
+
 MODULES: dict[str, tuple[Callable[..., torch.nn.Module], ...]] = {
     "BatchTopK": (lambda: tt.nn.BatchTopK(1.5), lambda: tt.nn.BatchTopK(2, momentum=0.5).eval()),
     "BinaryThreshold": (lambda: tt.nn.BinaryThreshold(0.5), lambda: tt.nn.BinaryThreshold(CHANNELS.clone(), 2.0)),
     "ExceedanceMSELoss": (tt.nn.ExceedanceMSELoss, lambda: tt.nn.ExceedanceMSELoss(CHANNELS.clone())),
     "Hardshrink": (tt.nn.Hardshrink, lambda: tt.nn.Hardshrink(CHANNELS.clone())),
     "JumpReLU": (lambda: tt.nn.JumpReLU(3, 0.5, 0.25), lambda: tt.nn.JumpReLU((4, 3), 0.5, input_gradient=True)),
-    "LinearThresholdLoss": (
-        lambda: tt.nn.LinearThresholdLoss(3, 3),
-        lambda: tt.nn.LinearThresholdLoss(3, 3, bias=False),
-    ),
+    "LinearThresholdLoss": (lambda: drawn(True), lambda: drawn(False)),
     "ProximityMSELoss": (lambda: tt.nn.ProximityMSELoss(0.5), lambda: tt.nn.ProximityMSELoss(CHANNELS.clone())),
     "Softshrink": (tt.nn.Softshrink, lambda: tt.nn.Softshrink(torch.nn.Parameter(CHANNELS.clone()))),
     "Threshold": (lambda: tt.nn.Threshold(0.5, 2.0), lambda: tt.nn.Threshold(CHANNELS.clone())),

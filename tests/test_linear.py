@@ -350,6 +350,28 @@ def test_memory_does_not_hold_the_logits(monkeypatch: pytest.MonkeyPatch) -> Non
     assert largest <= 1 << 14
 
 
+def test_no_host_read_for_a_chunk() -> None:
+    """A call reads as much on the host with 53 chunks as with one."""
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        reads = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")
+            self.reads += any(function.name() == f"aten::{name}" for name in names)
+            return function(*args, **(kwargs or {}))
+
+    input, weight, bias, scale = layer(torch.float32)
+    for given in ((dense(lists()), None, None, None), (None, *linear._listed(lists(), B))):
+        reads = []
+        for chunk in (1, L):
+            spec, operands = linear._specified(input, weight, tt.Focal(), None, "mean", None, 0.0)
+            with Count() as count:
+                linear._forward(input, weight, bias, scale, *given, operands, spec, "eager", chunk, [True] * 4)
+            reads.append(count.reads)
+        assert reads[0] == reads[1]
+
+
 # --------------------------------------------------------------------------------------------------------------- errors
 
 REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {

@@ -77,8 +77,6 @@ class Fused:
     ) -> None:
         self._forward, self._setup, self._backward, self._decode = forward, setup, backward, decode
         self._public, self._outputs = public, outputs
-        arguments = schema.partition("->")[0].strip("() ").split(", ")
-        self._lists = [argument.startswith("Tensor?[]") for argument in arguments]
         self.op = define(name, schema, self._kernel, fake)
 
         def decompose(*flat: Any) -> Any:
@@ -112,8 +110,8 @@ class Fused:
 
     def _setup_of_op(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.traced = True
-        # torch wants a list of None for a list in which every entry is a tensor
-        whole = [lists and all(isinstance(v, Tensor) for v in value) for lists, value in zip(self._lists, inputs)]
+        # torch wants a list of None for a list in which every entry is a tensor, be it empty and of numbers
+        whole = [isinstance(value, (list, tuple)) and all(isinstance(v, Tensor) for v in value) for value in inputs]
         ctx.nothing = [[None] * len(value) if is_whole else None for is_whole, value in zip(whole, inputs)]
         ctx.set_materialize_grads(False)
         self._setup(ctx, self._decode(*inputs), output)

@@ -174,9 +174,9 @@ def run(
     tensors = (weight, bias, scale, dense, *(marks or ()), *operands)
     way = backend.way(input, *tensors, compiles=True)
     traced = way == "op" or (way == "formula" and backend.is_one_op(input, *tensors, everywhere=True))
-    if marks is not None and not traced and marks.labels.is_cpu and backend.is_ordinary(marks.labels):
-        _check_range(marks, count)
     if way == "formula" and not traced:
+        if marks is not None and marks.labels.is_cpu and backend.is_ordinary(marks.labels):
+            _check_range(marks, count)
         return formula(input, weight, bias, scale, dense, marks, operands, spec)
     records = torch.is_grad_enabled()
     wants = [records and t is not None and t.requires_grad for t in (input, weight, bias, scale)]
