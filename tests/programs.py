@@ -50,6 +50,8 @@ LOSSES: dict[str, Call] = {
     "threshold_mse_loss": lambda x, y, a, b, c, w: tt.threshold_mse_loss(x, y, a, b, c, weight=w, reduction="none"),
     "proximity_mse_loss": lambda x, y, a, b, c, w: tt.proximity_mse_loss(x, y, a, b, c, weight=w, reduction="sum"),
     "exceedance_mse_loss": lambda x, y, a, b, c, w: tt.exceedance_mse_loss(x, y, a, b, weight=w),
+    "sigmoid_focal_loss": lambda x, y, a, b, c, w: tt.sigmoid_focal_loss(x, y, c, b, weight=w),
+    "asymmetric_loss": lambda x, y, a, b, c, w: tt.asymmetric_loss(x, y, b, w, 0.0625, weight=w),
     "threshold_loss, logits by proximity": _loss("bce_with_logits", tt.ByProximity, "none"),
     "threshold_loss, logits by loss": _loss("bce_with_logits", _by_loss, "mean"),
 }

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import Operand, as_float, check_positive
+from .checks import Operand, as_float, check_positive, is_open
 
 Kind = Literal["logits", "probabilities", "scores", "values"]
 BaseName = Literal["bce", "bce_with_logits", "mse"]
@@ -47,7 +47,7 @@ class Settings:
             return True
         value = getattr(self, name)
         if name in self.exponents:
-            return not isinstance(value, Tensor) and value in CONSTANT_EXPONENTS
+            return is_constant_exponent(value)
         return value is None and name in self.optional_fields
 
     def operands(self) -> dict[str, Operand]:
@@ -429,7 +429,7 @@ class Focal(Base):
     gamma: Operand = 2.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.alpha, Tensor) and self.alpha == -1:
+        if isinstance(self.alpha, (int, float)) and not is_open(self.alpha) and self.alpha == -1:
             object.__setattr__(self, "alpha", None)
         if self.alpha is not None:
             check_range("Focal", "alpha", self.alpha, 0, 1, "; None or -1 for none")
@@ -443,7 +443,7 @@ class Focal(Base):
         return loss if self.alpha is None else loss * (self.alpha * y + (1 - self.alpha) * (1 - y))
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:
-        if not _is_constant_exponent(self.gamma):
+        if not is_constant_exponent(self.gamma):
             return self.loss(x, y)
         false, missed, _ = _shares(x, y)
         return _cross_entropy(x, y) * power(false.add_(missed), self.gamma) * self._share(y)
@@ -451,7 +451,7 @@ class Focal(Base):
     def slope(self, x: Tensor, y: Tensor) -> Tensor | None:
         """``a_t (m**gamma (p - y) + gamma m**(gamma - 1) (1 - 2 y) p (1 - p) BCE)``, m = 1 - p_t."""
         gamma = self.gamma
-        if isinstance(gamma, Tensor) or not _is_constant_exponent(gamma):
+        if isinstance(gamma, Tensor) or not is_constant_exponent(gamma):
             return None
         false, missed, variance = _shares(x, y)
         miss = false + missed
@@ -592,8 +592,9 @@ class Asymmetric(Base):
         return positive * y + negative * (1 - y)
 
 
-def _is_constant_exponent(gamma: Operand) -> bool:
-    return not isinstance(gamma, Tensor) and gamma in CONSTANT_EXPONENTS
+def is_constant_exponent(exponent: Operand) -> bool:
+    """True for a number that products serve, and that no compiler leaves open."""
+    return not isinstance(exponent, Tensor) and not is_open(exponent) and exponent in CONSTANT_EXPONENTS
 
 
 def _shares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -631,7 +632,7 @@ def power(base: Tensor, exponent: Operand) -> Tensor:
 
     A slope ``exponent * base ** (exponent - 1)`` of float32 overflows for small bases, and its own slope does sooner.
     """
-    if not isinstance(exponent, Tensor) and exponent in CONSTANT_EXPONENTS:
+    if is_constant_exponent(exponent):
         product = torch.ones_like(base)
         for _ in range(int(exponent)):
             product = product * base
@@ -656,7 +657,7 @@ def check_range(
     name: str, field: str, value: Operand | None, least: float, most: float = math.inf, hint: str = ""
 ) -> None:
     """A number from `least` to `most`. Tensors are not looked at, and the op that is called refuses what is neither."""
-    if not isinstance(value, (int, float)):
+    if not isinstance(value, (int, float)) or is_open(value):
         return
     number = as_float(name, field, value)
     if not least <= number <= most or number == math.inf:
