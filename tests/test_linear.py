@@ -458,3 +458,28 @@ def test_siglip_equals_open_clips() -> None:
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close([t.grad for t in one], [t.grad for t in other], rtol=1e-10, atol=1e-13)
+
+
+# --------------------------------------------------------------------------------------------------------- closed forms
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        *[tt.Focal(alpha, gamma) for alpha in (0.25, None) for gamma in (0, 1, 2)],
+        *[tt.Asymmetric(4, positive, clip) for positive in (0, 1, 4) for clip in (0, 0.05)],
+        tt.Asymmetric(0, 1, 0.05),
+        tt.Asymmetric(detach_focal=True),
+    ],
+    ids=str,
+)
+def test_closed_forms_match_the_formula_and_its_tape(base: Any) -> None:
+    """At infinities, saturation, the clamps and soft targets too."""
+    inf = math.inf
+    points = torch.tensor([-inf, -1e4, -50.0, -18.4, -5, -3.1, -1, 0, 2, 17, 18.5, 60, 1e4, inf], dtype=torch.float64)
+    x = points.repeat_interleave(4).requires_grad_()
+    y = torch.tensor([0.0, 1.0, 0.3, 0.999], dtype=torch.float64).repeat(len(points))
+    loss = base.loss(x, y)
+    (tape,) = torch.autograd.grad(loss.sum(), x)
+    torch.testing.assert_close(base.value(x.detach(), y), loss.detach(), rtol=1e-9, atol=1e-13)
+    torch.testing.assert_close(base.slope(x.detach(), y), tape, rtol=1e-9, atol=1e-13)
