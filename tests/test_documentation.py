@@ -65,7 +65,9 @@ def test_readme_says_what_is_so() -> None:
     """Its counted figure, the versions it needs, and the address of the repository."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     counted = [line for line in tables.counted() if line["dtype"] == "float32" and line["compiled_grad"]]
-    losses = [line for line in counted if "." not in line["op"]]  # those with a name, against the forms that people write
+    losses = [
+        line for line in counted if "." not in line["op"]
+    ]  # those with a name, against the forms that people write
     eager, compiled = ([line[kind] / line["this"] for line in losses] for kind in ("eager", "compiled"))
     text = README.replace("\n", " ").replace("**", "")
     assert f"{int(min(eager))} to {int(max(eager))} times fewer bytes than in eager PyTorch" in text

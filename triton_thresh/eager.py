@@ -116,6 +116,16 @@ def loss_forward(
             part.copy_(element_loss(spec, x, y, values, fast=True))
         return out, None
     divisor = divisor_of(spec, operands, input)
+    if input.numel() <= SLICE:
+        value, slope = loss_and_slope(spec, input, target, operands, want_slope=want_gradient)
+        assert value is not None
+        plain_mean = spec.reduction == "mean" and "divisor" not in spec.options
+        total = value.mean() if plain_mean else value.sum() / divisor
+        if slope is None:
+            return total.to(spec.result), None
+        gradient = torch.empty_like(input)
+        _scaled(spec, slope, 1 / divisor, target, operands, gradient)
+        return total.to(spec.result), gradient
     gradient = torch.empty_like(input) if want_gradient else input
     total = torch.zeros((), dtype=compute_dtype(input.dtype), device=input.device)
     for x, y, part, *values in _parts([input, target, gradient, *operands], input):

@@ -25,7 +25,7 @@ class Explanation:
 
     Attributes:
         op: the op's name.
-        backend: "triton" or "eager".
+        backend: "triton", "eager" or "inductor".
         reason: why that one.
         block: the elements a thread block covers (a gate's tile is 8 times that); None on the eager backend.
         num_warps: the warps of a thread block; None on the eager backend.
@@ -91,7 +91,8 @@ def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
     if plan.way == "triton":
         return Explanation(name, *plan)
     saved = _saved_eagerly(function, bound) if plan.way == "eager" else None
-    return Explanation(name, "eager", plan.reason, None, None, None, None, None, saved)
+    name_of = "inductor" if plan.way == "inductor" else "eager"
+    return Explanation(name, name_of, plan.reason, None, None, None, None, None, saved)
 
 
 def _planned(op: Any, arguments: dict[str, Any]) -> Plan:

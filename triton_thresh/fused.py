@@ -77,6 +77,7 @@ class Fused:
     ) -> None:
         self._forward, self._setup, self._backward, self._decode = forward, setup, backward, decode
         self._public, self._outputs = public, outputs
+        self._has_list = "Tensor?[]" in schema or "Tensor[]" in schema
         self.op = define(name, schema, self._kernel, fake)
 
         def decompose(*flat: Any) -> Any:
@@ -110,8 +111,9 @@ class Fused:
 
     def _setup_of_op(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.traced = True
-        # torch wants a list of None for a list in which every entry is a tensor, be it empty and of numbers
-        whole = [isinstance(value, (list, tuple)) and all(isinstance(v, Tensor) for v in value) for value in inputs]
+        # where an op has lists of tensors, torch wants a list of None for every list that holds no number, be it empty
+        lists = [self._has_list and isinstance(value, (list, tuple)) for value in inputs]
+        whole = [is_list and all(isinstance(v, Tensor) for v in value) for is_list, value in zip(lists, inputs)]
         ctx.nothing = [[None] * len(value) if is_whole else None for is_whole, value in zip(whole, inputs)]
         ctx.set_materialize_grads(False)
         self._setup(ctx, self._decode(*inputs), output)

@@ -212,7 +212,7 @@ def _closed(part: Any, input: Tensor) -> Any:
 
 def _are_numbers(*parts: Base | Rule) -> bool:
     """True if every setting is a number that float64 holds; one that is optional may be missing."""
-    given = [(part, name, value) for part in parts for name, value in vars(part).items()]
+    given = [(part, name, v) for part in parts for name, v in vars(part).items() if name not in part.static_fields]
     values = [value for part, name, value in given if value is not None or name not in part.optional_fields]
     return all(type(value) is float or (type(value) is int and value.bit_length() < 64) for value in values)
 
@@ -431,6 +431,8 @@ def _engine_forward(
     if way == "inductor":
         options = _inductor_options(spec, input, operands)
         found = _engine(spec).value_and_gradient(input, (target, *operands), options, gradient=want_gradient)
+        if found is None:
+            _engine(spec).warn()
     if way != "inductor" or found is None:
         found = eager.loss_forward(spec, input, target, operands, want_gradient)
     loss, gradient = found
