@@ -14,7 +14,7 @@ from docs.tables import RESULTS, counted, loaded
 
 PICTURE = Path(__file__).parent / "picture.png"
 SOURCES = ("bytes.json", "features.json")
-SHOWN = ("hardshrink", "jumprelu_l0", "threshold_bce_with_logits_loss", "proximity_mse_loss")
+SHOWN = ("hardshrink", "jumprelu_l0", "threshold_bce_with_logits_loss", "sigmoid_focal_loss")
 COLORS = {"eager": "#9aa5b1", "compiled": "#e69f00", "this": "#0072b2"}
 LABELS = {"eager": "eager PyTorch", "compiled": "the same under torch.compile", "this": "triton_thresh"}
 
