@@ -91,7 +91,11 @@ class Case:
         if self.op.rule is None:
             return (x, y, rule), {**keywords, "base": base_of(self.cell.base)}
         names = inspect.signature(getattr(tt, self.op.name)).parameters
-        settings = {**vars(BASE_NAMES[self.cell.base]()), **vars(rule)}
+        own = vars(BASE_NAMES[self.cell.base]())
+        made = {
+            name: self.operand(v, x) if isinstance(v, (int, float)) and v is not False else v for name, v in own.items()
+        }
+        settings = {**made, **vars(rule)}
         return (x, y), {**{name: value for name, value in settings.items() if name in names}, **keywords}
 
     def __call__(self, *leaves: Tensor) -> Tensor:
