@@ -251,6 +251,7 @@ def drawn(bias: bool) -> torch.nn.Module:
 
 
 MODULES: dict[str, tuple[Callable[..., torch.nn.Module], ...]] = {
+    "AsymmetricLoss": (tt.nn.AsymmetricLoss, lambda: tt.nn.AsymmetricLoss(CHANNELS.clone(), reduction="mean")),
     "BatchTopK": (lambda: tt.nn.BatchTopK(1.5), lambda: tt.nn.BatchTopK(2, momentum=0.5).eval()),
     "BinaryThreshold": (lambda: tt.nn.BinaryThreshold(0.5), lambda: tt.nn.BinaryThreshold(CHANNELS.clone(), 2.0)),
     "ExceedanceMSELoss": (tt.nn.ExceedanceMSELoss, lambda: tt.nn.ExceedanceMSELoss(CHANNELS.clone())),
@@ -258,12 +259,20 @@ MODULES: dict[str, tuple[Callable[..., torch.nn.Module], ...]] = {
     "JumpReLU": (lambda: tt.nn.JumpReLU(3, 0.5, 0.25), lambda: tt.nn.JumpReLU((4, 3), 0.5, input_gradient=True)),
     "LinearThresholdLoss": (lambda: drawn(True), lambda: drawn(False)),
     "ProximityMSELoss": (lambda: tt.nn.ProximityMSELoss(0.5), lambda: tt.nn.ProximityMSELoss(CHANNELS.clone())),
+    "SigmoidFocalLoss": (
+        lambda: tt.nn.SigmoidFocalLoss(reduction="mean"),
+        lambda: tt.nn.SigmoidFocalLoss(CHANNELS.clone(), reduction="sum"),
+    ),
     "Softshrink": (tt.nn.Softshrink, lambda: tt.nn.Softshrink(torch.nn.Parameter(CHANNELS.clone()))),
     "Threshold": (lambda: tt.nn.Threshold(0.5, 2.0), lambda: tt.nn.Threshold(CHANNELS.clone())),
     "ThresholdBCELoss": (tt.nn.ThresholdBCELoss, lambda: tt.nn.ThresholdBCELoss(CHANNELS.clone())),
     "ThresholdBCEWithLogitsLoss": (
         tt.nn.ThresholdBCEWithLogitsLoss,
         lambda: tt.nn.ThresholdBCEWithLogitsLoss(0.5, pos_weight=CHANNELS.clone()),
+    ),
+    "ThresholdLoss": (
+        tt.nn.ThresholdLoss,
+        lambda: tt.nn.ThresholdLoss(tt.ByOutcome(CHANNELS.clone()), tt.Focal(CHANNELS.clone())),
     ),
     "ThresholdMSELoss": (lambda: tt.nn.ThresholdMSELoss(0.5), lambda: tt.nn.ThresholdMSELoss(CHANNELS.clone())),
 }

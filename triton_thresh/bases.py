@@ -643,6 +643,16 @@ def power(base: Tensor, exponent: Operand) -> Tensor:
     return torch.where(live, torch.where(live, wide, 1) ** exponent, at_zero).to(base.dtype) + 0 * base.detach()
 
 
+def power_slope(base: Tensor, exponent: Operand) -> Tensor:
+    """The derivative of `power` in its base, off the tape."""
+    if is_constant_exponent(exponent):
+        assert not isinstance(exponent, Tensor)
+        return exponent * power(base, exponent - 1) if exponent else torch.zeros_like(base)
+    wide = base.double()
+    live = wide > 1e-150
+    return torch.where(live, exponent * torch.where(live, wide, 1) ** (exponent - 1), 0.0).to(base.dtype)
+
+
 def times(loss: Tensor, factor: Tensor) -> Tensor:
     """loss * factor. An infinite loss does not meet the factor's slope, which is 0 there."""
     return loss * factor.detach() + loss.nan_to_num(0.0, 0.0, 0.0) * (factor - factor.detach())

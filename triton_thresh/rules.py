@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .bases import Base, Kind, Settings, check_range, power
+from .bases import Base, Kind, Settings, check_range, power, power_slope
 from .checks import HALF, Operand, constant, round_to
 
 
@@ -301,9 +301,18 @@ class ByConfidence(Rule):
         return logit(self.threshold) if base.kind == "logits" else self.threshold
 
     def weight(self, element: Element) -> Tensor:
+        sure, miss = self._sure(element)
+        return torch.where(sure, power(miss, self.gamma), 1)
+
+    def weight_slope(self, element: Element) -> Tensor:
+        sure, miss = self._sure(element)
+        falling = (1 - 2 * element.y) * element.base.prediction_slope(element.x) / self.threshold
+        return torch.where(sure, power_slope(miss, self.gamma) * falling, 0)
+
+    def _sure(self, element: Element) -> tuple[Tensor, Tensor]:
+        """Where p_t reaches the threshold, and (1 - p_t) / threshold."""
         (p, rest), y = element.base.chances(element.x), element.y
-        sure = p * y + rest * (1 - y) >= self.threshold
-        return torch.where(sure, power((rest * y + p * (1 - y)) / self.threshold, self.gamma), 1)
+        return p * y + rest * (1 - y) >= self.threshold, (rest * y + p * (1 - y)) / self.threshold
 
 
 @dataclass(frozen=True)
