@@ -38,7 +38,7 @@ def _differs(target, ignored):
 
 @triton.jit
 def _valid(target, values, MASK: tl.constexpr, IGNORE: tl.constexpr):
-    """Where an element counts."""
+    """True where an element counts."""
     if IGNORE is not None:
         valid = _differs(target, values[IGNORE])
     else:

@@ -56,7 +56,7 @@ class Spec:
 
     @functools.cached_property
     def kind(self) -> Kind:
-        """What block sizes go by."""
+        """The kind of kernel, by which block sizes go."""
         return "power loss" if self.base.exponents or self.rule.exponents else "loss"
 
     @property
@@ -117,6 +117,12 @@ def specify(
     parts: Any = type(base), tuple(bases), base.static(), type(rule), tuple(rules), rule.static()
     spec = make(*parts, tuple(options), stats, reduction, result)
     return spec, (*bases.values(), *rules.values(), *options.values())
+
+
+def rounded(operands: Sequence[Operand], dtype: torch.dtype) -> tuple[Operand, ...]:
+    """Operands whose numbers are those that the compute type of `dtype` holds."""
+    compute = compute_dtype(dtype)
+    return tuple([value if isinstance(value, Tensor) else round_to(float(value), compute) for value in operands])
 
 
 class Numbers(tuple[float, ...]):
@@ -189,7 +195,7 @@ class LossStats(NamedTuple):
 
 
 def valid_of(options: Mapping[str, Operand], y: Tensor) -> Tensor | None:
-    """Where an element counts: the mask, and no target to ignore; None for everywhere. `y` is the target as given."""
+    """True where an element counts: the mask, and no target to ignore; None for everywhere. `y` is the target as given."""
     valid = options.get("mask")
     if "ignore_index" in options:
         differs = _differs(y, options["ignore_index"])
@@ -199,7 +205,7 @@ def valid_of(options: Mapping[str, Operand], y: Tensor) -> Tensor | None:
 
 
 def _differs(y: Tensor, ignored: Operand) -> Tensor:
-    """Where a target is not the one to ignore. NaN ignores NaN; among integers it ignores nothing."""
+    """True where a target is not the one to ignore. NaN ignores NaN; among integers it ignores nothing."""
     if isinstance(ignored, Tensor):
         return torch.where(ignored == ignored, y != ignored.to(y.dtype), y == y)
     if ignored != ignored:
@@ -217,7 +223,7 @@ def smoothed(options: Mapping[str, Operand], base: Base, y: Tensor) -> Tensor:
 
 
 def chosen_of(options: Mapping[str, Operand], valid: Tensor | None) -> Tensor | None:
-    """Where an element has a loss: where it counts and a rule kept it."""
+    """True where an element has a loss: it counts, and a rule kept it."""
     kept = options.get("kept")
     if kept is None:
         return valid
@@ -255,11 +261,11 @@ def wide(value: Operand, dtype: torch.dtype) -> Operand:
     return value.to(dtype) if isinstance(value, Tensor) and value.dtype != dtype else value
 
 
-def divisor_of(spec: Spec, operands: Sequence[Operand], x: Tensor) -> Operand:
-    """What a loss is divided by."""
+def divisor_of(spec: Spec, operands: Sequence[Operand], count: int, dtype: torch.dtype) -> Operand:
+    """The divisor of a loss of `count` elements, in the compute type of `dtype`."""
     if spec.reduction != "mean":
         return 1.0
-    return wide(spec.parts(operands)[2].get("divisor", x.numel()), compute_dtype(x.dtype))
+    return wide(spec.parts(operands)[2].get("divisor", count), compute_dtype(dtype))
 
 
 def formula(spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand]) -> Tensor:
@@ -268,14 +274,14 @@ def formula(spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand]) -> Te
     if spec.reduction == "mean" and "divisor" not in spec.options:
         loss = loss.mean()
     elif spec.reduction != "none":
-        loss = loss.sum() / divisor_of(spec, operands, x)
+        loss = loss.sum() / divisor_of(spec, operands, x.numel(), x.dtype)
     return loss.to(spec.result)
 
 
 def differentiable_gradient(spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand], g: Tensor) -> Tensor:
     """d loss / dx times the upstream gradient: differentiable in x and in the gradient, and under any transform."""
     slope: Tensor = torch.func.grad(lambda x: element_loss(spec, x, y, operands).sum())(x)
-    gradient = slope * (g.to(compute_dtype(x.dtype)) / divisor_of(spec, operands, x))
+    gradient = slope * (g.to(compute_dtype(x.dtype)) / divisor_of(spec, operands, x.numel(), x.dtype))
     _, _, options = spec.parts(operands)
     chosen = chosen_of(options, valid_of(options, y))
     if chosen is not None:  # g / 0 is infinite where nothing is valid

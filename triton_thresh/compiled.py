@@ -28,7 +28,7 @@ Element = Callable[..., Tensor]
 
 
 class Options(NamedTuple):
-    """What becomes of the element losses. `weight`, `mask` and `divisor` may be missing; `result` is the dtype of the value."""
+    """The reduction of the element losses. `weight`, `mask` and `divisor` may be missing; `result` is the dtype of the value."""
 
     reduction: str
     result: torch.dtype

@@ -115,7 +115,7 @@ def loss_forward(
         for x, y, part, *values in _parts([input, target, out, *operands], input):
             part.copy_(element_loss(spec, x, y, values, fast=True))
         return out, None
-    divisor = divisor_of(spec, operands, input)
+    divisor = divisor_of(spec, operands, input.numel(), input.dtype)
     if input.numel() <= SLICE:
         value, slope = loss_and_slope(spec, input, target, operands, want_slope=want_gradient)
         assert value is not None
@@ -152,7 +152,7 @@ def _scaled(spec: Spec, slope: Tensor, factor: Operand, y: Tensor, operands: Seq
 def loss_backward(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[Operand], gradient: Tensor) -> Tensor:
     """d loss / dx times the upstream gradient, recomputed from the inputs."""
     dx = torch.empty_like(input)
-    scale = 1 / divisor_of(spec, operands, input)
+    scale = 1 / divisor_of(spec, operands, input.numel(), input.dtype)
     for x, y, g, part, *values in _parts([input, target, gradient, dx, *operands], input):
         _, slope = loss_and_slope(spec, x, y, values, want_loss=False)
         assert slope is not None

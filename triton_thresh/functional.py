@@ -1304,7 +1304,7 @@ def batch_topk(input: Tensor, k: float) -> Tensor:
 
 
 def _batch_topk_tracked(input: Tensor, k: float, momentum: float, threshold: Tensor) -> Tensor:
-    """What `nn.BatchTopK` does in training."""
+    """`nn.BatchTopK` in training."""
     return thresholds.batch_topk_tracked("BatchTopK", input, k, momentum, threshold)
 
 

@@ -19,10 +19,10 @@ from torch.compiler import is_exporting
 from . import backend, cells, checks, compiled, eager, losses, tuning
 from .bases import Base
 from .cells import Spec
-from .checks import FLOATING, Operand, compute_dtype, describe, round_to
+from .checks import FLOATING, Operand, compute_dtype, describe
 from .fused import Fused, parted, restored
 from .launch import Kernel, blocks, device_code, pack_all, triton_dtype
-from .rules import Rule
+from .rules import ByRank, Rule
 
 OP = "linear_threshold_loss"
 CHUNK_BYTES = 1 << 24  # of a chunk's logits
@@ -279,23 +279,18 @@ def _specified(
             f"{OP}: reduction must be 'mean' or 'sum', got 'none': the element losses are as many as the logits; "
             "threshold_loss(logits, target, reduction='none') gives them"
         )
-    if type(rule).__name__ == "ByRank":
+    if isinstance(rule, ByRank):
         raise ValueError(NOT_RANKED)
     loss, weighing = losses._parts(OP, base, rule, None)
     logits = input.detach().new_empty(()).expand(*input.shape[:-1], weight.shape[0])  # for the checks: no memory
-    asked: dict[str, Any] = {}
-    if divisor is not None:
-        asked["divisor"] = divisor
-    if smoothing != 0:
-        asked["label_smoothing"] = smoothing
+    asked = losses.given_options({"divisor": divisor, "label_smoothing": smoothing})
     extra = losses._checked_options(OP, logits, logits, loss, reduction, asked)
     for name, value in (*loss.operands().items(), *weighing.operands().items()):
         checks.check_operand(OP, name, value, logits, why=ONE_GRADIENT)
     loss, weighing = losses._closed(loss, logits), losses._closed(weighing, logits)
     ordered = {name: extra[name] for name in cells.OPTIONS if name in extra}
     spec, operands = cells.specify(loss, weighing, ordered, False, reduction, checks.result_dtype(input))
-    compute = compute_dtype(input.dtype)
-    return spec, tuple([v if isinstance(v, Tensor) else round_to(float(v), compute) for v in operands])
+    return spec, cells.rounded(operands, input.dtype)
 
 
 def _as_rows(value: Operand, leading: Sequence[int], batch: int) -> Operand:
@@ -447,7 +442,7 @@ class _Loop:
             torch.stack([part.sum() for part in sums]).sum() if sums else self.input.new_zeros((), dtype=self.compute)
         )
         if self.spec.reduction == "mean":
-            total = total / _divisor(self.spec, self.operands, self.batch * self.count, self.input.dtype)
+            total = total / cells.divisor_of(self.spec, self.operands, self.batch * self.count, self.input.dtype)
         if marks is not None and not marks.labels.is_cpu:
             total = torch.where(_strays(marks, self.count).any(), math.nan, total)
         return total.to(self.spec.result)
@@ -551,16 +546,11 @@ def _affine_(logits: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tenso
     return logits
 
 
-def _divisor(spec: Spec, operands: Sequence[Operand], count: int, dtype: torch.dtype) -> Operand:
-    given = spec.parts(operands)[2].get("divisor", float(count))
-    return cells.wide(given, compute_dtype(dtype))
-
-
 def _factor(spec: Spec, operands: Sequence[Operand], count: int, dtype: torch.dtype) -> Operand | None:
     """1 / divisor; None for 1."""
     if spec.reduction != "mean":
         return None
-    divisor = _divisor(spec, operands, count, dtype)
+    divisor = cells.divisor_of(spec, operands, count, dtype)
     return 1 / divisor if isinstance(divisor, Tensor) or divisor else math.nan
 
 

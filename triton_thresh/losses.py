@@ -90,10 +90,7 @@ def _specified(
     loss, weighing = _parts(op, base, rule, pos_weight)
     result = result_dtype(input)
     operands: Sequence[Operand]
-    asked = {name: value for name, value in options.items() if value is not None and name != "label_smoothing"}
-    share = options.get("label_smoothing", 0)
-    if checks.is_open(share) or share != 0:
-        asked["label_smoothing"] = share
+    asked = given_options(options)
     plain = not asked and not stats and type(weighing) is not ByRank
     if plain and not is_dynamo_compiling() and _are_numbers(loss, weighing):
         spec, operands = cells.specify_numbers(loss, weighing, reduction, input.dtype, result)
@@ -116,9 +113,14 @@ def _specified(
             extra["divisor"] = count_valid(way, input, target, extra)
     ordered = {name: extra[name] for name in cells.OPTIONS if name in extra}
     spec, operands = cells.specify(loss, weighing, ordered, stats, reduction, result)
-    compute = compute_dtype(input.dtype)
-    operands = tuple([v if isinstance(v, Tensor) else round_to(float(v), compute) for v in operands])
-    return spec, input, target, operands, way
+    return spec, input, target, cells.rounded(operands, input.dtype), way
+
+
+def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that change something. A number that a compiler leaves open may be any."""
+    share = options.get("label_smoothing", 0)
+    given = {name: value for name, value in options.items() if value is not None and name != "label_smoothing"}
+    return given | ({"label_smoothing": share} if checks.is_open(share) or share != 0 else {})
 
 
 def _checked_options(
@@ -150,12 +152,10 @@ def _kept(
 ) -> Tensor:
     """Where an element's loss is among the largest. What is stored is compared, since a loss computed anew may differ."""
     options = {name: extra[name] for name in ("label_smoothing",) if name in extra}
-    compute = compute_dtype(input.dtype)
-    spec, operands = cells.specify(base, Unweighted(), options, False, "none", compute)
+    spec, operands = cells.specify(base, Unweighted(), options, False, "none", compute_dtype(input.dtype))
     x, y = input.detach(), target.detach()
     if way == "triton" and input.numel():
-        values = tuple([v if isinstance(v, Tensor) else round_to(float(v), compute) for v in operands])
-        losses = loss_forward(spec, x, y, values, False)[0]
+        losses = loss_forward(spec, x, y, cells.rounded(operands, input.dtype), False)[0]
     else:
         losses = cells.element_loss(spec, x, y, operands)
     valid = cells.valid_of(extra, y)
@@ -446,7 +446,7 @@ def _engine(spec: Spec) -> compiled.Engine:
 
 
 def _inductor_options(spec: Spec, input: Tensor, operands: Sequence[Operand]) -> compiled.Options:
-    divisor = cells.divisor_of(spec, operands, input) if spec.reduction == "mean" else None
+    divisor = cells.divisor_of(spec, operands, input.numel(), input.dtype) if spec.reduction == "mean" else None
     return compiled.Options(spec.reduction, spec.result, divisor=divisor)
 
 

@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -460,13 +460,27 @@ class BinaryThreshold(_Settings):
 
 
 class _Loss(_Settings):
-    """A loss. Its call may have a weight and a divisor of its own, and a mask."""
+    """A loss by the name of its function. Its call may have a weight and a divisor of its own, and a mask."""
 
-    def _arguments(self, weight: Operand | None, mask: Tensor | None, divisor: Operand | None) -> dict[str, Any]:
-        """The settings and what this call has."""
+    function: ClassVar[str]
+
+    def _arguments(self) -> dict[str, Any]:
+        """The settings, as the function takes them."""
+        return {name: getattr(self, name) for name in self._settings}
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        weight: Operand | None = None,
+        mask: Tensor | None = None,
+        divisor: Operand | None = None,
+    ) -> Tensor:
         given = {"weight": weight, "mask": mask, "divisor": divisor}
-        settings = {name: getattr(self, name) for name in self._settings}
-        return settings | {name: value for name, value in given.items() if value is not None}
+        arguments = self._arguments() | {name: value for name, value in given.items() if value is not None}
+        # looked up here, where torch.fx.symbolic_trace has put a function that makes a node
+        return getattr(functional, self.function)(input, target, **arguments)  # type: ignore[no-any-return]
 
 
 class ThresholdBCELoss(_Loss):
@@ -494,6 +508,8 @@ class ThresholdBCELoss(_Loss):
         tensor(0.0638)
     """
 
+    function = "threshold_bce_loss"
+
     def __init__(
         self,
         threshold: Operand = 0.7,
@@ -516,17 +532,6 @@ class ThresholdBCELoss(_Loss):
             reduction=reduction,
             return_stats=return_stats,
         )
-
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        weight: Operand | None = None,
-        mask: Tensor | None = None,
-        divisor: Operand | None = None,
-    ) -> Tensor:
-        return functional.threshold_bce_loss(input, target, **self._arguments(weight, mask, divisor))
 
 
 class ThresholdBCEWithLogitsLoss(_Loss):
@@ -555,6 +560,8 @@ class ThresholdBCEWithLogitsLoss(_Loss):
         tensor(0.0791)
     """
 
+    function = "threshold_bce_with_logits_loss"
+
     def __init__(
         self,
         threshold: Operand = 0.7,
@@ -579,17 +586,6 @@ class ThresholdBCEWithLogitsLoss(_Loss):
             reduction=reduction,
             return_stats=return_stats,
         )
-
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        weight: Operand | None = None,
-        mask: Tensor | None = None,
-        divisor: Operand | None = None,
-    ) -> Tensor:
-        return functional.threshold_bce_with_logits_loss(input, target, **self._arguments(weight, mask, divisor))
 
 
 class ThresholdMSELoss(_Loss):
@@ -616,6 +612,8 @@ class ThresholdMSELoss(_Loss):
         tensor(2.0500)
     """
 
+    function = "threshold_mse_loss"
+
     def __init__(
         self,
         threshold: Operand,
@@ -636,17 +634,6 @@ class ThresholdMSELoss(_Loss):
             reduction=reduction,
             return_stats=return_stats,
         )
-
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        weight: Operand | None = None,
-        mask: Tensor | None = None,
-        divisor: Operand | None = None,
-    ) -> Tensor:
-        return functional.threshold_mse_loss(input, target, **self._arguments(weight, mask, divisor))
 
 
 class ProximityMSELoss(_Loss):
@@ -673,6 +660,8 @@ class ProximityMSELoss(_Loss):
         tensor(0.8125)
     """
 
+    function = "proximity_mse_loss"
+
     def __init__(
         self,
         threshold: Operand,
@@ -693,17 +682,6 @@ class ProximityMSELoss(_Loss):
             reduction=reduction,
             return_stats=return_stats,
         )
-
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        weight: Operand | None = None,
-        mask: Tensor | None = None,
-        divisor: Operand | None = None,
-    ) -> Tensor:
-        return functional.proximity_mse_loss(input, target, **self._arguments(weight, mask, divisor))
 
 
 class ExceedanceMSELoss(_Loss):
@@ -729,6 +707,8 @@ class ExceedanceMSELoss(_Loss):
         tensor(4.1250)
     """
 
+    function = "exceedance_mse_loss"
+
     def __init__(
         self,
         loss_threshold: Operand = 1.0,
@@ -747,17 +727,6 @@ class ExceedanceMSELoss(_Loss):
             reduction=reduction,
             return_stats=return_stats,
         )
-
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        weight: Operand | None = None,
-        mask: Tensor | None = None,
-        divisor: Operand | None = None,
-    ) -> Tensor:
-        return functional.exceedance_mse_loss(input, target, **self._arguments(weight, mask, divisor))
 
 
 class SigmoidFocalLoss(_Loss):
@@ -784,6 +753,8 @@ class SigmoidFocalLoss(_Loss):
         tensor(0.6404)
     """
 
+    function = "sigmoid_focal_loss"
+
     def __init__(
         self,
         alpha: Operand | None = 0.25,
@@ -804,17 +775,6 @@ class SigmoidFocalLoss(_Loss):
             label_smoothing=label_smoothing,
             return_stats=return_stats,
         )
-
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        weight: Operand | None = None,
-        mask: Tensor | None = None,
-        divisor: Operand | None = None,
-    ) -> Tensor:
-        return functional.sigmoid_focal_loss(input, target, **self._arguments(weight, mask, divisor))
 
 
 class AsymmetricLoss(_Loss):
@@ -844,6 +804,8 @@ class AsymmetricLoss(_Loss):
         tensor(1.1930)
     """
 
+    function = "asymmetric_loss"
+
     def __init__(
         self,
         gamma_neg: Operand = 4.0,
@@ -871,17 +833,6 @@ class AsymmetricLoss(_Loss):
             return_stats=return_stats,
         )
 
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        weight: Operand | None = None,
-        mask: Tensor | None = None,
-        divisor: Operand | None = None,
-    ) -> Tensor:
-        return functional.asymmetric_loss(input, target, **self._arguments(weight, mask, divisor))
-
 
 class ThresholdLoss(_Loss):
     """`functional.threshold_loss` as a module: any pair of a base and a rule.
@@ -906,6 +857,8 @@ class ThresholdLoss(_Loss):
         >>> ThresholdLoss(ByOutcome(false_negative=10.0))(torch.tensor([2.0, -2.0]), torch.tensor([0.0, 1.0]))
         tensor(11.6981)
     """
+
+    function = "threshold_loss"
 
     def __init__(
         self,
@@ -933,24 +886,14 @@ class ThresholdLoss(_Loss):
             for field, value in _tensors(getattr(self, name)).items():
                 self.register_buffer(f"{name}_{field}", value)
 
+    def _arguments(self) -> dict[str, Any]:
+        """The settings, with the tensors of the rule and the base where the module is."""
+        return super()._arguments() | {name: self._moved(name) for name in ("rule", "base")}
+
     def _moved(self, name: str) -> Any:
-        """The rule or the base, with its tensors where the module is."""
         part = getattr(self, name)
         tensors = {field: getattr(self, f"{name}_{field}") for field in _tensors(part)}
         return replace(part, **tensors) if tensors else part
-
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        weight: Operand | None = None,
-        mask: Tensor | None = None,
-        divisor: Operand | None = None,
-    ) -> Tensor:
-        parts = {name: self._moved(name) for name in ("rule", "base")}
-        arguments = self._arguments(weight, mask, divisor) | parts
-        return functional.threshold_loss(input, target, **arguments)  # type: ignore[no-any-return]
 
 
 def _tensors(part: object) -> dict[str, Tensor]:
