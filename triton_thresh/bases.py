@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .checks import Operand, as_float, check_positive, is_open
 
@@ -55,10 +56,11 @@ class Settings:
         names = self.__dataclass_fields__  # type: ignore[attr-defined]
         return {name: getattr(self, name) for name in names if not self._is_constant(name)}
 
-    def static(self) -> tuple[tuple[str, Any], ...]:
-        """The constants, by the names of their fields."""
+    def static(self) -> tuple[tuple[str, str], ...]:
+        """The constants, by the names of their fields, as text; a number is whole."""
         names = self.__dataclass_fields__  # type: ignore[attr-defined]
-        return tuple([(name, getattr(self, name)) for name in names if self._is_constant(name)])
+        found = [(name, getattr(self, name)) for name in names if self._is_constant(name)]
+        return tuple([(name, str(v) if v is None or isinstance(v, bool) else str(int(v))) for name, v in found])
 
     @classmethod
     @functools.cache
@@ -88,6 +90,11 @@ class Base(Settings):
         With them the losses take 1 / 1.1 to 1 / 3.1 of the time.
         """
         return None
+
+    def value_and_slope(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Both, which may share what they are made of; None where the slope has no closed form."""
+        slope = self.slope(x, y)
+        return None if slope is None else (self.value(x, y), slope)
 
     def prediction(self, x: Tensor) -> Tensor:
         """The prediction that a rule sees: the probability for logits, else the input itself."""
@@ -153,8 +160,8 @@ def _is_probability(x: Tensor) -> Tensor:
 
 
 def _nan_outside(variance: Tensor) -> Tensor:
-    """0 where p (1 - p) is not negative, which is just where p is in [0, 1]; else NaN. torch.where would take longer on a CPU."""
-    return variance.sqrt() * 0
+    """0 where p (1 - p) is not negative, which is just where p is in [0, 1]; else NaN."""
+    return _holds(torch.ge, variance, 0).reciprocal_().mul_(0)
 
 
 @dataclass(frozen=True)
@@ -268,6 +275,10 @@ def _least(x: Tensor, bound: Operand) -> Tensor:
     return torch.minimum(x, bound) if isinstance(bound, Tensor) else x.clamp(max=bound)
 
 
+def _most(x: Tensor, bound: Operand) -> Tensor:
+    return torch.maximum(x, bound) if isinstance(bound, Tensor) else x.clamp(min=bound)
+
+
 @dataclass(frozen=True)
 class EpsilonInsensitive(Base):
     """Absolute error beyond a tube: ``max(|x - y| - epsilon, 0)``.
@@ -307,9 +318,14 @@ class EpsilonInsensitive(Base):
         size = d * _sign(d)
         return torch.where(size <= self.epsilon, 0, size - self.epsilon)
 
+    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.loss(x, y) if isinstance(self.epsilon, Tensor) else F.softshrink(x - y, self.epsilon).abs_()
+
     def slope(self, x: Tensor, y: Tensor) -> Tensor:
         d = x - y
-        return torch.where(d.abs() <= self.epsilon, 0, _sign(d))
+        if isinstance(self.epsilon, Tensor):
+            return torch.where(d.abs() <= self.epsilon, 0, _sign(d))
+        return _side(F.softshrink(d, self.epsilon))
 
 
 @dataclass(frozen=True)
@@ -346,11 +362,14 @@ class Quantile(Base):
         check_range("Quantile", "q", self.q, 0, 1)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        return -self.slope(x, y) * (y - x)
+        side = _sign(x - y)
+        return torch.where(side < 0, self.q * side, (1 - self.q) * side) * (x - y)
+
+    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.slope(x, y).mul_(x - y)
 
     def slope(self, x: Tensor, y: Tensor) -> Tensor:
-        side = _sign(x - y)
-        return torch.where(side < 0, self.q * side, (1 - self.q) * side)
+        return _side(x - y, self.q, 1 - self.q)
 
 
 @dataclass(frozen=True)
@@ -385,9 +404,13 @@ class Hinge(Base):
         reached = (2 * y - 1) * x
         return torch.where(reached > self.margin, 0, self.margin - reached)
 
+    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        return (self.margin - (2 * y - 1).mul_(x)).clamp_(min=0)
+
     def slope(self, x: Tensor, y: Tensor) -> Tensor:
-        s = 2 * y - 1
-        return torch.where(s * x > self.margin, 0, -s)
+        turned = 1 - 2 * y
+        reached = (-turned).mul_(x)
+        return turned.mul_(_holds(torch.gt, reached, self.margin).neg_().add_(1))
 
 
 @dataclass(frozen=True)
@@ -443,23 +466,27 @@ class Focal(Base):
         return loss if self.alpha is None else loss * (self.alpha * y + (1 - self.alpha) * (1 - y))
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:
-        if not is_constant_exponent(self.gamma):
-            return self.loss(x, y)
-        false, missed, _ = _shares(x, y)
-        return _cross_entropy(x, y) * power(false.add_(missed), self.gamma) * self._share(y)
+        found = self.value_and_slope(x, y)
+        return self.loss(x, y) if found is None else found[0]
 
     def slope(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """``a_t (m**gamma (p - y) + gamma m**(gamma - 1) (1 - 2 y) p (1 - p) BCE)``, m = 1 - p_t."""
+        found = self.value_and_slope(x, y)
+        return None if found is None else found[1]
+
+    def value_and_slope(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
+        """``a_t m**gamma BCE`` and ``a_t (m**gamma (p - y) + gamma m**(gamma - 1) (1 - 2 y) p (1 - p) BCE)``, m = 1 - p_t."""
         gamma = self.gamma
         if isinstance(gamma, Tensor) or not is_constant_exponent(gamma):
             return None
-        false, missed, variance = _shares(x, y)
-        miss = false + missed
-        slope = (false - missed) * power(miss, gamma)
+        p, rest = x.sigmoid(), (-x).sigmoid()
+        false, missed, share = (1 - y).mul_(p), y * rest, self._share(y)
+        cross, miss = _cross_entropy(x, y), false + missed
+        factor = power(miss, gamma).mul_(share)
+        slope = false.sub_(missed).mul_(factor)
         if gamma:
-            steep = variance.mul_(1 - 2 * y).mul_(_cross_entropy(x, y).nan_to_num_(0.0, 0.0, 0.0))
+            steep = p.mul_(rest).mul_(1 - 2 * y).mul_(cross.nan_to_num(0.0, 0.0, 0.0)).mul_(share)
             slope += steep.mul_(power(miss, gamma - 1)).mul_(gamma)
-        return slope * self._share(y)
+        return cross.mul_(factor), slope
 
     def _share(self, y: Tensor) -> Tensor:
         """a_t, or NaN for a target outside [0, 1]."""
@@ -523,7 +550,7 @@ class Asymmetric(Base):
         p, rest = sigmoids(x)
         miss = (p - self.clip).clamp(min=0)  # 1 - q
         hit = (rest + self.clip).clamp(max=1)
-        low = torch.log(self.eps) if isinstance(self.eps, Tensor) else math.log(self.eps) if self.eps else -math.inf
+        low = self._floor()
         log_p = torch.where(p >= self.eps, F.logsigmoid(x), low)
         known = (hit >= self.eps) & (hit > 0)
         near, far = torch.where(miss < 0.5, miss, 0), torch.where(known, hit, 1)
@@ -534,56 +561,61 @@ class Asymmetric(Base):
         return times(_mixed(y, -log_p, -log_q), factor) * torch.where(_is_probability(y), 1.0, torch.nan)
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:
-        if not self._has_closed_form():
-            return self.loss(x, y)
-        _, cross, _, factor, _ = self._terms(x, y)
-        return cross.neg_().mul_(factor).add_(_nan_outside(y * (1 - y)))
+        found = self.value_and_slope(x, y)
+        return self.loss(x, y) if found is None else found[0]
 
     def slope(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """``-(F dC/dx + C dF/dx)`` for the factor F and the cross entropy C; dF/dx is 0 where 1 - p_t is."""
-        if not self._has_closed_form():
+        found = self.value_and_slope(x, y)
+        return None if found is None else found[1]
+
+    def value_and_slope(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
+        """``F C`` and ``F dC/dx + C dF/dx`` for the factor F and the cross entropy C; dF/dx is 0 where 1 - p_t is."""
+        assert self.clip is not None
+        if not (is_constant_exponent(self.gamma_neg) and is_constant_exponent(self.gamma_pos)):
             return None
-        assert isinstance(self.clip, (int, float))
-        assert isinstance(self.eps, (int, float))
-        p, cross, miss, factor, exponent = self._terms(x, y)
-        rest = (-x).sigmoid()
-        reached = torch.ge(p, self.clip, out=torch.empty_like(p))  # q was not cut
-        lost = (1 - y).mul_(p).mul_(rest).mul_(reached)
-        gained = y * rest
-        known, hit = torch.ge(p, self.eps, out=torch.empty_like(p)), rest + self.clip
-        if not self.clip:
-            lost_of_q = lost * torch.ge(rest, self.eps, out=reached)
-            slope = lost_of_q.div_(hit.clamp_(min=self.eps)).sub_(gained * known).mul_(factor)
+        p, rest, other = x.sigmoid(), (-x).sigmoid(), 1 - y
+        missed, hit = (p - self.clip).clamp_(min=0), (rest + self.clip).clamp_(max=1)  # 1 - q and q
+        share = y * other  # 0 for hard targets, below 0 for a target outside [0, 1]
+        hard = x.is_cpu and not is_compiling() and not share.any()
+        factor, steep = self._factors(y, other, rest, missed, hard)
+        log_p = _most(x.clamp(max=0).sub_(_log1p_exp(x)), self._floor())
+        gained, lost = y * rest, p * rest
+        lost.mul_(other).mul_(_holds(torch.ge, p, self.clip))
+        slope = lost / hit.clamp(min=torch.finfo(hit.dtype).tiny)
+        if self._is_far_from_floor():
+            cross = torch.log1p(-missed).mul_(other).addcmul_(y, log_p).neg_()
         else:
-            slope = (lost / hit).sub_(gained * known).mul_(factor)
+            near = torch.log1p(-missed.clamp(max=0.5))
+            cross = _mixed(y, log_p, _most(torch.where(missed < 0.5, near, hit.log()), self._floor())).neg_()
+            slope.mul_(_holds(torch.ge, hit, self.eps))
+        slope.addcmul_(gained, _holds(torch.ge, p, self.eps), value=-1).mul_(factor)
         if not self.detach_focal:
-            steep = (factor * exponent).div_(miss).nan_to_num_(0.0, 0.0, 0.0)
-            slope -= lost.sub_(gained.mul_(p)).mul_(steep).mul_(cross)
-        return slope.add_(_nan_outside(y * (1 - y)))
+            slope += lost.addcmul_(gained, p, value=-1).mul_(steep).mul_(cross.nan_to_num(0.0, 0.0, 0.0))
+        value = cross.mul_(factor)
+        return (value, slope) if hard else (value.add_(_nan_outside(share)), slope.add_(_nan_outside(share)))
 
-    def _has_closed_form(self) -> bool:
-        """True for numbers with which a few vectorised passes are exact: 1 - q keeps its digits, and no logarithm is infinite."""
-        numbers = not any(isinstance(v, Tensor) for v in (self.gamma_neg, self.gamma_pos, self.clip, self.eps))
-        if not (numbers and self.gamma_neg in CONSTANT_EXPONENTS and self.gamma_pos in CONSTANT_EXPONENTS):
+    def _factors(self, y: Tensor, other: Tensor, rest: Tensor, missed: Tensor, hard: bool) -> tuple[Tensor, Tensor]:
+        """``(1 - p_t)**g`` and its derivative in 1 - p_t. Products serve targets of 0 and 1, and exponents that are the same."""
+        negative, positive = self.gamma_neg, self.gamma_pos
+        miss = (missed * other).addcmul_(y, rest)
+        if positive == negative:
+            return power(miss, positive), power_slope(miss, positive)
+        if hard:
+            factor = power(missed, negative).mul_(other).addcmul_(y, power(rest, positive))
+            return factor, power_slope(missed, negative).mul_(other).addcmul_(y, power_slope(rest, positive))
+        exponent = positive * y + negative * other
+        factor = torch.xlogy(exponent, miss).exp_()
+        return factor, exponent.mul_(factor).div_(miss).nan_to_num_(0.0, 0.0, 0.0)
+
+    def _floor(self) -> Operand:
+        """log eps"""
+        return torch.log(self.eps) if isinstance(self.eps, Tensor) else math.log(self.eps) if self.eps else -math.inf
+
+    def _is_far_from_floor(self) -> bool:
+        """True for numbers with which q stays above eps, log1p(q - 1) keeps its digits, and no logarithm is infinite."""
+        if isinstance(self.clip, Tensor) or isinstance(self.eps, Tensor) or self.clip is None:
             return False
-        assert isinstance(self.clip, (int, float))
-        assert isinstance(self.eps, (int, float))
-        return 1e-30 < self.eps < 0.01 and (self.clip == 0 or 1 / 64 <= self.clip < 1)
-
-    def _terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Operand]:
-        """p, ``y log max(p, eps) + (1 - y) log max(q, eps)``, 1 - p_t, its power, and the exponent."""
-        assert isinstance(self.clip, (int, float))
-        assert isinstance(self.eps, (int, float))
-        p, low = x.sigmoid(), math.log(self.eps)
-        small = _log1p_exp(x)
-        log_p = (x.clamp(max=0) - small).clamp_(min=low)
-        missed = (p - self.clip).clamp_(min=0)
-        log_q = torch.log1p(-missed) if self.clip else small.add_(x.clamp(min=0)).neg_().clamp_(min=low)
-        cross = log_q.mul_(1 - y).addcmul_(y, log_p)
-        miss = missed.mul_(1 - y).addcmul_(y, (-x).sigmoid())
-        exponent = self._exponent(y)
-        power_of = torch.xlogy(exponent, miss).exp_() if isinstance(exponent, Tensor) else power(miss, exponent)
-        return p, cross, miss, power_of, exponent
+        return 1e-30 < self.eps < 1 / 64 <= self.clip
 
     def _exponent(self, y: Tensor) -> Operand:
         positive, negative = self.gamma_pos, self.gamma_neg
@@ -625,6 +657,17 @@ def _sign(x: Tensor) -> Tensor:
     """The sign, off the tape; NaN of NaN."""
     x = x.detach()
     return torch.where(x > 0, 1, torch.where(x < 0, -1, x))
+
+
+def _holds(compare: Callable[..., Tensor], x: Tensor, bound: Operand) -> Tensor:
+    """1 where compare(x, bound) else 0, off the tape. Comparisons that write numbers are vectorised on a CPU; torch.where is not."""
+    return compare(x, bound).to(x.dtype) if is_compiling() else compare(x, bound, out=torch.empty_like(x))
+
+
+def _side(d: Tensor, low: Operand = 1.0, high: Operand = 1.0) -> Tensor:
+    """-low where d < 0, high where d > 0, else 0, and NaN of NaN; off the tape."""
+    above, below = _holds(torch.gt, d, 0), _holds(torch.lt, d, 0)
+    return above.mul_(high).sub_(below.mul_(low)).add_(d.clamp(-1, 1).mul_(0))
 
 
 def power(base: Tensor, exponent: Operand) -> Tensor:

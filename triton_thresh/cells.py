@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,10 +34,10 @@ class Spec:
 
     base: type[Base]
     base_fields: tuple[str, ...]
-    base_static: tuple[tuple[str, Any], ...]
+    base_static: tuple[tuple[str, str], ...]
     rule: type[Rule]
     rule_fields: tuple[str, ...]
-    rule_static: tuple[tuple[str, Any], ...]
+    rule_static: tuple[tuple[str, str], ...]
     options: tuple[str, ...]  # some of OPTIONS
     stats: bool
     reduction: str
@@ -63,7 +62,7 @@ class Spec:
     def text(self) -> str:
         """The same for the schema of an op, less the result's dtype; made of what Dynamo can trace."""
         statics = [
-            ",".join([f"{name}={value!r}" for name, value in pairs]) for pairs in (self.base_static, self.rule_static)
+            ",".join([f"{name}={value}" for name, value in pairs]) for pairs in (self.base_static, self.rule_static)
         ]
         base = f"{self.base.__name__}/{','.join(self.base_fields)}/{statics[0]}"
         rule = f"{self.rule.__name__}/{','.join(self.rule_fields)}/{statics[1]}"
@@ -72,8 +71,8 @@ class Spec:
     def parts(self, operands: Sequence[Operand]) -> tuple[Base, Rule, dict[str, Operand]]:
         """The base, the rule and the options, made of these operands."""
         first, second = len(self.base_fields), len(self.base_fields) + len(self.rule_fields)
-        base = self.base(**dict(zip(self.base_fields, operands)), **dict(self.base_static))
-        rule = self.rule(**dict(zip(self.rule_fields, operands[first:second])), **dict(self.rule_static))
+        base = self.base(**dict(zip(self.base_fields, operands)), **_values(self.base_static))
+        rule = self.rule(**dict(zip(self.rule_fields, operands[first:second])), **_values(self.rule_static))
         return base, rule, dict(zip(self.options, operands[second:]))
 
     @functools.cached_property
@@ -83,10 +82,16 @@ class Spec:
         OPERAND stands for an operand, MISSING for None.
         """
         base, rule = (
-            tuple(_constant(dict(pairs).get(name, OPERAND)) for name in kind.maybe_static())
+            tuple(_constant(_values(pairs).get(name, OPERAND)) for name in kind.maybe_static())
             for kind, pairs in ((self.base, self.base_static), (self.rule, self.rule_static))
         )
         return base, (self.base.kind, *rule)
+
+
+def _values(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Constants from their text. Dynamo takes a text for what it is, where it would leave a number open."""
+    named = {"None": None, "True": True, "False": False}
+    return {name: named[text] if text in named else int(text) for name, text in pairs}
 
 
 def _constant(value: Any) -> Any:
@@ -103,7 +108,7 @@ def from_text(text: str, result: torch.dtype) -> Spec:
     base, base_fields, base_static, rule, rule_fields, rule_static, options, stats, reduction = text.split("/")
     names = [tuple(part.split(",")) if part else () for part in (base_fields, rule_fields, options)]
     pairs = [[pair.partition("=") for pair in part.split(",") if pair] for part in (base_static, rule_static)]
-    statics = [tuple((name, ast.literal_eval(value)) for name, _, value in part) for part in pairs]
+    statics = [tuple((name, value) for name, _, value in part) for part in pairs]
     parts: Any = _KINDS[base], names[0], statics[0], _KINDS[rule], names[1], statics[1]
     return _spec(*parts, names[2], stats == "stats", reduction, result)
 

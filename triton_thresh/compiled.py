@@ -26,6 +26,9 @@ KEYWORDS = ("weight", "mask", "divisor", "reduction")
 Element = Callable[..., Tensor]
 """The element losses of a tensor and its operands, in plain torch."""
 
+ClosedForm = Callable[..., tuple[Tensor, Tensor] | None]
+"""The element losses and their slopes, written out; None where that serves none of these operands."""
+
 
 class Options(NamedTuple):
     """The reduction of the element losses. `weight`, `mask` and `divisor` may be missing; `result` is the dtype of the value."""
@@ -105,7 +108,7 @@ def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
 # --------------------------------------------------------------------------------------------------------------- programs
 
 
-def _value(element: Element, reduction: str, result: torch.dtype) -> Callable[..., Any]:
+def _value(element: Element, reduction: str, result: torch.dtype, _: ClosedForm | None) -> Callable[..., Any]:
     """The program of a call that wants no gradient."""
 
     def program(x: Tensor, weight: Any, mask: Any, divisor: Any, g: Any, *values: Any) -> Tensor:
@@ -118,7 +121,9 @@ def _value(element: Element, reduction: str, result: torch.dtype) -> Callable[..
     return program
 
 
-def _value_and_gradient(element: Element, reduction: str, result: torch.dtype) -> Callable[..., Any]:
+def _value_and_gradient(
+    element: Element, reduction: str, result: torch.dtype, closed: ClosedForm | None
+) -> Callable[..., Any]:
     """The program of a call that wants a gradient. With "none" it is the slope, not yet rounded.
 
     With an upstream gradient g it is that of a backward, which wants no value. Elements that are counted are divided by their
@@ -138,7 +143,13 @@ def _value_and_gradient(element: Element, reduction: str, result: torch.dtype) -
             scaled = losses if factor is None else losses * factor
             return scaled.sum(), scaled if counts else losses
 
-        slope, (_, losses) = torch.func.grad_and_value(total, has_aux=True)(wide)
+        found = None if closed is None else closed(wide, *values)
+        if found is None:
+            slope, (_, losses) = torch.func.grad_and_value(total, has_aux=True)(wide)
+        else:
+            losses, slope = found
+            if factor is not None:
+                slope = slope * factor
         if g is not None:
             return None, slope.to(x.dtype)
         if reduction == "none":
@@ -168,8 +179,8 @@ class Engine:
     with as few dimensions as show how they broadcast; numbers are 0-dim tensors; no gradient is recorded, and no autocast is on.
     """
 
-    def __init__(self, name: str, element: Element) -> None:
-        self.name, self.element = name, element
+    def __init__(self, name: str, element: Element, closed: ClosedForm | None = None) -> None:
+        self.name, self.element, self.closed = name, element, closed
         self._programs: dict[Any, Callable[..., Any] | None] = {}
         self._reason = "TRITON_THRESH_COMPILE=0 switches the compiler off"
         self._warned = False
@@ -218,7 +229,7 @@ class Engine:
             return None
         try:
             if program is self:
-                program = self._programs[key] = _compiled(make(self.element, reduction, result), self.name)
+                program = self._programs[key] = _compiled(make(self.element, reduction, result, self.closed), self.name)
             with torch.no_grad(), _no_autocast(x), _no_hooks():
                 return program(*arguments)  # type: ignore[operator]
         except torch.OutOfMemoryError:

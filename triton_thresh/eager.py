@@ -69,18 +69,32 @@ def loss_and_slope(
     """The weighted element loss and its derivative in x, in the compute type and off the tape; None for what is not wanted."""
     if not want_slope:
         return element_loss(spec, x, y, operands, fast=True), None
+    found = closed_form(spec, x, y, operands, want_loss=want_loss)
+    return _differentiated(spec, x, y, operands) if found is None else found
+
+
+def closed_form(
+    spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand], *, want_loss: bool = True
+) -> tuple[Tensor, Tensor] | None:
+    """The same by closed forms; None where base or rule has none. A loss that is not wanted is some tensor."""
     dtype = compute_dtype(x.dtype)
     base, rule, options = wide_parts(spec, operands, dtype)
-    chosen, target = chosen_of(options, valid_of(options, y)), y
+    chosen = chosen_of(options, valid_of(options, y))
     x, y = x.to(dtype), smoothed(options, base, y.to(dtype))
-    slope = base.slope(x, y)
-    if slope is None:
-        return _differentiated(spec, x, target, operands)
-    loss = base.value(x, y) if want_loss or rule.reads_loss or rule.slopes else x
+    if want_loss or rule.reads_loss or rule.slopes:
+        found = base.value_and_slope(x, y)
+        if found is None:
+            return None
+        loss, slope = found
+    else:
+        loss, only = x, base.slope(x, y)
+        if only is None:
+            return None
+        slope = only
     element = Element(base, x, y, loss, fast=True)
     steep = rule.weight_slope(element) if rule.slopes else None
     if rule.slopes and steep is None:
-        return _differentiated(spec, x, target, operands)
+        return None
     factor = rule.weight(element)
     if factor is not None:
         slope = slope * factor
@@ -91,7 +105,7 @@ def loss_and_slope(
         loss, slope = loss * options["weight"], slope * options["weight"]
     if chosen is not None:
         loss, slope = torch.where(chosen, loss, 0), torch.where(chosen, slope, 0)
-    return loss if want_loss else None, slope
+    return loss, slope
 
 
 def _differentiated(spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand]) -> tuple[Tensor, Tensor]:

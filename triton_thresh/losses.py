@@ -442,7 +442,11 @@ def _engine_forward(
 @functools.cache
 def _engine(spec: Spec) -> compiled.Engine:
     """The element loss as a formula that Inductor compiles."""
-    return compiled.Engine(spec.cell, lambda x, y, *operands: cells.element_loss(spec, x, y, operands))
+    return compiled.Engine(
+        spec.cell,
+        lambda x, y, *operands: cells.element_loss(spec, x, y, operands),
+        lambda x, y, *operands: eager.closed_form(spec, x, y, operands),
+    )
 
 
 def _inductor_options(spec: Spec, input: Tensor, operands: Sequence[Operand]) -> compiled.Options:
