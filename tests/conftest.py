@@ -1,4 +1,4 @@
-"""Where tests run, and which are slow: `INTERPRETED` says whether Triton's interpreter stands in for a GPU in this process."""
+"""Where tests run, and which of them: `INTERPRETED` says whether Triton's interpreter stands in for a GPU in this process."""
 
 from __future__ import annotations
 
@@ -14,9 +14,18 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SUBJECTS = {*OPS, *BASE_NAMES, *(rule.__name__ for rule in RULE_CLASSES)}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix", action="store_true", help="run what is marked `matrix`, and nothing else")
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Slow are, beside what is marked so, the notebooks and every case of a test but one for each op, base and rule it names."""
+    wanted = config.getoption("--matrix")
+    left_out = [item for item in items if (item.get_closest_marker("matrix") is not None) != wanted]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
     seen = set()
     for item in items:
         test, _, case = item.nodeid.partition("[")

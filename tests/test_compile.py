@@ -114,6 +114,10 @@ ELSEWHERE = {
 }  # the targets differ in little: the plain loss, the largest
 
 
+ALL_FORMS = ("hardshrink", "bce.ByPrediction", "bce_with_logits.ByPrediction")
+EVERYWHERE = ("hardshrink", "firm", "jumprelu", "asymmetric.Unweighted", "loss")
+
+
 def _is_kept(target: str, case: Case) -> bool:
     """Whether a pair's kernel is compiled here: all of them in bf16 on sm_90, but for the second forms of plain bases."""
     if (target, case.dtype) != WHOLE:
@@ -122,11 +126,11 @@ def _is_kept(target: str, case: Case) -> bool:
 
 
 def _all_cases() -> list[object]:
-    """Every form in bf16 on sm_90; each kernel once elsewhere. Of the losses each base and each rule once.
+    """Each kernel in bf16 on sm_90, for one gate in every form, for the losses with each base and each rule once.
 
-    Other targets and dtypes differ in what the backends make of a kernel: there one kind of operand is compiled, a tensor per
-    channel where the kernel takes one. What ops share, such as the backward of gates, is one kernel.
-    `python -m benchmarks compile` compiles them all.
+    Other targets and dtypes differ in what the backends make of a kernel: there a tensor per channel is compiled where the
+    kernel takes one, and `make test` compiles one op of each kind of kernel. `make matrix` compiles the other forms that this
+    lists, `python -m benchmarks compile` all there are.
     """
     found: dict[str, object] = {}
     for target, gpu in TARGETS.items():
@@ -135,11 +139,15 @@ def _all_cases() -> list[object]:
         for case in listed:
             kinds.setdefault((case.op, case.kernel, case.dtype), set()).add(case.operands)
         for case in listed:
-            kept = case.operands not in ("channel-odd", "rows") and case.kernel not in ("forward0", "forward-none")
-            kept &= case.operands == "channel" or "channel" not in kinds[case.op, case.kernel, case.dtype]
-            if kept or (target, case.dtype) == WHOLE:
-                form = f"{target} {case.jit.fn.__module__} {case.jit.fn.__qualname__} {case.arguments} {case.num_warps}"
-                found.setdefault(form, pytest.param(target, case, id=f"{target}-{case}"))
+            whole = (target, case.dtype) == WHOLE
+            plain = case.operands not in ("channel-odd", "rows") and case.kernel not in ("forward0", "forward-none")
+            narrow = plain and (case.operands == "channel" or "channel" not in kinds[case.op, case.kernel, case.dtype])
+            if not (whole or narrow):
+                continue
+            form = f"{target} {case.jit.fn.__module__} {case.jit.fn.__qualname__} {case.arguments} {case.num_warps}"
+            first = case.op in ALL_FORMS or narrow if whole else case.op in EVERYWHERE
+            marks = [] if first else [pytest.mark.matrix]
+            found.setdefault(form, pytest.param(target, case, id=f"{target}-{case}", marks=marks))
     return list(found.values())
 
 

@@ -37,9 +37,12 @@ def shell() -> ModuleType:
     return eager
 
 
+LARGE = ("test_sizes", "test_same_bits_every_time")  # of thousands of elements, which would be hundreds of slices
+
+
 @pytest.fixture(autouse=True)
-def eager_in_small_slices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(eager, "SLICE", 16)
+def eager_in_small_slices(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    monkeypatch.setattr(eager, "SLICE", 2048 if request.node.originalname in LARGE else 16)
     monkeypatch.setattr(eager, "FEW", 8)  # the last slice holds few
     with tt.use_backend("eager"):
         yield
@@ -50,7 +53,7 @@ def _smooth(cell: Cell, dtype: torch.dtype = torch.float64) -> Setup:
 
 
 @sweep
-@reductions
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("size", [6, 1000])
 def test_slices_meet_their_operands(
     cell: Cell, reduction: str, kind: str, size: int, monkeypatch: pytest.MonkeyPatch
@@ -195,10 +198,10 @@ def test_func_grad_of_a_weight_or_a_setting_is_an_error(argument: str) -> None:
 
 
 @pytest.mark.slow
-@cells
-@reductions
+@some_cells
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_compile(cell: Cell, reduction: str) -> None:
-    """One graph, forward and backward, with settings as numbers and as tensors."""
+    """One graph, forward and backward, with settings as numbers and as tensors; tests/test_inductor.py has the values."""
     for kind in ("number", "class"):
         torch._dynamo.reset()
         case = setup(cell, torch.float32, torch.device("cpu"), kind=kind, weighted=True)

@@ -152,7 +152,12 @@ def test_func_hessian(case: Case, device: torch.device) -> None:
 # ------------------------------------------------------------------------------------------------------------- tracing
 
 
-@pytest.mark.parametrize(("case", "mode"), [(c, "real") for c in CALLS] + [(c, "symbolic") for c in ONE_EACH], ids=str)
+@pytest.mark.parametrize(
+    ("case", "mode"),
+    [pytest.param(c, "real", marks=() if c in ONE_EACH else pytest.mark.matrix) for c in CALLS]
+    + [(c, "symbolic") for c in ONE_EACH],
+    ids=str,
+)
 def test_make_fx(case: Case, mode: str, device: torch.device) -> None:
     """Forward and backward as a graph of torch's own ops, which gives on other numbers what the call gives."""
     leaves = case.leaves(device, shape=SHAPE)

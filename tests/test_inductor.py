@@ -6,7 +6,7 @@ of the program or, "dynamic", one of its arguments: what serves one serves the n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -134,8 +134,15 @@ def losses(kind: str) -> Callable[..., list[Tensor]]:
     return program
 
 
-@every_dtype
-@pytest.mark.parametrize("kind", KINDS)
+def some_of(kept: Mapping[torch.dtype, Sequence[str]]) -> Any:
+    """Every dtype with every kind, of which `make test` runs those kept."""
+    every = [(dtype, kind) for dtype in DTYPES for kind in KINDS]
+    marks = [() if kind in kept[dtype] else (pytest.mark.matrix,) for dtype, kind in every]
+    values = [pytest.param(*pair, marks=mark) for pair, mark in zip(every, marks)]
+    return pytest.mark.parametrize(("dtype", "kind"), values, ids=lambda value: str(value).removeprefix("torch."))
+
+
+@some_of({torch.float32: ["dynamic"], torch.bfloat16: ["constant", "per-channel"], torch.float16: ["0-dim"]})
 def test_losses(kind: str, dtype: torch.dtype) -> None:
     """The error against float64 is no larger than eager's, but for a few roundings of float32 and one to the dtype."""
     program = losses(kind)

@@ -660,7 +660,7 @@ def _sign(x: Tensor) -> Tensor:
 
 
 def _holds(compare: Callable[..., Tensor], x: Tensor, bound: Operand) -> Tensor:
-    """1 where compare(x, bound) else 0, off the tape. Comparisons that write numbers are vectorised on a CPU; torch.where is not."""
+    """1 where compare(x, bound) else 0, off the tape. A comparison that writes numbers is vectorised on a CPU; where is not."""
     return compare(x, bound).to(x.dtype) if is_compiling() else compare(x, bound, out=torch.empty_like(x))
 
 

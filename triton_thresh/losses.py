@@ -84,15 +84,16 @@ def _specified(
     options: dict[str, Any],
 ) -> tuple[Spec, Tensor, Tensor, Sequence[Operand], backend.Way]:
     """The loss to compute, its tensors and operands, and the way it goes; an error names what cannot be."""
+    loss, weighing = _parts(op, base, rule, pos_weight)
+    asked = given_options(options)
+    plain = not asked and not stats and type(weighing) is not ByRank
+    quick = plain and not is_dynamo_compiling() and _are_numbers(loss, weighing)
     checks.check_input(op, input, FLOATING, jagged=False)
     checks.check_target(op, input, target)
     checks.check_reduction(op, reduction)
-    loss, weighing = _parts(op, base, rule, pos_weight)
     result = result_dtype(input)
     operands: Sequence[Operand]
-    asked = given_options(options)
-    plain = not asked and not stats and type(weighing) is not ByRank
-    if plain and not is_dynamo_compiling() and _are_numbers(loss, weighing):
+    if quick:
         spec, operands = cells.specify_numbers(loss, weighing, reduction, input.dtype, result)
         return spec, input, target, operands, backend.way(input, target, compiles=True)
     extra = _checked_options(op, input, target, loss, reduction, asked)
@@ -120,7 +121,8 @@ def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that change something. A number that a compiler leaves open may be any."""
     share = options.get("label_smoothing", 0)
     given = {name: value for name, value in options.items() if value is not None and name != "label_smoothing"}
-    return given | ({"label_smoothing": share} if checks.is_open(share) or share != 0 else {})
+    is_zero = share == 0 if type(share) is int else not checks.is_open(share) and share == 0
+    return given if is_zero else given | {"label_smoothing": share}
 
 
 def _checked_options(
