@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 from triton_thresh import gates, reference, registry
 from triton_thresh.bases import BASES
 from triton_thresh.functional import function_of
@@ -117,3 +119,11 @@ def base_of(name: str) -> Any:
     """A base by its name, with the operands of its example; the named ones as users give them, by their strings."""
     kind = BASE_NAMES[name]
     return name if name in ("bce", "bce_with_logits", "mse") else kind(*kind.example)
+
+
+def spread(cases: Sequence[Any], keep: int = 2, of: int = 5) -> list[Any]:
+    """Cases of a product, of which `make test` runs `keep` of each `of` in a row, `make matrix` the others.
+
+    No factor of these products has five values, so that those kept have each value of each factor.
+    """
+    return [pytest.param(case, marks=() if i % of < keep else pytest.mark.matrix) for i, case in enumerate(cases)]

@@ -15,7 +15,7 @@ from ..conftest import INTERPRETED
 from ..gates import OPERANDS, equal, label, same
 from ..interpreted.tools import sentinel_view
 from ..learned import BANDWIDTH, FLOATS, OPS, Case, cases, check, inputs, outputs_of, truth, upstream
-from ..rows import LearnedGate
+from ..rows import LearnedGate, spread
 from .test_gates import saved_bytes
 
 CASES = list(cases(full=not INTERPRETED))
@@ -27,7 +27,7 @@ def by_id(value: object) -> str | None:
     return getattr(value, "id", None) or label(value)
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize("case", spread(CASES), ids=by_id)
 def test_case(case: Case, device: torch.device) -> None:
     check(case, device, input_gradient=False, special=True)
 
@@ -38,7 +38,7 @@ def tells_input_gradient(case: Case) -> bool:
     return case.layout.name in ("contiguous", "channels_last") and place % 4 in (0, FLOATS.index(case.dtype))
 
 
-@pytest.mark.parametrize("case", [*filter(tells_input_gradient, CASES)], ids=by_id)
+@pytest.mark.parametrize("case", spread([*filter(tells_input_gradient, CASES)]), ids=by_id)
 def test_input_gradient(case: Case, device: torch.device) -> None:
     check(case, device, input_gradient=True, special=False)
 
