@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from PIL import Image
 
-from benchmarks.run import COMPILE, EAGER, GRAD, PACK, PROVIDERS
+from benchmarks.run import COMPILE, EAGER, GRAD, ONE_PASS, PACK, PROVIDERS
 from benchmarks.tables import Row
 from benchmarks.traffic import Traffic
 
 WIDTH, DPI, FONT = 7.0, 200, 11  # 1400 pixels; at 400 pixels a line of text is 9 pixels high
 # Okabe and Ito's colours, told apart with every kind of colour vision; each provider has a marker of its own too.
-COLORS = {EAGER: "#555555", COMPILE: "#E69F00", GRAD: "#009E73", PACK: "#0072B2"}
-MARKERS = {EAGER: "s", COMPILE: "^", GRAD: "v", PACK: "o"}
+COLORS = {EAGER: "#555555", COMPILE: "#E69F00", GRAD: "#009E73", PACK: "#0072B2", ONE_PASS: "#56B4E9"}
+MARKERS = {EAGER: "s", COMPILE: "^", GRAD: "v", PACK: "o", ONE_PASS: "D"}
 LIGHT = "#dddddd"
 
 mpl.rcParams.update({"font.size": FONT, "svg.fonttype": "none", "svg.hashsalt": "triton_thresh"})  # text stays text

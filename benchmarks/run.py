@@ -16,12 +16,15 @@ from benchmarks import records, workloads
 from benchmarks.records import Record, Stamp
 from benchmarks.timing import Step, Timer, Times
 from benchmarks.workloads import MODES, WHOLE, Call, Inputs, Workload
-from triton_thresh.registry import OPS
+from triton_thresh.backend import use_backend
+from triton_thresh.registry import OPS, Loss
 
 # The formula in eager torch; torch.compile of it, whose backward is autograd's; torch.compile of torch.func.grad_and_value of it
-# (losses alone, forward and backward in one graph); this package; and a copy, which is the ceiling.
+# (losses alone, forward and backward in one graph); this package; this package with its backend "inductor" (losses alone); and a
+# copy, which is the ceiling.
 EAGER, COMPILE, GRAD, PACK, COPY = "eager", "torch.compile", "torch.compile+grad", "triton_thresh", "copy"
-PROVIDERS = (EAGER, COMPILE, GRAD, PACK)
+ONE_PASS = "triton_thresh+inductor"
+PROVIDERS = (EAGER, COMPILE, GRAD, PACK, ONE_PASS)
 DTYPES = ("float32", "bfloat16", "float16")
 EVERY_SIZE = tuple(range(31))
 MOST_SETS = 8  # of inputs that rotate
@@ -69,6 +72,7 @@ class Plan:
             and mode in workload.modes
             and (workload.compiles or provider not in (COMPILE, GRAD))
             and (provider != GRAD or (workload.whole and mode == "both"))
+            and (provider != ONE_PASS or isinstance(workload.op, Loss))
         ]
 
     def __len__(self) -> int:
@@ -171,7 +175,7 @@ class Bench:
 
         def prepared() -> tuple[Step, str | None]:
             inputs = sets()
-            workloads.check(workload, call, way, strict=provider == PACK, inputs=inputs[0])
+            workloads.check(workload, call, way, strict=provider in (PACK, ONE_PASS), inputs=inputs[0])
             return step_of(call, inputs, way), workload.blocks(inputs[0], mode) if provider == PACK else None
 
         return self._measure(
@@ -242,6 +246,16 @@ def compiled(call: Call) -> Call:
     return torch.compile(call, fullgraph=True, dynamic=False)
 
 
+def in_one_pass(call: Call) -> Call:
+    """The call with the backend "inductor"; backward goes the way that forward went."""
+
+    def passed(*tensors: torch.Tensor) -> Any:
+        with use_backend("inductor"):
+            return call(*tensors)
+
+    return passed
+
+
 def measure(
     plan: Plan, bench: Bench, done: frozenset[tuple[Any, ...]] = frozenset(), deadline: float = math.inf
 ) -> Iterator[Record]:
@@ -253,7 +267,7 @@ def measure(
         label = str(dtype).removeprefix("torch.")
         for workload in found:
             missing = [case for case in plan.cases(workload) if (workload.name, label, numel, *case) not in done]
-            calls: dict[str, Call] = {EAGER: workload.eager, PACK: workload.pack}
+            calls: dict[str, Call] = {EAGER: workload.eager, PACK: workload.pack, ONE_PASS: in_one_pass(workload.pack)}
             for provider, formula in ((COMPILE, workload.eager), (GRAD, workload.whole)):
                 if formula and any(provider == asked for _, asked in missing):
                     calls[provider] = compiled(formula)

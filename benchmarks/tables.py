@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.records import Record, Stamp
-from benchmarks.run import COMPILE, EAGER, GRAD, PACK, PROVIDERS
+from benchmarks.run import COMPILE, EAGER, GRAD, ONE_PASS, PACK, PROVIDERS
 
 MIB = 1 << 20
 NONE = "–"
-HEADS = {EAGER: "eager", COMPILE: "compile", GRAD: "compile+grad", PACK: "this"}
+HEADS = {EAGER: "eager", COMPILE: "compile", GRAD: "compile+grad", PACK: "this", ONE_PASS: "this+inductor"}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from benchmarks import gpu, plots, records, report, roofline, tables, traffic, w
 from benchmarks.__main__ import main
 from benchmarks.compare import NotComparableError, compare
 from benchmarks.records import MixedRecordsError, Record, Stamp, Writer
-from benchmarks.run import COMPILE, COPY, EAGER, GRAD, PACK, PROVIDERS, Bench, Plan, measure, plan
+from benchmarks.run import COMPILE, COPY, EAGER, GRAD, ONE_PASS, PACK, PROVIDERS, Bench, Plan, measure, plan
 from benchmarks.timing import CpuTimer, CudaTimer, Step, summarize
 from benchmarks.workloads import Inputs, Workload, WrongResultError
 from triton_thresh.registry import OPS, Loss
@@ -377,8 +377,8 @@ def test_both_compiled_columns_are_measured_unless_asked_otherwise() -> None:
     assert min(by_default.sizes) == 8, "a call of 256 elements is what small models make"
     cases = {name: by_default.cases(workload_of(name)) for name in ("threshold_mse_loss", "hardshrink")}
     assert cases["threshold_mse_loss"] == [
-        *[("forward", provider) for provider in (EAGER, COMPILE, PACK)],
-        *[("both", provider) for provider in (EAGER, COMPILE, GRAD, PACK)],
+        *[("forward", provider) for provider in (EAGER, COMPILE, PACK, ONE_PASS)],
+        *[("both", provider) for provider in (EAGER, COMPILE, GRAD, PACK, ONE_PASS)],
     ]
     assert ("both", COMPILE) in cases["hardshrink"]
     assert ("both", GRAD) not in cases["hardshrink"], "its upstream gradient comes after its forward pass"
