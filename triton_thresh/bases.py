@@ -466,22 +466,27 @@ class Focal(Base):
         return loss if self.alpha is None else loss * (self.alpha * y + (1 - self.alpha) * (1 - y))
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:
-        found = self.value_and_slope(x, y)
-        return self.loss(x, y) if found is None else found[0]
+        return self._closed(x, y, False)[0] if is_constant_exponent(self.gamma) else self.loss(x, y)
 
     def slope(self, x: Tensor, y: Tensor) -> Tensor | None:
-        found = self.value_and_slope(x, y)
-        return None if found is None else found[1]
+        return self._closed(x, y, True)[1] if is_constant_exponent(self.gamma) else None
 
     def value_and_slope(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
-        """``a_t m**gamma BCE`` and ``a_t (m**gamma (p - y) + gamma m**(gamma - 1) (1 - 2 y) p (1 - p) BCE)``, m = 1 - p_t."""
+        return self._closed(x, y, True) if is_constant_exponent(self.gamma) else None
+
+    def _closed(self, x: Tensor, y: Tensor, want_slope: bool) -> tuple[Tensor, Tensor]:
+        """``a_t m**gamma BCE`` and ``a_t (m**gamma (p - y) + gamma m**(gamma - 1) (1 - 2 y) p (1 - p) BCE)``, m = 1 - p_t.
+
+        A slope that is not wanted is some tensor.
+        """
         gamma = self.gamma
-        if isinstance(gamma, Tensor) or not is_constant_exponent(gamma):
-            return None
+        assert not isinstance(gamma, Tensor)
         p, rest = x.sigmoid(), (-x).sigmoid()
         false, missed, share = (1 - y).mul_(p), y * rest, self._share(y)
         cross, miss = _cross_entropy(x, y), false + missed
         factor = power(miss, gamma).mul_(share)
+        if not want_slope:
+            return cross.mul_(factor), x
         slope = false.sub_(missed).mul_(factor)
         if gamma:
             steep = p.mul_(rest).mul_(1 - 2 * y).mul_(cross.nan_to_num(0.0, 0.0, 0.0)).mul_(share)
@@ -561,51 +566,67 @@ class Asymmetric(Base):
         return times(_mixed(y, -log_p, -log_q), factor) * torch.where(_is_probability(y), 1.0, torch.nan)
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:
-        found = self.value_and_slope(x, y)
-        return self.loss(x, y) if found is None else found[0]
+        return self._closed(x, y, False)[0] if self._has_closed_form() else self.loss(x, y)
 
     def slope(self, x: Tensor, y: Tensor) -> Tensor | None:
-        found = self.value_and_slope(x, y)
-        return None if found is None else found[1]
+        return self._closed(x, y, True)[1] if self._has_closed_form() else None
 
     def value_and_slope(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
-        """``F C`` and ``F dC/dx + C dF/dx`` for the factor F and the cross entropy C; dF/dx is 0 where 1 - p_t is."""
+        return self._closed(x, y, True) if self._has_closed_form() else None
+
+    def _has_closed_form(self) -> bool:
+        return is_constant_exponent(self.gamma_neg) and is_constant_exponent(self.gamma_pos)
+
+    def _closed(self, x: Tensor, y: Tensor, want_slope: bool) -> tuple[Tensor, Tensor]:
+        """``F C`` and ``F dC/dx + C dF/dx`` for the factor F and the cross entropy C; dF/dx is 0 where 1 - p_t is.
+
+        A slope that is not wanted is some tensor.
+        """
         assert self.clip is not None
-        if not (is_constant_exponent(self.gamma_neg) and is_constant_exponent(self.gamma_pos)):
-            return None
         p, rest, other = x.sigmoid(), (-x).sigmoid(), 1 - y
         missed, hit = (p - self.clip).clamp_(min=0), (rest + self.clip).clamp_(max=1)  # 1 - q and q
         share = y * other  # 0 for hard targets, below 0 for a target outside [0, 1]
         hard = x.is_cpu and not is_compiling() and not share.any()
-        factor, steep = self._factors(y, other, rest, missed, hard)
+        factor = self._factor(y, other, rest, missed, hard)
         log_p = _most(x.clamp(max=0).sub_(_log1p_exp(x)), self._floor())
-        gained, lost = y * rest, p * rest
-        lost.mul_(other).mul_(_holds(torch.ge, p, self.clip))
-        slope = lost / hit.clamp(min=torch.finfo(hit.dtype).tiny)
-        if self._is_far_from_floor():
+        far = self._is_far_from_floor()
+        if far:
             cross = torch.log1p(-missed).mul_(other).addcmul_(y, log_p).neg_()
         else:
             near = torch.log1p(-missed.clamp(max=0.5))
             cross = _mixed(y, log_p, _most(torch.where(missed < 0.5, near, hit.log()), self._floor())).neg_()
+        strange = None if hard else _nan_outside(share)
+        value = cross * factor if strange is None else (cross * factor).add_(strange)
+        if not want_slope:
+            return value, x
+        gained, lost = y * rest, p * rest
+        lost.mul_(other).mul_(_holds(torch.ge, p, self.clip))
+        slope = lost / hit.clamp(min=torch.finfo(hit.dtype).tiny)
+        if not far:
             slope.mul_(_holds(torch.ge, hit, self.eps))
         slope.addcmul_(gained, _holds(torch.ge, p, self.eps), value=-1).mul_(factor)
         if not self.detach_focal:
-            slope += lost.addcmul_(gained, p, value=-1).mul_(steep).mul_(cross.nan_to_num(0.0, 0.0, 0.0))
-        value = cross.mul_(factor)
-        return (value, slope) if hard else (value.add_(_nan_outside(share)), slope.add_(_nan_outside(share)))
+            steep = self._steepness(y, other, rest, missed, factor, hard)
+            slope += lost.addcmul_(gained, p, value=-1).mul_(steep).mul_(cross.nan_to_num_(0.0, 0.0, 0.0))
+        return value, slope if strange is None else slope.add_(strange)
 
-    def _factors(self, y: Tensor, other: Tensor, rest: Tensor, missed: Tensor, hard: bool) -> tuple[Tensor, Tensor]:
-        """``(1 - p_t)**g`` and its derivative in 1 - p_t. Products serve targets of 0 and 1, and exponents that are the same."""
+    def _factor(self, y: Tensor, other: Tensor, rest: Tensor, missed: Tensor, hard: bool) -> Tensor:
+        """``(1 - p_t)**g``. Products serve targets of 0 and 1, and exponents that are the same."""
         negative, positive = self.gamma_neg, self.gamma_pos
+        if hard:
+            return power(missed, negative).mul_(other).addcmul_(y, power(rest, positive))
+        miss = (missed * other).addcmul_(y, rest)
+        return power(miss, positive) if positive == negative else torch.xlogy(self._exponent(y), miss).exp_()
+
+    def _steepness(self, y: Tensor, other: Tensor, rest: Tensor, missed: Tensor, factor: Tensor, hard: bool) -> Tensor:
+        """The derivative of the factor in 1 - p_t."""
+        negative, positive = self.gamma_neg, self.gamma_pos
+        if hard:
+            return power_slope(missed, negative).mul_(other).addcmul_(y, power_slope(rest, positive))
         miss = (missed * other).addcmul_(y, rest)
         if positive == negative:
-            return power(miss, positive), power_slope(miss, positive)
-        if hard:
-            factor = power(missed, negative).mul_(other).addcmul_(y, power(rest, positive))
-            return factor, power_slope(missed, negative).mul_(other).addcmul_(y, power_slope(rest, positive))
-        exponent = positive * y + negative * other
-        factor = torch.xlogy(exponent, miss).exp_()
-        return factor, exponent.mul_(factor).div_(miss).nan_to_num_(0.0, 0.0, 0.0)
+            return power_slope(miss, positive)
+        return (factor * self._exponent(y)).div_(miss).nan_to_num_(0.0, 0.0, 0.0)
 
     def _floor(self) -> Operand:
         """log eps"""
