@@ -182,7 +182,7 @@ def run(
     wants = [records and t is not None and t.requires_grad for t in (input, weight, bias, scale)]
     found: tuple[Any, ...] = (input, weight, bias, scale, dense, *(marks or (None,) * 3))
     if traced:
-        return _OP.op(*found, *losses._encoded(operands), spec.text, spec.result, chunk_size or 0, wants)[0]  # type: ignore[no-any-return]
+        return _OP.op(*found, *losses.encoded(operands), spec.text, spec.result, chunk_size or 0, wants)[0]  # type: ignore[no-any-return]
     arguments = (*found, operands, spec, way, chunk_size or 0, wants)
     return _OP.record(*arguments) if any(wants) else _forward(*arguments)[0]
 
@@ -281,13 +281,13 @@ def _specified(
         )
     if isinstance(rule, ByRank):
         raise ValueError(NOT_RANKED)
-    loss, weighing = losses._parts(OP, base, rule, None)
+    loss, weighing = losses.checked_parts(OP, base, rule, None)
     logits = input.detach().new_empty(()).expand(*input.shape[:-1], weight.shape[0])  # for the checks: no memory
     asked = losses.given_options({"divisor": divisor, "label_smoothing": smoothing})
-    extra = losses._checked_options(OP, logits, logits, loss, reduction, asked)
+    extra = losses.checked_options(OP, logits, logits, loss, reduction, asked)
     for name, value in (*loss.operands().items(), *weighing.operands().items()):
         checks.check_operand(OP, name, value, logits, why=ONE_GRADIENT)
-    loss, weighing = losses._closed(loss, logits), losses._closed(weighing, logits)
+    loss, weighing = losses.closed(loss, logits), losses.closed(weighing, logits)
     ordered = {name: extra[name] for name in cells.OPTIONS if name in extra}
     spec, operands = cells.specify(loss, weighing, ordered, False, reduction, checks.result_dtype(input))
     return spec, cells.rounded(operands, input.dtype)
@@ -314,7 +314,7 @@ def formula(
     spec: Spec,
 ) -> Tensor:
     """The loss in plain torch, with all logits: differentiable in input, weight, bias and scale, twice and under transforms."""
-    with compiled._no_autocast(input):
+    with compiled.no_autocast(input):
         logits = F.linear(input, weight)
         compute = compute_dtype(input.dtype)
         logits = _affine(logits.to(compute), bias, scale)
@@ -364,7 +364,7 @@ def _forward(
     if way == "op":
         way = backend.choose(input.device, True)[0]
     marks = None if labels is None or rows is None else Marks(labels, rows, values)
-    with torch.no_grad(), compiled._no_autocast(input):
+    with torch.no_grad(), compiled.no_autocast(input):
         return _Loop(input.detach(), weight.detach(), bias, scale, operands, spec, way, chunk, wants).run(dense, marks)
 
 
@@ -464,7 +464,7 @@ class _Loop:
         self, part: Tensor, target: Tensor, operands: Sequence[Operand], bias: Tensor | None, scale: Tensor | None
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=part.device)
-        for x, y, own, *values in eager._parts([part, target, 0.0 if bias is None else bias, *operands], part):
+        for x, y, own, *values in eager.slices([part, target, 0.0 if bias is None else bias, *operands], part):
             logits = _affine_(x.to(self.compute), own if bias is not None else None, scale)
             loss, slope = eager.loss_and_slope(self.spec, logits, y, values, want_slope=any(self.wants))
             assert loss is not None
@@ -483,7 +483,7 @@ class _Loop:
     def _on_inductor(self, part: Tensor, target: Tensor, operands: Sequence[Operand], start: int) -> Tensor:
         """The same from one pass that Inductor wrote."""
         logits = _affine_(part.to(self.compute), self._bias_of(part, start), self.scale)
-        engine, options = losses._engine(self.spec), compiled.Options("sum", self.compute)
+        engine, options = losses.engine(self.spec), compiled.Options("sum", self.compute)
         found = engine.value_and_gradient(logits, (target, *operands), options, gradient=any(self.wants))
         if found is None:
             part.copy_(logits)
@@ -646,7 +646,7 @@ def _differentiated(
 
 def _decode(*flat: Any) -> tuple[Any, ...]:
     *given, tensors, numbers, text, result, chunk, wants = flat
-    return *given, losses._operands(given[0], tensors, numbers), cells.from_text(text, result), "op", chunk, wants
+    return *given, losses.decoded(given[0], tensors, numbers), cells.from_text(text, result), "op", chunk, wants
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
@@ -673,7 +673,7 @@ def _formula_of_op(*flat: Any) -> tuple[Tensor, ...]:
 _OP = Fused(
     "linear_loss",
     "(Tensor input, Tensor weight, Tensor? bias, Tensor? scale, Tensor? target, Tensor? labels, Tensor? rows, Tensor? values, "
-    f"{losses._TRACED}, ScalarType dtype, int chunk, bool[] wants) -> "
+    f"{losses.TRACED}, ScalarType dtype, int chunk, bool[] wants) -> "
     "(Tensor loss, Tensor d_input, Tensor d_weight, Tensor d_bias, Tensor d_scale)",
     forward=_forward,
     fake=_fake,
