@@ -98,37 +98,34 @@ class _Scatter:
     """
 
     def __init__(self, marks: Marks, batch: int, count: int, chunk: int) -> None:
-        self._batch, self._chunk = batch, chunk
+        labels, rows, values = marks
+        self._shape = batch, chunk
+        self._own = torch.where((labels >= 0) & (labels < count), labels // chunk, -1).int()  # the number of its chunk
+        self._places, self._values = rows * chunk + labels.remainder(chunk), values
         self._bounds: list[int] | None = None
-        if marks.labels.device.type == "cpu":
-            marks = Marks(*[None if part is None else part[marks.labels >= 0] for part in marks])  # type: ignore[arg-type]
-            own = marks.labels // chunk
-            own, order = own.sort(stable=True)
-            self._bounds = torch.searchsorted(own, torch.arange(blocks(count, chunk) + 1)).tolist()
-            marks = Marks(*[None if part is None else part[order] for part in marks])  # type: ignore[arg-type]
-        self._marks = marks
-        dtype = torch.bool if marks.values is None else marks.values.dtype
-        self._buffer = torch.zeros(batch * chunk + 1, dtype=dtype, device=marks.labels.device)
+        if labels.is_cpu:
+            self._own, order = self._own.sort(stable=True)
+            self._places, self._values = self._places[order], None if values is None else values[order]
+            self._bounds = torch.searchsorted(self._own, torch.arange(blocks(count, chunk) + 1)).tolist()
+        dtype = torch.bool if values is None else values.dtype
+        self._buffer = torch.zeros(batch * chunk + 1, dtype=dtype, device=labels.device)
 
     def fill(self, start: int, width: int) -> Tensor:
         """The target of labels start to start + width."""
-        labels, rows, values = self._marks
-        if self._bounds is not None:
-            number = start // self._chunk
+        number, values = start // self._shape[1], self._values
+        if self._bounds is None:
+            self._filled = torch.where(self._own == number, self._places, self._buffer.numel() - 1)
+        else:
             own = slice(self._bounds[number], self._bounds[number + 1])
-            self._place = rows[own] * width + (labels[own] - start)
-            values = None if values is None else values[own]
-        else:
-            inside = (labels >= start) & (labels < start + width)
-            self._place = torch.where(inside, rows * width + (labels - start), self._batch * self._chunk)
+            self._filled, values = self._places[own], None if values is None else values[own]
         if values is None:
-            self._buffer.index_fill_(0, self._place, True)
+            self._buffer.index_fill_(0, self._filled, True)
         else:
-            self._buffer.index_copy_(0, self._place, values)
-        return self._buffer[: self._batch * width].view(self._batch, width)
+            self._buffer.index_copy_(0, self._filled, values)
+        return self._buffer.narrow(0, 0, self._buffer.numel() - 1).view(self._shape).narrow(1, 0, width)
 
     def clear(self) -> None:
-        self._buffer.index_fill_(0, self._place, 0)
+        self._buffer.index_fill_(0, self._filled, 0)
 
 
 # ------------------------------------------------------------------------------------------------------------- the call
@@ -159,7 +156,7 @@ def run(
     if checks.is_autocast(input.device.type):
         narrow = torch.get_autocast_dtype(input.device.type)
         input, weight = (t if t.dtype is torch.float64 else t.to(narrow) for t in (input, weight))
-    elif input.dtype != weight.dtype:
+    if input.dtype != weight.dtype:
         raise TypeError(f"{OP}: weight has dtype {weight.dtype}, expected the input's {input.dtype} (or autocast)")
     spec, operands = _specified(input, weight, base, rule, reduction, divisor, label_smoothing)
     operands = tuple([_as_rows(value, leading, batch) for value in operands])
@@ -416,7 +413,7 @@ class _Loop:
         for start in range(0, count, self.chunk):
             width = min(self.chunk, count - start)
             rows = weight.narrow(0, start, width)
-            part = buffer[: batch * width].view(batch, width)
+            part = buffer.narrow(0, 0, batch * width).view(batch, width)
             torch.mm(input, rows.t(), out=part)
             target = dense.narrow(1, start, width) if scatter is None else scatter.fill(start, width)  # type: ignore[union-attr]
             sums.append(self.element(part, target, [self._sliced(v, start, width) for v in self.operands], start))
