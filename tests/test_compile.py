@@ -18,7 +18,7 @@ from benchmarks.stub_driver import StubDriver
 from triton_thresh import gates, losses, tuning
 from triton_thresh.bases import BASES, BCEWithLogits
 from triton_thresh.cells import specify
-from triton_thresh.kernels import foreach, gate
+from triton_thresh.kernels import foreach, gate, select
 from triton_thresh.registry import GATES, Gate
 from triton_thresh.rules import RULES, ByPrediction, Unweighted
 
@@ -53,6 +53,8 @@ def _violations(case: Case, report: Report) -> list[str]:
         limit = max(limit, DIVIDE.get(case.op, 0.0))
         if report.target == "sm_90" and report.hot_instructions_per_element > limit:
             found.append(f"{report.hot_instructions_per_element:.1f} instructions an element, time for {limit:.1f}")
+    if case.jit is select.count and report.shared_bytes > 1024:
+        found.append(f"uses {report.shared_bytes} bytes of shared memory, expected those of a histogram of 256")
     if report.target == "sm_90" and report.hot_instructions_per_element > INSTRUCTIONS.get(str(case), float("inf")):
         found.append(
             f"{report.hot_instructions_per_element:.1f} instructions an element, expected {INSTRUCTIONS[str(case)]}"
@@ -91,9 +93,11 @@ def _full_size_operands(case: Case) -> tuple[int, int]:
         return 1, 2 if case.operands == "element" else 1
     if case.jit is foreach.inplace:
         return 1, 1
-    if case.kernel in ("finish", "count"):
+    if case.kernel in ("finish", "count", "fired") or case.operands == "odd":
         return 0, 0
-    if case.kernel in ("rescale", "forward-hard", "forward-options"):
+    if case.jit in (select.rows, select.count, select.histogram):
+        return 1, 0
+    if case.kernel in ("rescale", "forward-hard", "forward-options", "descend"):
         return 1, 1
     return 2, 1
 
@@ -135,7 +139,10 @@ def _all_cases() -> list[object]:
         for case in listed:
             kinds.setdefault((case.op, case.kernel, case.dtype), set()).add(case.operands)
         for case in listed:
-            kept = case.operands not in ("channel-odd", "rows") and case.kernel not in ("forward0", "forward-none")
+            kept = case.operands not in ("channel-odd", "rows", "odd") and case.kernel not in (
+                "forward0",
+                "forward-none",
+            )
             kept &= case.operands == "channel" or "channel" not in kinds[case.op, case.kernel, case.dtype]
             if kept or (target, case.dtype) == WHOLE:
                 form = f"{target} {case.jit.fn.__module__} {case.jit.fn.__qualname__} {case.arguments} {case.num_warps}"

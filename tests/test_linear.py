@@ -309,7 +309,7 @@ def test_autocast_leaves_float64_alone() -> None:
     input, weight, *_ = layer()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = linear_threshold_loss(input, weight, labels=lists())
-        with pytest.raises(TypeError, match="weight has dtype torch.bfloat16, expected the input's torch.float64"):
+        with pytest.raises(TypeError, match=r"weight has dtype torch\.bfloat16, expected the input's torch\.float64"):
             linear_threshold_loss(input, weight.float(), labels=lists())
     torch.testing.assert_close(loss.double(), tt.threshold_loss(F.linear(input, weight), dense(lists())))
 
