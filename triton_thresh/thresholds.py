@@ -208,9 +208,14 @@ def _select_by_formula(values: Tensor, k: int | Tensor, by_row: bool, any_nan: b
     return found if by_row else found.reshape(())
 
 
-def _block(x: Tensor) -> int:
-    """Elements of a tile: more of 8 bytes would take too many registers."""
-    return 4096 if x.element_size() < 8 else 2048
+def block_of(size: int) -> int:
+    """Elements of a tile, of so many bytes each: more of 8 bytes would take too many registers."""
+    return 4096 if size < 8 else 2048
+
+
+def warps_of(cols: int) -> int:
+    """Warps of a program that holds so many elements."""
+    return max(4, min(16, cols // 1024))
 
 
 @functools.cache
@@ -235,10 +240,10 @@ def _launch_select(values: Tensor, k: int | Tensor, by_row: bool, any_nan: bool,
     cols = 1 << (n - 1).bit_length()
     if cols * max(size, 4) <= IN_REGISTERS:
         each = max(1, 2048 // cols)
-        kernel = _kernel("rows", max(4, min(16, cols // 1024)), **asked, HEIGHT=each, COLS=cols)
+        kernel = _kernel("rows", warps_of(cols), **asked, HEIGHT=each, COLS=cols)
         kernel(blocks(height, each), rows, out, k, height, n, stride)
         return out
-    block = _block(rows)
+    block = block_of(size)
     parts = min(blocks(n, block), max(1, PROGRAMS // height))
     work = torch.zeros((height, size + 1, 256), dtype=torch.int64, device=values.device)
     for digit in range(size):
@@ -304,7 +309,7 @@ def _histogram_by_formula(input: Tensor, line: Tensor | None, bins: int) -> Tens
 
 def _launch_histogram(input: Tensor, line: Tensor | None, bins: int) -> Tensor:
     x = layout.dense(input)
-    n, block = x.numel(), _block(x)
+    n, block = x.numel(), block_of(x.element_size())
     parts = min(blocks(n, block), PROGRAMS)
     counts = torch.zeros((2, max(256, 1 << (bins - 1).bit_length())), dtype=torch.int64, device=x.device)
     if line is None:  # what selection begins with
