@@ -1,8 +1,9 @@
 """Time and memory of linear_threshold_loss beside the formula written out: ``python -m benchmarks.linear``.
 
-The formula runs as it is, under torch.compile, and under torch.compile with Inductor's own chunks where this torch has them. Each
-case runs in a process of its own, whose peak is that of the case alone. The extra memory is the peak beyond inputs and gradients:
-of the resident set on a CPU, of torch's allocator on a GPU. With --sweep it is measured for numbers of labels, for a picture.
+The formula runs as it is, under torch.compile, and under torch.compile with Inductor's own chunks where this torch has them; this
+package with its default backend, and with "inductor". Each case runs in a process of its own, whose peak is that of the case alone.
+The extra memory is the peak beyond inputs and gradients: of the resident set on a CPU, of torch's allocator on a GPU. With --sweep it
+is measured for numbers of labels, for a picture.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ from benchmarks import records
 WIDE, MILLION = (1024, 256, 50_000, 8), (256, 64, 1_000_000, 8)  # rows, features, labels, labels of a row
 SWEEP = tuple((256, 64, count, 8) for count in (1000, 4000, 16_000, 64_000, 256_000, 1_000_000))
 CASES = ("bce_with_logits ByPrediction", "focal", "asymmetric")
-WRITTEN, COMPILED, CHUNKED, PACK = PROVIDERS = (
+WRITTEN, COMPILED, CHUNKED, PACK, BY_INDUCTOR = PROVIDERS = (
     "written out",
     "torch.compile",
     "torch.compile, chunked",
     "triton_thresh",
+    "triton_thresh, inductor",
 )
+SWEPT = (WRITTEN, COMPILED, PACK)
 CHUNKS = {"auto_chunker.enable": True, "auto_chunker.amplify_ratio_threshold": 0}  # of Inductor, wherever it can
 STATUS = Path("/proc/self/status")
 
@@ -115,7 +118,7 @@ def _resident(name: str) -> int:
 def _provided(provider: str) -> Callable[..., Tensor]:
     if provider in (COMPILED, CHUNKED):
         return torch.compile(written, fullgraph=True, dynamic=False)
-    return ours if provider == PACK else written
+    return written if provider == WRITTEN else ours
 
 
 def _held(device: torch.device) -> int:
@@ -148,9 +151,11 @@ def measure(
     torch.set_num_threads(threads)
     call = _provided(provider)
     with config.patch(CHUNKS) if provider == CHUNKED else nullcontext():
+        if provider == BY_INDUCTOR:
+            tt.set_backend("inductor")
         _step(call, case, *_made(64, 16, 2000, 2, device))  # libraries take their memory at their first call
         tensors, labels = _made(*size, device)
-        if provider in (COMPILED, CHUNKED):  # and so does the compiler
+        if provider not in (WRITTEN, PACK):  # and so does the compiler
             _step(call, case, tensors, labels)
             for tensor in tensors:
                 tensor.grad = None
@@ -207,7 +212,7 @@ def _cases(threads: list[int], sweep: bool) -> list[tuple[str, tuple[int, int, i
 
     providers = [each for each in PROVIDERS if each != CHUNKED or hasattr(config, "auto_chunker")]
     if sweep:
-        return [(CASES[0], size, provider, threads[0]) for size in SWEEP for provider in providers]
+        return [(CASES[0], size, provider, threads[0]) for size in SWEEP for provider in SWEPT]
     wide = [(case, WIDE, provider, each) for each in threads for case in CASES for provider in providers]
     return [*wide, (CASES[0], MILLION, PACK, threads[0])]
 
