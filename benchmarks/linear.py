@@ -1,9 +1,9 @@
 """Time and memory of linear_threshold_loss beside the formula written out: ``python -m benchmarks.linear``.
 
 The formula runs as it is, under torch.compile, and under torch.compile with Inductor's own chunks where this torch has them; this
-package with its default backend, and with "inductor". Each case runs in a process of its own, whose peak is that of the case alone.
-The extra memory is the peak beyond inputs and gradients: of the resident set on a CPU, of torch's allocator on a GPU. With --sweep it
-is measured for numbers of labels, for a picture.
+package with its default backend, and with "inductor". Each case runs in a process of its own, whose peak is that of the case
+alone. The extra memory is the peak beyond inputs and gradients: of the resident set on a CPU, of torch's allocator on a GPU. With
+--sweep it is measured for numbers of labels, for a picture.
 """
 
 from __future__ import annotations
