@@ -385,6 +385,23 @@ def test_memory_does_not_hold_the_logits(monkeypatch: pytest.MonkeyPatch) -> Non
     assert largest <= 1 << 14
 
 
+@pytest.mark.parametrize("chunk", [7, L])
+@pytest.mark.parametrize("kind", ["labels", "coo", "csr"])
+def test_a_device_scatters_what_a_cpu_does(kind: str, chunk: int) -> None:
+    """All entries each time instead of a chunk's own. The buffer is clear again after each chunk."""
+    marks = linear._listed(lists(), B) if kind == "labels" else linear._marked(targets(kind)["target"], B)
+    for on_device in (False, True):
+        scatter = linear._Scatter(marks, B, L, chunk)
+        if on_device:
+            scatter._bounds = None
+        parts = []
+        for start in range(0, L, chunk):
+            parts.append(scatter.fill(start, min(chunk, L - start)).clone())
+            scatter.clear()
+            assert not scatter._buffer.any()
+        torch.testing.assert_close(torch.cat(parts, 1).float(), dense(lists()), rtol=0, atol=0)
+
+
 class Reads(torch.utils._python_dispatch.TorchDispatchMode):
     """Counts calls that make the host wait for a device."""
 
