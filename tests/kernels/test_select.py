@@ -120,11 +120,14 @@ def test_rank_on_the_device_among_the_positive(dtype: torch.dtype, kernels: str,
         same(kth_largest(x.to(device), torch.tensor(k, device=device)).cpu(), largest)
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_batch_topk(dtype: torch.dtype, kernels: str, device: torch.device) -> None:
+@pytest.mark.parametrize(("dtype", "held"), [*((dtype, True) for dtype in FLOATS), (torch.float32, False)], ids=str)
+def test_batch_topk(dtype: torch.dtype, held: bool, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    """In registers, and once by digits, whose ranks among the positive are tested above."""
+    if not held:
+        monkeypatch.setattr(thresholds, "IN_REGISTERS", 0)
     x = torch.cat([each.view(12, 7) for each in numbers(dtype, 84)])
     own = x.to(device).requires_grad_()
-    for k in (0.01, 9) if kernels == "registers" else (1.5,):
+    for k in (0.01, 9):
         y = batch_topk(own, k)
         same(y.detach().cpu(), batch_topk_of(x, k))
         (dx,) = torch.autograd.grad(y, own, torch.full_like(own, 3))
