@@ -10,10 +10,10 @@ import torch
 import triton.language as tl
 
 from benchmarks.aot import Unaligned
-from triton_thresh import cells, losses, tuning
+from triton_thresh import cells, losses, thresholds, tuning
 from triton_thresh.bases import BASES, Base, BCEWithLogits
-from triton_thresh.gates import COUNT_BLOCK, ROWS
-from triton_thresh.kernels import foreach, gate, loss, pointwise
+from triton_thresh.gates import COUNT_BLOCK, FIRED_BLOCK, ROWS
+from triton_thresh.kernels import foreach, gate, loss, pointwise, select
 from triton_thresh.launch import CHANNEL, ELEMENT, NUMBER, SCALAR
 from triton_thresh.losses import FINISH_BLOCK
 from triton_thresh.registry import OPS, Gate, GradientGate, Loss
@@ -203,12 +203,15 @@ def _learned_cases(op: Gate, dtype: str, lanes: int) -> Iterator[Case]:
             BLOCK=COUNT_BLOCK,
         )
         yield Case(op.name, "count", dtype, "-", gate.count, arguments, 4, 8 * COUNT_BLOCK)
+        sizes = dict(rows="i32", groups="i32", width=Unaligned("i32"), features=Unaligned("i32"))
+        arguments = dict(mask_ptr="*u8", out_ptr="*i64", **sizes, GROUPS=ROWS, BLOCK=FIRED_BLOCK)
+        yield Case(op.name, "fired", dtype, "-", gate.fired, arguments, 4, FIRED_BLOCK)
 
 
 def foreach_cases(op: GradientGate, dtype: str, lanes: int) -> Iterator[Case]:
     """A gate over many tensors, with thresholds in the table and on the device, and with the count of what was kept."""
     block, warps = tuning.default("gate", ITEMSIZE[dtype], lanes)
-    for operands, thresholds, kept in (
+    for operands, held, kept in (
         ("number", None, None),
         ("number-count", None, "*i32"),
         ("scalar", f"*{dtype}", None),
@@ -216,7 +219,7 @@ def foreach_cases(op: GradientGate, dtype: str, lanes: int) -> Iterator[Case]:
         arguments: dict[str, object] = dict(
             table_ptr="*i64",
             tensors="i32",
-            thresholds_ptr=thresholds,
+            thresholds_ptr=held,
             kept_ptr=kept,
             FUNCTION=getattr(pointwise, op.gate.name),
             DTYPE=TYPES[dtype],
@@ -311,6 +314,51 @@ def shared_loss_cases(dtype: str, lanes: int) -> Iterator[Case]:
     yield Case("loss", "rescale", dtype, "-", loss.rescale, arguments, warps, block)
 
 
+def linear_cases(dtype: str, lanes: int) -> Iterator[Case]:
+    """The loss over a chunk of logits, with a scale, a bias for each label and a target of bits."""
+    block, warps = tuning.default("loss", ITEMSIZE[dtype], lanes)
+    spec, values = cells.specify(BCEWithLogits(), ByPrediction(), {}, False, "mean", torch.float32)
+    known, count, wide = losses.constants(spec, torch.bool), len(values), _wide(dtype)
+    places = dict(SCALE=count, BIAS=count + 1, FACTOR=count + 2)
+    number, packed_number = PACKED[_number(dtype)]
+    kinds = [*[number] * count, PACKED["scalar"][0], PACKED["channel"][0], number]
+    packed = [packed_number(wide)] * count
+    packed += [PACKED["scalar"][1](wide), PACKED["channel"][1](wide), packed_number(wide)]
+    arguments: dict[str, object] = dict(
+        x_ptr=f"*{dtype}",
+        y_ptr="*i1",
+        partial_ptr=f"*{wide}",
+        n="i32",
+        width="i32",
+        stride="i32",
+        operands=tuple(packed),
+        KINDS=tuple(kinds),
+        **{name: value for name, value in known.items() if name in loss.descend.arg_names},
+        **places,
+        STRIDED=False,
+        WRITES=True,
+        COMPUTE=_compute(dtype),
+        BLOCK=block,
+    )
+    yield Case("linear_threshold_loss", "descend", dtype, "channel", loss.descend, arguments, warps, block)
+
+
+def selection_cases(dtype: str) -> Iterator[Case]:
+    """A row as long as registers hold, one digit of a longer one, its end, a histogram; for sizes that 16 divides, and not."""
+    size, asked = ITEMSIZE[dtype], dict(POSITIVE=False, ANY_NAN=True)
+    cols, block = thresholds.IN_REGISTERS // max(size, 4), thresholds.block_of(size)
+    tensors: dict[str, object] = dict(x_ptr=f"*{dtype}", k="i32")
+    for operands, whole in (("-", "i32"), ("odd", Unaligned("i32"))):
+        row = dict(tensors, out_ptr=f"*{dtype}", height="i32", n=whole, stride=whole, **asked, HEIGHT=1, COLS=cols)
+        yield Case("kth_largest", "rows", dtype, operands, select.rows, row, thresholds.warps_of(cols), cols)
+        digit = dict(tensors, work_ptr="*i64", n=whole, stride=whole, parts="i32", DIGIT=1, DIGITS=size, **asked)
+        yield Case("kth_largest", "digit", dtype, operands, select.count, digit | dict(BLOCK=block), 4, block)
+        bins = dict(x_ptr=f"*{dtype}", line_ptr=f"*{_wide(dtype)}", out_ptr="*i64", n=whole, bins="i32", parts="i32")
+        yield Case("histogram", "bins", dtype, operands, select.histogram, bins | dict(BINS=256, BLOCK=block), 4, block)
+    end = dict(work_ptr="*i64", out_ptr=f"*{dtype}", k="i32", DIGITS=size, **asked)
+    yield Case("kth_largest", "finish", dtype, "-", select.finish, end, 4, 256)
+
+
 def cases(dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16"), lanes: int = 32) -> Iterator[Case]:
     """Everything the registry holds, for warps of so many lanes; each base alone and with a rule, each rule once."""
     pairs = dict.fromkeys(pair for op in OPS.values() if isinstance(op, Loss) for pair in op.pairs)
@@ -323,3 +371,5 @@ def cases(dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16"), lanes: int = 32) -
         for base, rule in [*((base, Unweighted) for base in BASES), *pairs]:
             yield from cell_cases(base, rule, dtype, lanes)
         yield from shared_loss_cases(dtype, lanes)
+        yield from linear_cases(dtype, lanes)
+        yield from selection_cases(dtype)

@@ -102,6 +102,8 @@ def steps(out: Path, rehearse: bool) -> list[Step]:
         Step("gpu tests", [*python, "pytest", "-q", "-m", "gpu", "tests"], 0.35, no_gpu),
         Step("benchmark", [*run, "--out", str(before), *few], 0.45, benched, untuned, instead=on_cpu),
         Step("calls", [*python, "benchmarks", "calls", "--out", str(out), *few[:2]], 0.1, benched),
+        Step("selection", [*python, "benchmarks.selection", "--out", str(out)], 0.05, no_gpu),
+        Step("linear loss", [*python, "benchmarks.linear", "--out", str(out)], 0.2, no_gpu),
         Step("memcheck", [*sanitize, "memcheck", *cases], 0.25, sanitizer, watched),
         Step("racecheck", [*sanitize, "racecheck", *cases], 0.25, sanitizer, watched),
         Step("ncu", [*profile, *python, *large], 0.25, ncu, untuned),

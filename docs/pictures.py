@@ -1,8 +1,9 @@
-"""Draws the front page's picture from committed results: ``python -m docs.pictures`` writes docs/picture.png."""
+"""Draws pictures from committed results: ``python -m docs.pictures`` writes the front page's and that of many labels."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,22 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.linear import COMPILED, PACK, WRITTEN, LinearRecord
 from docs.tables import RESULTS, counted, loaded
 
-PICTURE = Path(__file__).parent / "picture.png"
-SOURCES = ("bytes.json", "features.json")
+PICTURE, MANY_LABELS = (Path(__file__).parent / name for name in ("picture.png", "many-labels.png"))
+SOURCES = {
+    PICTURE: (RESULTS / "bytes.json", RESULTS / "features.json"),
+    MANY_LABELS: tuple(sorted(RESULTS.glob("linear/cpu-*/labels.jsonl"))[-1:]),
+}
 SHOWN = ("hardshrink", "jumprelu_l0", "threshold_bce_with_logits_loss", "sigmoid_focal_loss")
 COLORS = {"eager": "#9aa5b1", "compiled": "#e69f00", "this": "#0072b2"}
 LABELS = {"eager": "eager PyTorch", "compiled": "the same under torch.compile", "this": "triton_thresh"}
 
 
-def digest() -> str:
-    """A hash of the results that the picture shows. It is kept in the picture, so that a test sees when they differ."""
-    return hashlib.sha256(b"".join((RESULTS / name).read_bytes() for name in SOURCES)).hexdigest()
+def digest(picture: Path) -> str:
+    """A hash of the results that a picture shows. It is kept in the picture, so that a test sees when they differ."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES[picture])).hexdigest()
 
 
 def bytes_panel(axes: Axes) -> None:
@@ -57,15 +62,39 @@ def features_panel(axes: Axes) -> None:
     axes.legend(frameon=False, loc="lower right")
 
 
+def labels_panel(axes: Axes) -> None:
+    """Extra memory of a step against the number of labels."""
+    (source,) = SOURCES[MANY_LABELS]
+    found = [LinearRecord(**json.loads(line)) for line in source.read_text().splitlines()]
+    shown = {WRITTEN: ("eager", "o"), COMPILED: ("compiled", "s"), PACK: ("this", "D")}
+    for provider, (kind, marker) in shown.items():
+        own = [record for record in found if record.provider == provider]
+        x, y = [record.labels for record in own], [record.extra_bytes / 2**20 for record in own]
+        axes.plot(x, y, color=COLORS[kind], marker=marker, label=LABELS[kind])
+        axes.annotate(f" {y[-1]:,.0f} MiB", (x[-1], y[-1]), va="center", fontsize=8)
+    rows, features = found[0].rows, found[0].features
+    axes.set(xscale="log", yscale="log", xlabel="labels", ylabel="MiB beyond inputs and gradients")
+    axes.set(title=f"Memory of a training step, {rows} rows of {features} features, float32")
+    axes.set_xlim(right=4 * max(record.labels for record in found))
+    axes.legend(frameon=False, loc="upper left")
+
+
+def save(figure: Figure, path: Path) -> None:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.title.set_fontweight("bold")
+    figure.savefig(path, metadata={"Source": digest(path)})
+
+
 def main() -> None:
     figure = Figure(figsize=(11, 3.8), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
     bytes_panel(left)
     features_panel(right)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.title.set_fontweight("bold")
-    figure.savefig(PICTURE, metadata={"Source": digest()})
+    save(figure, PICTURE)
+    figure = Figure(figsize=(7, 3.8), dpi=150, layout="constrained")
+    labels_panel(figure.subplots())
+    save(figure, MANY_LABELS)
 
 
 if __name__ == "__main__":

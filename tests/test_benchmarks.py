@@ -18,7 +18,7 @@ import torch
 pytest.importorskip("matplotlib", reason="the benchmark draws")
 pytest.importorskip("rich", reason="the benchmark shows its progress")
 
-from benchmarks import gpu, plots, records, report, roofline, tables, traffic, workloads
+from benchmarks import gpu, linear, plots, records, report, roofline, selection, tables, traffic, workloads
 from benchmarks.__main__ import main
 from benchmarks.compare import NotComparableError, compare
 from benchmarks.records import MixedRecordsError, Record, Stamp, Writer
@@ -98,6 +98,42 @@ def test_names_are_unique_and_keep_to_the_registry() -> None:
     names = [workload.name for workload in all_workloads(torch.float32, 1)]
     assert len(set(names)) == len(names)
     assert {name.partition(".")[0] for name in names} == set(OPS)
+
+
+@pytest.mark.parametrize("case", linear.CASES)
+def test_the_linear_loss_is_measured_beside_its_formula(case: str) -> None:
+    tensors, labels = linear._made(16, 8, 100, 3, CPU)
+    losses = [call(case, *tensors, labels) for call in (linear.written, linear.ours)]
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(*[torch.autograd.grad(loss, tensors) for loss in losses])
+
+
+def test_measures_of_the_linear_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes are not started here, and the peak of this one is another's."""
+    monkeypatch.setattr(linear, "_begin", lambda device: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    stamped = dict(device="cpu", torch="2.13.0", commit="abc1234", timestamp=records.now())
+    made = [
+        linear.LinearRecord(**linear.measure("focal", (8, 4, 50, 2), provider, 1, 1, CPU), **stamped)
+        for provider in (linear.WRITTEN, linear.PACK)
+    ]
+    assert made[0].gradient_bytes == 4 * (8 * 4 + 50 * 4 + 50)
+    *_, written, pack = linear.table([dataclasses.replace(record, extra_bytes=2**20) for record in made])
+    assert written.startswith("| focal | 50 | 1 | written out |")
+    assert pack.endswith(f"| {made[1].ms / made[0].ms:.2f} | {made[1].cpu_ms / made[0].cpu_ms:.2f} | 1.00 |")
+    assert "it chunks nothing" in linear.table([dataclasses.replace(made[0], chunked=0)])[-1]
+
+
+@pytest.mark.parametrize("n", [256, 4096])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_selections_are_measured_beside_their_like(dtype: torch.dtype, n: int) -> None:
+    x = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(dtype) - n / 2
+    found = list(selection.cases(n))
+    assert len(found) == (6 if n == 4096 else 4)
+    for case, _, rows, call, other in found:
+        own = x.view(-1, selection.WIDTH) if rows else x
+        if "batch" not in case or dtype is torch.float32:  # ties at the bound are kept
+            torch.testing.assert_close(call(own), other(own).to(dtype), rtol=0, atol=0, msg=case)
 
 
 # ------------------------------------------------------------------------------------------------------------ statistics

@@ -18,7 +18,7 @@ from benchmarks.stub_driver import StubDriver
 from triton_thresh import gates, losses, tuning
 from triton_thresh.bases import BASES, BCEWithLogits
 from triton_thresh.cells import specify
-from triton_thresh.kernels import foreach, gate
+from triton_thresh.kernels import foreach, gate, select
 from triton_thresh.registry import GATES, Gate
 from triton_thresh.rules import RULES, ByPrediction, Unweighted
 
@@ -53,6 +53,8 @@ def _violations(case: Case, report: Report) -> list[str]:
         limit = max(limit, DIVIDE.get(case.op, 0.0))
         if report.target == "sm_90" and report.hot_instructions_per_element > limit:
             found.append(f"{report.hot_instructions_per_element:.1f} instructions an element, time for {limit:.1f}")
+    if case.jit is select.count and report.shared_bytes > 1024:
+        found.append(f"uses {report.shared_bytes} bytes of shared memory, expected those of a histogram of 256")
     if report.target == "sm_90" and report.hot_instructions_per_element > INSTRUCTIONS.get(str(case), float("inf")):
         found.append(
             f"{report.hot_instructions_per_element:.1f} instructions an element, expected {INSTRUCTIONS[str(case)]}"
@@ -91,9 +93,11 @@ def _full_size_operands(case: Case) -> tuple[int, int]:
         return 1, 2 if case.operands == "element" else 1
     if case.jit is foreach.inplace:
         return 1, 1
-    if case.kernel in ("finish", "count"):
+    if case.kernel in ("finish", "count", "fired") or case.operands == "odd":
         return 0, 0
-    if case.kernel in ("rescale", "forward-hard", "forward-options"):
+    if case.jit in (select.rows, select.count, select.histogram):
+        return 1, 0
+    if case.kernel in ("rescale", "forward-hard", "forward-options", "descend"):
         return 1, 1
     return 2, 1
 
@@ -115,11 +119,18 @@ ELSEWHERE = {
 
 
 ALL_FORMS = ("hardshrink", "bce.ByPrediction", "bce_with_logits.ByPrediction")
-EVERYWHERE = ("hardshrink", "firm", "jumprelu", "asymmetric.Unweighted", "loss")
+EVERYWHERE = ("hardshrink", "firm", "jumprelu", "asymmetric.Unweighted", "loss", "kth_largest")
 
 
 def _is_kept(target: str, case: Case) -> bool:
-    """Whether a pair's kernel is compiled here: all of them in bf16 on sm_90, but for the second forms of plain bases."""
+    """Whether a kernel is compiled here: of pairs all in bf16 on sm_90, but for the second forms of plain bases.
+
+    Selections and the linear loss are compiled for two targets; in float64 the row that fills the registers.
+    """
+    if case.op in ("kth_largest", "histogram", "linear_threshold_loss"):
+        return target in ("sm_90", "gfx942") and (case.dtype == "bf16" or (case.dtype, case.kernel) == ("fp64", "rows"))
+    if "." not in case.op:
+        return True
     if (target, case.dtype) != WHOLE:
         return case.op in ELSEWHERE
     return case.op in PAIRS and (case.op not in ALONE or case.kernel in ("forward", "forward-hard"))
@@ -134,13 +145,13 @@ def _all_cases() -> list[object]:
     """
     found: dict[str, object] = {}
     for target, gpu in TARGETS.items():
-        listed = [case for case in cases(DTYPES[target], gpu.warp_size) if "." not in case.op or _is_kept(target, case)]
+        listed = [case for case in cases(DTYPES[target], gpu.warp_size) if _is_kept(target, case)]
         kinds: dict[object, set[str]] = {}
         for case in listed:
             kinds.setdefault((case.op, case.kernel, case.dtype), set()).add(case.operands)
         for case in listed:
             whole = (target, case.dtype) == WHOLE
-            plain = case.operands not in ("channel-odd", "rows") and case.kernel not in ("forward0", "forward-none")
+            plain = case.operands not in ("channel-odd", "rows", "odd") and case.kernel not in ("forward0", "forward-none")
             narrow = plain and (case.operands == "channel" or "channel" not in kinds[case.op, case.kernel, case.dtype])
             if not (whole or narrow):
                 continue

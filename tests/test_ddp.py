@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+import torch.distributed.nn
 import torch.multiprocessing
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import triton_thresh as tt
@@ -76,6 +79,40 @@ def model(ranks: int) -> Model:
     return Model(ranks).double()
 
 
+class SigLIP(nn.Module):
+    """Two towers, and the loss of their features. The texts of all ranks are gathered, with their gradients."""
+
+    def __init__(self, ranks: int) -> None:
+        super().__init__()
+        self.ranks = ranks
+        self.image, self.text = nn.Linear(6, 4), nn.Linear(6, 4)
+        self.logit_scale, self.logit_bias = nn.Parameter(torch.tensor(10.0).log()), nn.Parameter(torch.tensor(-10.0))
+
+    def forward(self, images: Tensor, texts: Tensor) -> Tensor:
+        image, text = (F.normalize(tower(x), dim=-1) for tower, x in ((self.image, images), (self.text, texts)))
+        rows, scale = len(image), self.logit_scale.exp()
+        if self.ranks == 1:  # open_clip's formula
+            logits = scale * image @ text.T + self.logit_bias
+            return -F.logsigmoid((2 * torch.eye(rows) - 1) * logits).sum() / rows
+        every = torch.cat(torch.distributed.nn.all_gather(text))  # type: ignore[no-untyped-call]
+        labels = torch.distributed.get_rank() * rows + torch.arange(rows)[:, None]
+        return tt.linear_threshold_loss(
+            image, every, labels=labels, scale=scale, bias=self.logit_bias, divisor=rows, chunk_size=5
+        )
+
+
+def siglip(ranks: int) -> SigLIP:
+    torch.manual_seed(1)
+    return SigLIP(ranks).double()
+
+
+def contrasted(model: nn.Module, rank: int, ranks: int) -> Record:
+    """The loss of this rank's images, and the gradients of all parameters."""
+    loss = model(*[part.tensor_split(ranks)[rank] for part in batch(0)])
+    loss.backward()
+    return Record([loss.detach()], [[p.grad for p in model.parameters() if p.grad is not None]], [])
+
+
 def work(rank: int, folder: str) -> None:
     """What each process runs; spawn imports this module."""
     torch.set_num_threads(1)
@@ -90,22 +127,45 @@ def work(rank: int, folder: str) -> None:
     try:
         assert not tuning.may_search(), "ranks would choose block sizes apart"
         record = train(nn.parallel.DistributedDataParallel(model(RANKS)), rank, RANKS)
-        torch.save(record._asdict(), Path(folder, f"rank{rank}.pt"))
+        torch.save(record._asdict(), Path(folder, f"train{rank}.pt"))
+        record = contrasted(nn.parallel.DistributedDataParallel(siglip(RANKS)), rank, RANKS)
+        torch.save(record._asdict(), Path(folder, f"siglip{rank}.pt"))
     finally:
         torch.distributed.destroy_process_group()
     assert tuning.may_search()
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the processes wrote what they saw."""
+    made = tmp_path_factory.mktemp("ranks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        patch.setenv("TRITON_THRESH_AUTOTUNE", "1")
+        torch.multiprocessing.spawn(work, args=(str(made),), nprocs=RANKS)
+        yield made
+
+
+def seen(folder: Path, name: str) -> list[Record]:
+    return [Record(**torch.load(folder / f"{name}{rank}.pt")) for rank in range(RANKS)]
+
+
 @pytest.mark.slow
-def test_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    monkeypatch.setenv("TRITON_THRESH_AUTOTUNE", "1")
-    torch.multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=RANKS)
-    alone = train(model(1), 0, 1)
-    ranks = [Record(**torch.load(tmp_path / f"rank{rank}.pt")) for rank in range(RANKS)]
+def test_two_processes(folder: Path) -> None:
+    alone, ranks = train(model(1), 0, 1), seen(folder, "train")
     torch.testing.assert_close([(a + b) / 2 for a, b in zip(ranks[0].losses, ranks[1].losses)], alone.losses)
     for record in ranks:
         torch.testing.assert_close(record.gradients, alone.gradients)
         torch.testing.assert_close(record.parameters, alone.parameters)
     assert all(torch.equal(a, b) for a, b in zip(ranks[0].parameters, ranks[1].parameters)), "the ranks drifted apart"
     assert any(bool((each == 0).any()) for step in alone.gradients for each in step)
+
+
+@pytest.mark.slow
+def test_siglip_on_two_processes_is_open_clips_on_the_joined_batch(folder: Path) -> None:
+    """The mean of the ranks' losses, and the gradients of both towers, of the scale and of the bias."""
+    alone, ranks = contrasted(siglip(1), 0, 1), seen(folder, "siglip")
+    torch.testing.assert_close((ranks[0].losses[0] + ranks[1].losses[0]) / 2, alone.losses[0], rtol=1e-12, atol=0)
+    assert len(alone.gradients[0]) == 6
+    for record in ranks:
+        torch.testing.assert_close(record.gradients, alone.gradients, rtol=1e-10, atol=1e-14)

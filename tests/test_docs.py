@@ -266,9 +266,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_picture_is_drawn_from_the_committed_results() -> None:
-    with Image.open(pictures.PICTURE) as picture:
-        assert picture.text["Source"] == pictures.digest(), "run python -m docs.pictures"
+@pytest.mark.parametrize("path", pictures.SOURCES, ids=lambda path: path.stem)
+def test_pictures_are_drawn_from_the_committed_results(path: Path) -> None:
+    with Image.open(path) as picture:
+        assert picture.text["Source"] == pictures.digest(path), "run python -m docs.pictures"
 
 
 def test_jumprelu_needs_fewer_features() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import triton_thresh as tt
 from triton_thresh import linear, linear_threshold_loss
@@ -158,6 +159,14 @@ def test_single(kind: str, batch: int, features: int, count: int) -> None:
     assert_equal(made, written(other, dense(lists(batch, count), count)), one, other)
 
 
+@pytest.mark.parametrize("kind", ["dense", "labels", "coo"])
+def test_more_rows_than_a_launch_has_in_its_second_dimension(kind: str) -> None:
+    sizes = dict(batch=70_000, features=2, count=3)
+    one, other = layer(**sizes), layer(**sizes)  # type: ignore[arg-type]
+    made = ours(one, chunk_size=2, **targets(kind, 70_000, 3))
+    assert_equal(made, written(other, dense(lists(70_000, 3), 3)), one, other)
+
+
 def test_empty() -> None:
     one = layer(batch=0)
     loss = ours(one, labels=torch.empty((0, 3), dtype=torch.int64), reduction="sum")
@@ -279,6 +288,32 @@ def test_autocast() -> None:
     assert all(t.grad is not None and t.grad.dtype is torch.float32 for t in tensors)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float16, torch.float32)]
+)
+def test_autocast_takes_what_a_linear_layer_takes(one: torch.dtype, other: torch.dtype) -> None:
+    input, weight, bias, scale = layer(torch.float32)
+    given = [input.detach().to(one).requires_grad_(), weight.detach().to(other).requires_grad_()]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert F.linear(*given).dtype is torch.bfloat16
+        made = ours([*given, bias, scale], labels=lists(), chunk_size=20)
+        expected = written([*given, bias, scale], dense(lists()))
+    assert made.dtype is torch.float32
+    torch.testing.assert_close(made, expected, rtol=1e-2, atol=0)
+    for found, like in zip(torch.autograd.grad(made, given), given):
+        assert found.dtype is like.dtype
+        assert found.any()
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    input, weight, *_ = layer()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = linear_threshold_loss(input, weight, labels=lists())
+        with pytest.raises(TypeError, match=r"weight has dtype torch\.bfloat16, expected the input's torch\.float64"):
+            linear_threshold_loss(input, weight.float(), labels=lists())
+    torch.testing.assert_close(loss.double(), tt.threshold_loss(F.linear(input, weight), dense(lists())))
+
+
 def test_float16_gradients_do_not_underflow() -> None:
     """The upstream gradient meets them in float32, so a GradScaler's factor comes in time."""
     input, weight, bias, _scale = layer(torch.float16)
@@ -350,26 +385,67 @@ def test_memory_does_not_hold_the_logits(monkeypatch: pytest.MonkeyPatch) -> Non
     assert largest <= 1 << 14
 
 
+@pytest.mark.parametrize("chunk", [7, L])
+@pytest.mark.parametrize("kind", ["labels", "coo", "csr"])
+def test_a_device_scatters_what_a_cpu_does(kind: str, chunk: int) -> None:
+    """All entries each time instead of a chunk's own. The buffer is clear again after each chunk."""
+    marks = linear._listed(lists(), B) if kind == "labels" else linear._marked(targets(kind)["target"], B)
+    for on_device in (False, True):
+        scatter = linear._Scatter(marks, B, L, chunk)
+        if on_device:
+            scatter._bounds = None
+        parts = []
+        for start in range(0, L, chunk):
+            parts.append(scatter.fill(start, min(chunk, L - start)).clone())
+            scatter.clear()
+            assert not scatter._buffer.any()
+        torch.testing.assert_close(torch.cat(parts, 1).float(), dense(lists()), rtol=0, atol=0)
+
+
+class Reads(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts calls that make the host wait for a device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        names = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
+        self.count += any(function.name() == f"aten::{name}" for name in names)
+        return function(*args, **(kwargs or {}))
+
+
 def test_no_host_read_for_a_chunk() -> None:
     """A call reads as much on the host with 53 chunks as with one."""
-
-    class Count(torch.utils._python_dispatch.TorchDispatchMode):
-        reads = 0
-
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            names = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")
-            self.reads += any(function.name() == f"aten::{name}" for name in names)
-            return function(*args, **(kwargs or {}))
-
     input, weight, bias, scale = layer(torch.float32)
     for given in ((dense(lists()), None, None, None), (None, *linear._listed(lists(), B))):
         reads = []
         for chunk in (1, L):
             spec, operands = linear._specified(input, weight, tt.Focal(), None, "mean", None, 0.0)
-            with Count() as count:
+            with Reads() as seen:
                 linear._forward(input, weight, bias, scale, *given, operands, spec, "eager", chunk, [True] * 4)
-            reads.append(count.reads)
+            reads.append(seen.count)
         assert reads[0] == reads[1]
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16], ids=str
+)  # without CUDA a float16 chunk cannot be copied to
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_device_is_never_waited_for(kind: str, dtype: torch.dtype) -> None:
+    """Tensors of a pretended device have no values to read; nor may a mask select, whose result would have to be counted."""
+    marks = None if kind == "dense" else linear._listed(lists(), B)
+    if kind in ("coo", "csr"):
+        marks = linear._marked(targets(kind)["target"], B)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        input, weight, bias, scale = (torch.empty_like(t, device="cuda", requires_grad=False) for t in layer(dtype))
+        parts = (
+            (None,) * 3
+            if marks is None
+            else [t if t is None else torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in marks]
+        )
+        given = (torch.empty(B, L, device="cuda") if marks is None else None, *parts)
+        spec, operands = linear._specified(input, weight, tt.Focal(), None, "mean", None, 0.0)
+        found = linear._forward(input, weight, bias, scale, *given, operands, spec, "eager", 7, [True] * 4)
+    assert all(t is not None and t.is_cuda for t in found)
 
 
 # --------------------------------------------------------------------------------------------------------------- errors
@@ -385,6 +461,7 @@ REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "too large": (ValueError, "53 in row 1", dict(labels=torch.tensor([[0], [53], *[[-1]] * 5]))),
     "too small": (ValueError, "-2 in row 6", dict(labels=torch.tensor([*[[-1]] * 6, [-2]]))),
     "smoothing": (ValueError, "label_smoothing", dict(base="mse", label_smoothing=0.1)),
+    "ranks": (ValueError, "ByRank compares the losses of all elements.*threshold_loss", dict(rule=tt.ByRank())),
     "confidence": (ValueError, "ByConfidence", dict(base="mse", rule=tt.ByConfidence())),
     "divisor": (ValueError, "divisor", dict(reduction="sum", divisor=3.0)),
     "learning": (ValueError, "target requires grad", dict(labels=None, target=torch.zeros(B, L, requires_grad=True))),

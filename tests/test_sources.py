@@ -127,3 +127,26 @@ def test_limits_of_focal_loss() -> None:
     (gradient,) = torch.autograd.grad(loss.sum(), x)
     assert loss.tolist() == [math.inf, 0.0]
     assert gradient.tolist() == [-0.25, 0.0]
+
+
+# ---------------------------------------------------------------------------------------------------------------- shrinkage
+
+
+def _close_to_pywt(found: Tensor, expected: Any, x: Tensor, steepness: float = 1.0) -> None:
+    """Within two units in the last place of the input, where the curve is not steep."""
+    unit = torch.nextafter(x.abs(), torch.tensor(math.inf, dtype=x.dtype)) - x.abs()
+    assert ((found - torch.from_numpy(expected)).abs() <= 2 * steepness * unit).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0, 7.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_shrinkage_is_pywts(dtype: torch.dtype, value: float) -> None:
+    pywt = pytest.importorskip("pywt")
+    x = torch.randn(5000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul(3).to(dtype)
+    for mode, gate in (("soft", tt.softshrink), ("hard", tt.hardshrink), ("garrote", tt.garrote)):
+        _close_to_pywt(gate(x, value), pywt.threshold(x.numpy(), value, mode), x)
+    for high in (value + 0.5, 2 * value + 1):
+        steepness = max(1.0, high / (high - value) / 2)
+        _close_to_pywt(tt.firm(x, value, high), pywt.threshold_firm(x.numpy(), value, high), x, steepness)
+    at = torch.tensor([-value, value], dtype=dtype)
+    assert not tt.hardshrink(at, value).any(), "pywt keeps them, torch does not"

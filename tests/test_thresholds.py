@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import triton_thresh as tt
-from triton_thresh import gates, thresholds
 from triton_thresh.functional import batch_topk, otsu_threshold, quantile_threshold, topk_threshold
 from triton_thresh.nn import BatchTopK
 from triton_thresh.thresholds import kth_largest
@@ -239,7 +238,7 @@ def test_batch_topk_shapes() -> None:
 
 
 def saelens(batches: list[Tensor], k: float, rate: float) -> tuple[list[Tensor], Tensor]:
-    """SAELens' rule, from its documentation: relu, the int(k * rows) largest; the threshold in float64, by the smallest kept."""
+    """BatchTopK of sae_lens 6.54.12: relu, the int(k * rows) largest; its threshold in float64, moved by the smallest kept."""
     threshold, outputs = torch.zeros((), dtype=torch.float64), []
     for x in batches:
         values, places = x.relu().flatten().topk(int(k * x.shape[:-1].numel()))
@@ -440,47 +439,3 @@ def test_nothing_is_read_by_the_host() -> None:
         module = BatchTopK(2)
         module(torch.empty(16, 12))
         module.eval()(torch.empty(16, 12))
-
-
-# ------------------------------------------------------------------------------------------------------- compiled kernels
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
-def test_kernels_spill_nothing(target: str) -> None:
-    """The largest tiles of what needs most registers, where nothing is aligned."""
-    pytest.importorskip("triton")
-    from benchmarks.aot import Unaligned, compile_kernel
-    from triton_thresh.kernels import gate, select
-
-    n, asked = Unaligned("i32"), {"POSITIVE": False, "ANY_NAN": True}
-    cols = thresholds.IN_REGISTERS // 8
-    rows = {
-        "x_ptr": "*fp64",
-        "out_ptr": "*fp64",
-        "k": "i32",
-        "height": "i32",
-        "n": n,
-        "stride": n,
-        "HEIGHT": 1,
-        "COLS": cols,
-    }
-    report = compile_kernel(select.rows, rows | asked, target, num_warps=16, elements=cols)
-    assert report.spills == 0
-    count = {
-        "x_ptr": "*fp32",
-        "work_ptr": "*i64",
-        "k": "i32",
-        "n": n,
-        "stride": n,
-        "parts": "i32",
-        "DIGIT": 1,
-        "DIGITS": 4,
-    }
-    report = compile_kernel(select.count, count | asked | {"BLOCK": 4096}, target, num_warps=4, elements=4096)
-    assert report.spills == 0
-    assert report.shared_bytes <= 1024
-    fired = {"mask_ptr": "*u8", "out_ptr": "*i64", "rows": "i32", "groups": "i32", "width": n, "features": n}
-    constants = {"GROUPS": gates.ROWS, "BLOCK": gates.FIRED_BLOCK}
-    report = compile_kernel(gate.fired, fired | constants, target, num_warps=4, elements=gates.FIRED_BLOCK)
-    assert report.spills == 0

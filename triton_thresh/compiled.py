@@ -79,7 +79,7 @@ def _seen(value: Any, x: Tensor) -> Any:
 def plain(element: Element, x: Tensor, values: Sequence[Any], options: Options) -> Tensor:
     """The loss in plain torch, differentiable in x, and rounded once."""
     reduction, result, weight, mask, divisor = options
-    with _no_autocast(x):
+    with no_autocast(x):
         losses = element_losses(element, x, values, weight, mask)
         if reduction == "none":
             return losses.to(result)
@@ -99,7 +99,7 @@ def plain_gradient(element: Element, x: Tensor, values: Sequence[Any], options: 
     return gradient
 
 
-def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """The formula sees float32, which autocast would narrow."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if checks.is_autocast(kind) else nullcontext()
@@ -230,7 +230,7 @@ class Engine:
         try:
             if program is self:
                 program = self._programs[key] = _compiled(make(self.element, reduction, result, self.closed), self.name)
-            with torch.no_grad(), _no_autocast(x), _no_hooks():
+            with torch.no_grad(), no_autocast(x), _no_hooks():
                 return program(*arguments)  # type: ignore[operator]
         except torch.OutOfMemoryError:
             raise

@@ -28,7 +28,7 @@ FEW = 1 << 13  # elements of which a pass costs less than a call
 # ---------------------------------------------------------------------------------------------------------------- losses
 
 
-def _parts(tensors: Sequence[Operand], like: Tensor) -> Iterator[list[Any]]:
+def slices(tensors: Sequence[Operand], like: Tensor) -> Iterator[list[Any]]:
     """Matching slices of about SLICE elements: flat if every tensor lies as `like` does, else rows of its first dimension.
 
     Numbers and tensors that broadcast along the first dimension are handed on whole.
@@ -126,7 +126,7 @@ def loss_forward(
     """The loss, and for a reduction the gradient for an upstream gradient of 1."""
     if spec.reduction == "none":
         out = torch.empty_like(input, dtype=spec.result)
-        for x, y, part, *values in _parts([input, target, out, *operands], input):
+        for x, y, part, *values in slices([input, target, out, *operands], input):
             part.copy_(element_loss(spec, x, y, values, fast=True))
         return out, None
     divisor = divisor_of(spec, operands, input.numel(), input.dtype)
@@ -142,7 +142,7 @@ def loss_forward(
         return total.to(spec.result), gradient
     gradient = torch.empty_like(input) if want_gradient else input
     total = torch.zeros((), dtype=compute_dtype(input.dtype), device=input.device)
-    for x, y, part, *values in _parts([input, target, gradient, *operands], input):
+    for x, y, part, *values in slices([input, target, gradient, *operands], input):
         value, slope = loss_and_slope(spec, x, y, values, want_slope=want_gradient)
         assert value is not None
         total += value.sum()
@@ -167,7 +167,7 @@ def loss_backward(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[
     """d loss / dx times the upstream gradient, recomputed from the inputs."""
     dx = torch.empty_like(input)
     scale = 1 / divisor_of(spec, operands, input.numel(), input.dtype)
-    for x, y, g, part, *values in _parts([input, target, gradient, dx, *operands], input):
+    for x, y, g, part, *values in slices([input, target, gradient, dx, *operands], input):
         _, slope = loss_and_slope(spec, x, y, values, want_loss=False)
         assert slope is not None
         _scaled(spec, slope, g.to(slope.dtype) * scale, y, values, part)

@@ -98,37 +98,34 @@ class _Scatter:
     """
 
     def __init__(self, marks: Marks, batch: int, count: int, chunk: int) -> None:
-        self._batch, self._chunk = batch, chunk
+        labels, rows, values = marks
+        self._shape = batch, chunk
+        self._own = torch.where((labels >= 0) & (labels < count), labels // chunk, -1).int()  # the number of its chunk
+        self._places, self._values = rows * chunk + labels.remainder(chunk), values
         self._bounds: list[int] | None = None
-        if marks.labels.device.type == "cpu":
-            marks = Marks(*[None if part is None else part[marks.labels >= 0] for part in marks])  # type: ignore[arg-type]
-            own = marks.labels // chunk
-            own, order = own.sort(stable=True)
-            self._bounds = torch.searchsorted(own, torch.arange(blocks(count, chunk) + 1)).tolist()
-            marks = Marks(*[None if part is None else part[order] for part in marks])  # type: ignore[arg-type]
-        self._marks = marks
-        dtype = torch.bool if marks.values is None else marks.values.dtype
-        self._buffer = torch.zeros(batch * chunk + 1, dtype=dtype, device=marks.labels.device)
+        if labels.is_cpu:
+            self._own, order = self._own.sort(stable=True)
+            self._places, self._values = self._places[order], None if values is None else values[order]
+            self._bounds = torch.searchsorted(self._own, torch.arange(blocks(count, chunk) + 1)).tolist()
+        dtype = torch.bool if values is None else values.dtype
+        self._buffer = torch.zeros(batch * chunk + 1, dtype=dtype, device=labels.device)
 
     def fill(self, start: int, width: int) -> Tensor:
         """The target of labels start to start + width."""
-        labels, rows, values = self._marks
-        if self._bounds is not None:
-            number = start // self._chunk
+        number, values = start // self._shape[1], self._values
+        if self._bounds is None:
+            self._filled = torch.where(self._own == number, self._places, self._buffer.numel() - 1)
+        else:
             own = slice(self._bounds[number], self._bounds[number + 1])
-            self._place = rows[own] * width + (labels[own] - start)
-            values = None if values is None else values[own]
-        else:
-            inside = (labels >= start) & (labels < start + width)
-            self._place = torch.where(inside, rows * width + (labels - start), self._batch * self._chunk)
+            self._filled, values = self._places[own], None if values is None else values[own]
         if values is None:
-            self._buffer.index_fill_(0, self._place, True)
+            self._buffer.index_fill_(0, self._filled, True)
         else:
-            self._buffer.index_copy_(0, self._place, values)
-        return self._buffer[: self._batch * width].view(self._batch, width)
+            self._buffer.index_copy_(0, self._filled, values)
+        return self._buffer.narrow(0, 0, self._buffer.numel() - 1).view(self._shape).narrow(1, 0, width)
 
     def clear(self) -> None:
-        self._buffer.index_fill_(0, self._place, 0)
+        self._buffer.index_fill_(0, self._filled, 0)
 
 
 # ------------------------------------------------------------------------------------------------------------- the call
@@ -159,7 +156,7 @@ def run(
     if checks.is_autocast(input.device.type):
         narrow = torch.get_autocast_dtype(input.device.type)
         input, weight = (t if t.dtype is torch.float64 else t.to(narrow) for t in (input, weight))
-    elif input.dtype != weight.dtype:
+    if input.dtype != weight.dtype:
         raise TypeError(f"{OP}: weight has dtype {weight.dtype}, expected the input's {input.dtype} (or autocast)")
     spec, operands = _specified(input, weight, base, rule, reduction, divisor, label_smoothing)
     operands = tuple([_as_rows(value, leading, batch) for value in operands])
@@ -182,7 +179,7 @@ def run(
     wants = [records and t is not None and t.requires_grad for t in (input, weight, bias, scale)]
     found: tuple[Any, ...] = (input, weight, bias, scale, dense, *(marks or (None,) * 3))
     if traced:
-        return _OP.op(*found, *losses._encoded(operands), spec.text, spec.result, chunk_size or 0, wants)[0]  # type: ignore[no-any-return]
+        return _OP.op(*found, *losses.encoded(operands), spec.text, spec.result, chunk_size or 0, wants)[0]  # type: ignore[no-any-return]
     arguments = (*found, operands, spec, way, chunk_size or 0, wants)
     return _OP.record(*arguments) if any(wants) else _forward(*arguments)[0]
 
@@ -281,13 +278,13 @@ def _specified(
         )
     if isinstance(rule, ByRank):
         raise ValueError(NOT_RANKED)
-    loss, weighing = losses._parts(OP, base, rule, None)
+    loss, weighing = losses.checked_parts(OP, base, rule, None)
     logits = input.detach().new_empty(()).expand(*input.shape[:-1], weight.shape[0])  # for the checks: no memory
     asked = losses.given_options({"divisor": divisor, "label_smoothing": smoothing})
-    extra = losses._checked_options(OP, logits, logits, loss, reduction, asked)
+    extra = losses.checked_options(OP, logits, logits, loss, reduction, asked)
     for name, value in (*loss.operands().items(), *weighing.operands().items()):
         checks.check_operand(OP, name, value, logits, why=ONE_GRADIENT)
-    loss, weighing = losses._closed(loss, logits), losses._closed(weighing, logits)
+    loss, weighing = losses.closed(loss, logits), losses.closed(weighing, logits)
     ordered = {name: extra[name] for name in cells.OPTIONS if name in extra}
     spec, operands = cells.specify(loss, weighing, ordered, False, reduction, checks.result_dtype(input))
     return spec, cells.rounded(operands, input.dtype)
@@ -314,7 +311,7 @@ def formula(
     spec: Spec,
 ) -> Tensor:
     """The loss in plain torch, with all logits: differentiable in input, weight, bias and scale, twice and under transforms."""
-    with compiled._no_autocast(input):
+    with compiled.no_autocast(input):
         logits = F.linear(input, weight)
         compute = compute_dtype(input.dtype)
         logits = _affine(logits.to(compute), bias, scale)
@@ -364,7 +361,7 @@ def _forward(
     if way == "op":
         way = backend.choose(input.device, True)[0]
     marks = None if labels is None or rows is None else Marks(labels, rows, values)
-    with torch.no_grad(), compiled._no_autocast(input):
+    with torch.no_grad(), compiled.no_autocast(input):
         return _Loop(input.detach(), weight.detach(), bias, scale, operands, spec, way, chunk, wants).run(dense, marks)
 
 
@@ -416,7 +413,7 @@ class _Loop:
         for start in range(0, count, self.chunk):
             width = min(self.chunk, count - start)
             rows = weight.narrow(0, start, width)
-            part = buffer[: batch * width].view(batch, width)
+            part = buffer.narrow(0, 0, batch * width).view(batch, width)
             torch.mm(input, rows.t(), out=part)
             target = dense.narrow(1, start, width) if scatter is None else scatter.fill(start, width)  # type: ignore[union-attr]
             sums.append(self.element(part, target, [self._sliced(v, start, width) for v in self.operands], start))
@@ -464,7 +461,7 @@ class _Loop:
         self, part: Tensor, target: Tensor, operands: Sequence[Operand], bias: Tensor | None, scale: Tensor | None
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=part.device)
-        for x, y, own, *values in eager._parts([part, target, 0.0 if bias is None else bias, *operands], part):
+        for x, y, own, *values in eager.slices([part, target, 0.0 if bias is None else bias, *operands], part):
             logits = _affine_(x.to(self.compute), own if bias is not None else None, scale)
             loss, slope = eager.loss_and_slope(self.spec, logits, y, values, want_slope=any(self.wants))
             assert loss is not None
@@ -483,7 +480,7 @@ class _Loop:
     def _on_inductor(self, part: Tensor, target: Tensor, operands: Sequence[Operand], start: int) -> Tensor:
         """The same from one pass that Inductor wrote."""
         logits = _affine_(part.to(self.compute), self._bias_of(part, start), self.scale)
-        engine, options = losses._engine(self.spec), compiled.Options("sum", self.compute)
+        engine, options = losses.engine(self.spec), compiled.Options("sum", self.compute)
         found = engine.value_and_gradient(logits, (target, *operands), options, gradient=any(self.wants))
         if found is None:
             part.copy_(logits)
@@ -646,7 +643,7 @@ def _differentiated(
 
 def _decode(*flat: Any) -> tuple[Any, ...]:
     *given, tensors, numbers, text, result, chunk, wants = flat
-    return *given, losses._operands(given[0], tensors, numbers), cells.from_text(text, result), "op", chunk, wants
+    return *given, losses.decoded(given[0], tensors, numbers), cells.from_text(text, result), "op", chunk, wants
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
@@ -673,7 +670,7 @@ def _formula_of_op(*flat: Any) -> tuple[Tensor, ...]:
 _OP = Fused(
     "linear_loss",
     "(Tensor input, Tensor weight, Tensor? bias, Tensor? scale, Tensor? target, Tensor? labels, Tensor? rows, Tensor? values, "
-    f"{losses._TRACED}, ScalarType dtype, int chunk, bool[] wants) -> "
+    f"{losses.TRACED}, ScalarType dtype, int chunk, bool[] wants) -> "
     "(Tensor loss, Tensor d_input, Tensor d_weight, Tensor d_bias, Tensor d_scale)",
     forward=_forward,
     fake=_fake,

@@ -84,7 +84,7 @@ def _specified(
     options: dict[str, Any],
 ) -> tuple[Spec, Tensor, Tensor, Sequence[Operand], backend.Way]:
     """The loss to compute, its tensors and operands, and the way it goes; an error names what cannot be."""
-    loss, weighing = _parts(op, base, rule, pos_weight)
+    loss, weighing = checked_parts(op, base, rule, pos_weight)
     asked = given_options(options)
     plain = not asked and not stats and type(weighing) is not ByRank
     quick = plain and not is_dynamo_compiling() and _are_numbers(loss, weighing)
@@ -96,10 +96,10 @@ def _specified(
     if quick:
         spec, operands = cells.specify_numbers(loss, weighing, reduction, input.dtype, result)
         return spec, input, target, operands, backend.way(input, target, compiles=True)
-    extra = _checked_options(op, input, target, loss, reduction, asked)
+    extra = checked_options(op, input, target, loss, reduction, asked)
     for name, value in (*loss.operands().items(), *weighing.operands().items()):
         checks.check_operand(op, name, value, input, why=ONE_GRADIENT)
-    loss, weighing = _closed(loss, input), _closed(weighing, input)
+    loss, weighing = closed(loss, input), closed(weighing, input)
     if stats and not weighing.decides:
         extra["least_positive"] = _least_positive(op, loss, weighing)
     given = (*loss.operands().values(), *weighing.operands().values(), *extra.values())
@@ -125,7 +125,7 @@ def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return given if is_zero else given | {"label_smoothing": share}
 
 
-def _checked_options(
+def checked_options(
     op: str, input: Tensor, target: Tensor, base: Base, reduction: str, asked: dict[str, Any]
 ) -> dict[str, Operand]:
     """The options as operands."""
@@ -206,7 +206,7 @@ def _wide(value: Operand, input: Tensor) -> Operand:
     return value if isinstance(value, Tensor) else checks.held(value, torch.float64, input.device)
 
 
-def _closed(part: Any, input: Tensor) -> Any:
+def closed(part: Any, input: Tensor) -> Any:
     """A base or a rule of which a compiler leaves no number open."""
     changed = {name: _wide(value, input) for name, value in part.operands().items()} if is_compiling() else {}
     return replace(part, **changed) if changed else part
@@ -219,7 +219,7 @@ def _are_numbers(*parts: Base | Rule) -> bool:
     return all(type(value) is float or (type(value) is int and value.bit_length() < 64) for value in values)
 
 
-def _parts(op: str, base: Base | str, rule: Rule | None, pos_weight: Operand | None) -> tuple[Base, Rule]:
+def checked_parts(op: str, base: Base | str, rule: Rule | None, pos_weight: Operand | None) -> tuple[Base, Rule]:
     if isinstance(base, str):
         if base not in NAMED_BASES:
             raise ValueError(f"{op}: base must be {_accepted_bases()}, got {base!r}")
@@ -432,9 +432,9 @@ def _engine_forward(
         return loss_forward(spec, input, target, operands, want_gradient)
     if way == "inductor":
         options = _inductor_options(spec, input, operands)
-        found = _engine(spec).value_and_gradient(input, (target, *operands), options, gradient=want_gradient)
+        found = engine(spec).value_and_gradient(input, (target, *operands), options, gradient=want_gradient)
         if found is None:
-            _engine(spec).warn()
+            engine(spec).warn()
     if way != "inductor" or found is None:
         found = eager.loss_forward(spec, input, target, operands, want_gradient)
     loss, gradient = found
@@ -442,7 +442,7 @@ def _engine_forward(
 
 
 @functools.cache
-def _engine(spec: Spec) -> compiled.Engine:
+def engine(spec: Spec) -> compiled.Engine:
     """The element loss as a formula that Inductor compiles."""
     return compiled.Engine(
         spec.cell,
@@ -496,7 +496,7 @@ def _backward(ctx: Any, g: Tensor, _: Tensor | None = None) -> tuple[Tensor]:
         if ctx.fused:
             dtype = compute_dtype(input.dtype)
             return ((ahead.to(dtype) * g.to(dtype)).to(input.dtype),)
-        return (_backward_op(g, input, target, *_encoded(operands), spec.text),)
+        return (_backward_op(g, input, target, *encoded(operands), spec.text),)
     if ctx.fused:
         ctx.fused = False
         # .data has a version counter of its own: neither the rescale nor what callers do to .grad spoils saved_tensors
@@ -506,22 +506,22 @@ def _backward(ctx: Any, g: Tensor, _: Tensor | None = None) -> tuple[Tensor]:
     if ctx.way == "triton":
         return (loss_backward(spec, input, target, operands, g),)
     if ctx.way == "inductor":
-        found = _engine(spec).backward(input, (target, *operands), _inductor_options(spec, input, operands), g)
+        found = engine(spec).backward(input, (target, *operands), _inductor_options(spec, input, operands), g)
         if found is not None:
             return (found,)
     return (eager.loss_backward(spec, input, target, operands, g),)
 
 
 # An operand of a traced loss is an entry of `tensors`, or where that is None of `numbers`.
-_TRACED = "Tensor?[] tensors, float[] numbers, str spec"
+TRACED = "Tensor?[] tensors, float[] numbers, str spec"
 
 
-def _encoded(operands: Sequence[Operand]) -> tuple[list[Tensor | None], list[float]]:
+def encoded(operands: Sequence[Operand]) -> tuple[list[Tensor | None], list[float]]:
     tensors = [v if isinstance(v, Tensor) else None for v in operands]
     return tensors, [math.nan if isinstance(v, Tensor) else torch.sym_float(v) for v in operands]
 
 
-def _operands(input: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[float]) -> tuple[Operand, ...]:
+def decoded(input: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[float]) -> tuple[Operand, ...]:
     dtype = compute_dtype(input.dtype)
     if all(tensor is None for tensor in tensors):
         return Numbers([round_to(number, dtype) for number in numbers])
@@ -531,14 +531,14 @@ def _operands(input: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence
 def _traced(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[Operand]) -> tuple[Tensor, Tensor]:
     """The loss as one op, its gradient computed in the forward pass; and its counts."""
     records = input.requires_grad and torch.is_grad_enabled()
-    loss, stats, _ = LOSS.op(input, target, *_encoded(operands), spec.text, spec.result, records)
+    loss, stats, _ = LOSS.op(input, target, *encoded(operands), spec.text, spec.result, records)
     return loss, stats
 
 
 def _decode(
     input: Tensor, target: Tensor, tensors: Any, numbers: Any, text: str, result: torch.dtype, records: bool
 ) -> tuple[Any, ...]:
-    return input, target, _operands(input, tensors, numbers), cells.from_text(text, result), "triton", records
+    return input, target, decoded(input, tensors, numbers), cells.from_text(text, result), "triton", records
 
 
 def _fake(
@@ -555,7 +555,7 @@ def _fake(
 def _formula(
     input: Tensor, target: Tensor, tensors: Any, numbers: Any, text: str, result: torch.dtype, records: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    spec, operands = cells.from_text(text, result), _operands(input, tensors, numbers)
+    spec, operands = cells.from_text(text, result), decoded(input, tensors, numbers)
     _, stats, gradient = _fake(input, target, tensors, numbers, text, result, records)
     if spec.stats:
         stats = cells.count_stats(spec, input, target, operands)
@@ -564,7 +564,7 @@ def _formula(
 
 LOSS = Fused(
     "loss",
-    f"(Tensor input, Tensor target, {_TRACED}, ScalarType dtype, bool records) -> "
+    f"(Tensor input, Tensor target, {TRACED}, ScalarType dtype, bool records) -> "
     "(Tensor loss, Tensor stats, Tensor gradient)",
     forward=_forward,
     fake=_fake,
@@ -580,7 +580,7 @@ LOSS = Fused(
 def _backward_kernel(g: Tensor, input: Tensor, target: Tensor, tensors: Any, numbers: Any, text: str) -> Tensor:
     if not input.numel():
         return torch.empty_like(input)
-    return loss_backward(cells.from_text(text, input.dtype), input, target, _operands(input, tensors, numbers), g)
+    return loss_backward(cells.from_text(text, input.dtype), input, target, decoded(input, tensors, numbers), g)
 
 
 def _backward_fake(g: Tensor, input: Tensor, *_: Any) -> Tensor:
@@ -589,7 +589,7 @@ def _backward_fake(g: Tensor, input: Tensor, *_: Any) -> Tensor:
 
 _backward_op = define(
     "loss_backward",
-    f"(Tensor gradient, Tensor input, Tensor target, {_TRACED}) -> Tensor",
+    f"(Tensor gradient, Tensor input, Tensor target, {TRACED}) -> Tensor",
     _backward_kernel,
     _backward_fake,
     of_backward=True,

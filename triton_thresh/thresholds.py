@@ -99,8 +99,9 @@ def _check_selection(op: str, input: Tensor, dim: int | None) -> tuple[int, bool
     check_input(op, input, FLOATING + INTEGER, jagged=False)
     if dim is not None and dim != -1:
         raise ValueError(f"{op}: dim must be None or -1, got {dim!r}")
-    by_row = dim is not None and input.dim() > 0
-    n = _shape(input)[-1] if by_row else math.prod(_shape(input))
+    shape = _shape(input)
+    by_row = dim is not None and len(shape) > 0
+    n = shape[-1] if by_row else math.prod(shape)
     if n == 0:
         raise ValueError(f"{op}: input has shape {tuple(input.shape)}, expected at least one element to select from")
     return n, by_row
@@ -161,28 +162,38 @@ def kth_largest(
 
 
 def _select_on_cpu(values: Tensor, k: int, by_row: bool, any_nan: bool, positive: bool) -> Tensor:
-    """By torch.topk where few elements are on one side, which is then faster than torch.kthvalue; by that elsewhere."""
+    """By torch's own ops. The host looks at what it found, which costs nothing on a CPU."""
     rows = values if by_row or values.dim() == 1 else values.reshape(-1)
-    if positive:
-        if 0 < k * FEW <= rows.shape[-1] and not by_row:
-            smallest = torch.where(rows > 0, rows, 0).topk(k).values[-1]
-            if smallest > 0:  # else there are fewer of them
-                return smallest
-        rows = rows[rows > 0]
     n = rows.shape[-1]
+    if positive:
+        if 0 < k <= n and not by_row:
+            kept = rows.relu()
+            found = _kth_on_cpu(kept, k, False)
+            if found.item() > 0 and not math.isnan(kept.sum().item()):  # else fewer are above 0, or there is NaN
+                return found
+        rows = rows[rows > 0]
+        n = rows.shape[-1]
     k = min(k, n)
     if k < 1:
         return values.new_full((), math.nan)
-    few = min(k, n + 1 - k)
-    if few * FEW <= n or n <= 64:
-        ends = rows.topk(few, -1, few == k)[0]
-        found = ends.narrow(-1, few - 1, 1) if by_row else ends[few - 1]
-    else:
-        found = rows.kthvalue(n + 1 - k, -1, by_row)[0]
+    found = _kth_on_cpu(rows, k, by_row)
     if any_nan:
         largest = rows.amax(-1, by_row)
-        found = torch.where(largest.isnan(), largest, found)
+        if by_row:
+            return torch.where(largest.isnan(), largest, found)
+        if math.isnan(largest.item()):
+            return largest
     return found
+
+
+def _kth_on_cpu(rows: Tensor, k: int, by_row: bool) -> Tensor:
+    """By torch.topk where few elements are on one side, which is then faster than torch.kthvalue; by that elsewhere."""
+    n = rows.shape[-1]
+    few = min(k, n + 1 - k)
+    if few * FEW > n > 64:
+        return rows.kthvalue(n + 1 - k, -1, by_row)[0]
+    ends = rows.topk(few, -1, few == k)[0]
+    return ends.narrow(-1, few - 1, 1) if by_row else ends[few - 1]
 
 
 def _select_by_formula(values: Tensor, k: int | Tensor, by_row: bool, any_nan: bool, positive: bool) -> Tensor:
@@ -208,9 +219,14 @@ def _select_by_formula(values: Tensor, k: int | Tensor, by_row: bool, any_nan: b
     return found if by_row else found.reshape(())
 
 
-def _block(x: Tensor) -> int:
-    """Elements of a tile: more of 8 bytes would take too many registers."""
-    return 4096 if x.element_size() < 8 else 2048
+def block_of(size: int) -> int:
+    """Elements of a tile, of so many bytes each: more of 8 bytes would take too many registers."""
+    return 4096 if size < 8 else 2048
+
+
+def warps_of(cols: int) -> int:
+    """Warps of a program that holds so many elements."""
+    return max(4, min(16, cols // 1024))
 
 
 @functools.cache
@@ -235,10 +251,10 @@ def _launch_select(values: Tensor, k: int | Tensor, by_row: bool, any_nan: bool,
     cols = 1 << (n - 1).bit_length()
     if cols * max(size, 4) <= IN_REGISTERS:
         each = max(1, 2048 // cols)
-        kernel = _kernel("rows", max(4, min(16, cols // 1024)), **asked, HEIGHT=each, COLS=cols)
+        kernel = _kernel("rows", warps_of(cols), **asked, HEIGHT=each, COLS=cols)
         kernel(blocks(height, each), rows, out, k, height, n, stride)
         return out
-    block = _block(rows)
+    block = block_of(size)
     parts = min(blocks(n, block), max(1, PROGRAMS // height))
     work = torch.zeros((height, size + 1, 256), dtype=torch.int64, device=values.device)
     for digit in range(size):
@@ -304,7 +320,7 @@ def _histogram_by_formula(input: Tensor, line: Tensor | None, bins: int) -> Tens
 
 def _launch_histogram(input: Tensor, line: Tensor | None, bins: int) -> Tensor:
     x = layout.dense(input)
-    n, block = x.numel(), _block(x)
+    n, block = x.numel(), block_of(x.element_size())
     parts = min(blocks(n, block), PROGRAMS)
     counts = torch.zeros((2, max(256, 1 << (bins - 1).bit_length())), dtype=torch.int64, device=x.device)
     if line is None:  # what selection begins with
@@ -332,8 +348,14 @@ def _smallest_kept(op: str, input: Tensor, k: float) -> Tensor:
 
 
 def _gated(input: Tensor, smallest: Tensor) -> Tensor:
-    """What is at least the smallest that is kept, of the input's dtype; nothing reaches NaN."""
-    if way(input, smallest) in ("eager", "formula"):
+    """What is at least the smallest that is kept, above 0 and of the input's dtype; nothing reaches NaN."""
+    how = way(input, smallest)
+    if how == "eager" and input.is_cpu:
+        bound = torch.nextafter(smallest, torch.zeros_like(smallest)).item()
+        output = torch.threshold(input, bound, 0.0)  # takes a tenth of the time of torch.where, but keeps NaN
+        if not math.isnan(bound) and not math.isnan(output.detach().sum().item()):
+            return output
+    if how in ("eager", "formula"):
         return torch.where(input >= smallest, input, 0)
     wide = smallest if smallest.dtype == torch.float64 else smallest.float()
     below = torch.nextafter(wide, torch.zeros_like(wide))  # what reaches the one is above the other: jumprelu's rule

@@ -94,14 +94,24 @@ def test_a_device_meets_a_stray_label_with_nan(device: torch.device, monkeypatch
     marks = linear._listed(labels, 2)
     assert linear._strays(marks, L).tolist() == [False, True, True, False]
     scatter = linear._Scatter(marks, 2, L, 16)
-    if device.type == "cpu":
-        scatter._bounds, scatter._marks = None, marks  # as on a device
+    scatter._bounds = None  # as on a device
     for start in range(0, L, 16):
         width = min(16, L - start)
         target = scatter.fill(start, width)
         assert target.nonzero().tolist() == ([[0, 0], [1, 2]] if start == 0 else [])
         scatter.clear()
         assert not scatter._buffer.any()
+
+
+def test_more_rows_than_a_launch_has_in_its_second_dimension(device: torch.device) -> None:
+    """Each launch has one dimension. The target of a chunk has rows that are further apart than the chunk is wide."""
+    input, weight = torch.randn(70_000, 2, device=device), torch.randn(5, 2, device=device)
+    target = (torch.rand(70_000, 5, device=device) < 0.2).float()
+    one, other = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+    made = linear_threshold_loss(input, one, target, chunk_size=2)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(input @ other.T, target)
+    torch.testing.assert_close(made, expected)
+    torch.testing.assert_close(torch.autograd.grad(made, one), torch.autograd.grad(expected, other))
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="the interpreter counts the bytes")
