@@ -446,14 +446,14 @@ def focal(x, y, p, s):
         u = wrong * (r - er) + er
         g = _exponent(s[2], p, len(p) - 1, x)
         w, less = _power(u, s[2], p, len(p) - 1)
-        if s[1] == OPERAND:
-            balance = 1.0 - p[0].to(x.dtype) + (2.0 * p[0].to(x.dtype) - 1.0) * y
-            w *= balance
-            less *= balance
         dq = er * r
         loss = w * ce
         slope = w * (wrong - er) + less * ((2.0 * g * wrong - g) * dq * _finite(ce))
         slope = tl.where(x >= 0.0, slope, _minus(slope))
+        if s[1] == OPERAND:
+            balance = 1.0 - p[0].to(x.dtype) + (2.0 * p[0].to(x.dtype) - 1.0) * y
+            loss *= balance
+            slope *= balance
         sigmoid, rest = tl.where(x >= 0.0, r, er), tl.where(x >= 0.0, er, r)
     q, rest = _predictions(x, sigmoid, rest)
     return loss, slope, q, rest, dq
