@@ -239,12 +239,12 @@ def _loss_arguments(
     hard: bool = False,
     options: Sequence[str] = (),
     stats: bool = False,
-) -> dict[str, object]:
+) -> tuple[tuning.Kind, dict[str, object]]:
     kind, packed = PACKED[operands]
     given = {name: torch.empty(0) if name in cells.SELECTING else 1.0 for name in options}
     spec, values = cells.specify(base, rule, given, stats, reduction, torch.float32)
     kinds = [ELEMENT if isinstance(value, torch.Tensor) else kind for value in values]
-    return dict(
+    arguments: dict[str, object] = dict(
         x_ptr=f"*{dtype}",
         y_ptr="*i8" if hard else f"*{dtype}",
         dx_ptr=f"*{dtype}",
@@ -256,6 +256,7 @@ def _loss_arguments(
         COMPUTE=_compute(dtype),
         REDUCTION=reduction,
     )
+    return spec.kind, arguments
 
 
 def cell_cases(base: type[Base], rule: type[Rule], dtype: str, lanes: int) -> Iterator[Case]:
@@ -263,25 +264,27 @@ def cell_cases(base: type[Base], rule: type[Rule], dtype: str, lanes: int) -> It
 
     A base with exponents is compiled for targets that are 0 or 1, too, and in backward for exponents that are operands.
     """
-    kind: tuning.Kind = "power loss" if base.exponents or rule.exponents else "loss"
-    block, warps = tuning.default(kind, ITEMSIZE[dtype], lanes)
     name, number = f"{base.snake_name()}.{rule.__name__}", _number(dtype)
     made, weighing = base(*base.example), rule(*rule.example)
-    out = dict(out_ptr=f"*{_wide(dtype)}", SINGLE=False, BLOCK=block)
+
+    def case(kernel: str, operands: str, found: tuple[tuning.Kind, dict[str, object]], **others: object) -> Case:
+        kind, arguments = found
+        block, warps = tuning.default(kind, ITEMSIZE[dtype], lanes)
+        jit = loss.backward if kernel == "backward" else loss.forward
+        return Case(name, kernel, dtype, operands, jit, arguments | others | {"BLOCK": block}, warps, block)
+
+    out = dict(out_ptr=f"*{_wide(dtype)}", SINGLE=False)
     for operands in (number, "channel") if rule is ByPrediction else (number,):
-        arguments = _loss_arguments(made, weighing, dtype, operands, "mean") | out
-        yield Case(name, "forward", dtype, operands, loss.forward, arguments, warps, block)
+        yield case("forward", operands, _loss_arguments(made, weighing, dtype, operands, "mean"), **out)
     if base.exponents:
-        arguments = _loss_arguments(made, weighing, dtype, number, "mean", hard=True) | out
-        yield Case(name, "forward-hard", dtype, number, loss.forward, arguments, warps, block)
-    arguments = _loss_arguments(made, weighing, dtype, number, "none") | out | dict(dx_ptr=None, out_ptr=f"*{dtype}")
-    yield Case(name, "forward-none", dtype, number, loss.forward, arguments, warps, block)
+        yield case("forward-hard", number, _loss_arguments(made, weighing, dtype, number, "mean", hard=True), **out)
+    out |= dict(dx_ptr=None, out_ptr=f"*{dtype}")
+    yield case("forward-none", number, _loss_arguments(made, weighing, dtype, number, "none"), **out)
     given = {name: value for name, value in vars(made).items() if name not in base.static_fields}
     whole = base(**given | dict.fromkeys(base.optional_fields, 0.5) | dict.fromkeys(base.exponents, 1.5))
-    arguments = _loss_arguments(whole, weighing, dtype, number, "mean")
+    kind, arguments = _loss_arguments(whole, weighing, dtype, number, "mean")
     arguments.pop("counts_ptr")
-    arguments |= dict(g_ptr=f"*{dtype}", BLOCK=block)
-    yield Case(name, "backward", dtype, number, loss.backward, arguments, warps, block)
+    yield case("backward", number, (kind, arguments), g_ptr=f"*{dtype}")
 
 
 def shared_loss_cases(dtype: str, lanes: int) -> Iterator[Case]:
@@ -289,7 +292,7 @@ def shared_loss_cases(dtype: str, lanes: int) -> Iterator[Case]:
     block, warps = tuning.default("loss", ITEMSIZE[dtype], lanes)
     made, number, wide = (BCEWithLogits(), ByPrediction()), _number(dtype), _wide(dtype)
     options = [name for name in cells.OPTIONS if name != "least_positive"]
-    arguments = _loss_arguments(*made, dtype, number, "mean", hard=True, options=options, stats=True)
+    _, arguments = _loss_arguments(*made, dtype, number, "mean", hard=True, options=options, stats=True)
     arguments |= dict(out_ptr=f"*{wide}", SINGLE=False, BLOCK=block)
     yield Case("loss", "forward-options", dtype, number, loss.forward, arguments, warps, block)
     arguments = dict(

@@ -182,6 +182,12 @@ def jumprelu_l0_backward(g, code, p):
 
 
 @triton.jit
+def _minus(x):
+    """-x as a sign that the next instruction takes. Triton's own is 0 - x, an instruction."""
+    return x * -1.0
+
+
+@triton.jit
 def mse(x, y, p, s):
     """l = (x - y)**2, dl/dx = 2 (x - y)."""
     d = x - y
@@ -190,48 +196,43 @@ def mse(x, y, p, s):
 
 @triton.jit
 def huber(x, y, p, s):
-    """l = d**2 / 2 where |d| <= delta else delta (|d| - delta / 2) for d = x - y; dl/dx = d held to -delta and delta."""
+    """l = d**2 / 2 where |d| <= delta else delta (|d| - delta / 2) for d = x - y: c (d - c / 2), c = d held to -delta and delta.
+
+    dl/dx = c.
+    """
     d, delta = x - y, p[0].to(x.dtype)
-    size = tl.abs(d)
-    near = size <= delta
-    slope = tl.where(near, d, tl.where(d > 0.0, delta, tl.where(d < 0.0, -delta, d)))
-    return tl.where(near, 0.5 * d * d, delta * (size - 0.5 * delta)), slope, x, 1.0 - x, 1.0
+    held = tl.minimum(d, delta, propagate_nan=tl.PropagateNan.ALL)
+    held = tl.maximum(held, -delta, propagate_nan=tl.PropagateNan.ALL)
+    return held * (d - 0.5 * held), held, x, 1.0 - x, 1.0
 
 
 @triton.jit
-def _log_polynomial(f):
-    """log(1 + f) = f - f**2 / 2 + f**3 P(f) for float32 f in [sqrt(1/2) - 1, sqrt(2) - 1]; relative error 9.4e-8."""
-    q = 0.08700116723775864 * f - 0.14267438650131226
-    q = q * f + 0.14914847910404205
-    q = q * f - 0.16577591001987457
-    q = q * f + 0.19963057339191437
-    q = q * f - 0.2500133812427521
-    q = q * f + 0.3333390951156616
-    q = q * f - 0.5
-    return q * (f * f) + f
+def _log_of_ratio(f, root):
+    """log(1 + f) for float32 f in [sqrt(1/2) - 1, sqrt(2) - 1] and root = 1 / sqrt(1 + f): 2 asinh(f root / 2).
+
+    v = f root times a polynomial of degree 2 in v**2, relative error 4.6e-8. One in f takes three instructions more.
+    """
+    v = f * root
+    h = v * v
+    q = 0.004572396632283926 * h - 0.04166238382458687
+    return v * (q * h + 1.0)
 
 
 @triton.jit
 def _logs(x):
     """log x and log(1 - x), clamped at -100, for x in [0, 1]; other x give some number. Half the instructions of two tl.log.
 
-    float32: v = 2**k m with m in [sqrt(1/2), sqrt(2)), log v = k log 2 + log(1 + f), f = m - 1. x is scaled by 2**23, so that
-    denormals count; for k = 0 log(1 - x) takes f = -x, which 1 - x has rounded. float64: that rounding is added again.
+    float32: v = 2**k m with m in [sqrt(1/2), sqrt(2)), log v = k log 2 + log m. x is scaled by 2**23, so that denormals count;
+    for k = 0 log(1 - x) takes f = m - 1 = -x, which 1 - x has rounded. float64: that rounding is added again.
     """
     rest = 1.0 - x
     if x.dtype == tl.float64:
         log_x = tl.log(tl.abs(x))
         log_rest = tl.log(rest) + ((1.0 - rest) - x)
     else:
-        bits = (tl.abs(x) * 8388608.0).to(tl.int32, bitcast=True)
-        k = (bits - (0x3F3504F3 + 0x0B800000)) >> 23
-        f = (bits - 0x0B800000 - (k << 23)).to(tl.float32, bitcast=True) - 1.0
-        log_x = 0.6931471805599453 * k.to(tl.float32) + _log_polynomial(f)
-        bits = rest.to(tl.int32, bitcast=True)
-        k = (bits - 0x3F3504F3) >> 23
-        f = (bits - (k << 23)).to(tl.float32, bitcast=True) - 1.0
-        f = tl.where(k == 0, -x, f)
-        log_rest = 0.6931471805599453 * k.to(tl.float32) + _log_polynomial(f)
+        k, m, root, _ = _split(tl.abs(x) * 8388608.0)
+        log_x = 0.6931471805599453 * (k - 23).to(tl.float32) + _log_of_ratio(m - 1.0, root)
+        log_rest, _ = _log_and_inverse(rest, x)
     return tl.maximum(log_x, -100.0), tl.where(rest == 0.0, -100.0, log_rest)
 
 
@@ -245,7 +246,7 @@ def bce(x, y, p, s):
     variance = x * (1.0 - x)
     y = tl.where((variance >= 0.0) & (y - y * y >= 0.0), y, float("nan"))
     log_x, log_rest = _logs(x)
-    loss = -(y * log_x + (1.0 - y) * log_rest)
+    loss = _minus(y * log_x) - (1.0 - y) * log_rest
     variance = tl.maximum(variance, tl.full([], 1e-12, x.dtype))  # a bare 1e-12 would be a float32
     if x.dtype == tl.float64:
         slope = (x - y) / variance
@@ -256,39 +257,36 @@ def bce(x, y, p, s):
 
 
 @triton.jit
-def _softplus_neg_abs(e):
-    """log1p(e) for e = exp(-|x|) in [0, 1].
+def _decay(x):
+    """log1p(e) for e = exp(-|x|), sigmoid(|x|) and sigmoid(-|x|).
 
-    float32: e times a polynomial of degree 8 in e, relative error 2.1e-7. float64: log(u) e / (u - 1) with u = fl(1 + e).
+    float32: rsqrt(1 + e)**2 replaces a division; log1p(e) = 2 asinh(v / 2) for v = e rsqrt(1 + e) is v times a polynomial of
+    degree 3 in v**2, relative error 5.5e-8. One in e takes three instructions more.
+    float64: log(u) e / (u - 1) with u = fl(1 + e).
     """
-    if e.dtype == tl.float64:
+    if x.dtype == tl.float64:
+        e = tl.exp(-tl.abs(x))
         u = 1.0 + e
+        r = 1.0 / u
+        er = e * r
         log1p = tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
     else:
-        q = 0.005232624243944883 * e - 0.029504956677556038
-        q = q * e + 0.07822549343109131
-        q = q * e - 0.1366320699453354
-        q = q * e + 0.1910598874092102
-        q = q * e - 0.2484297752380371
-        q = q * e + 0.3331909477710724
-        q = q * e - 0.4999949336051941
-        q = q * e + 0.9999999403953552
-        log1p = e * q
-    return log1p
+        e = tl.exp2(_minus(tl.abs(1.4426950408889634 * x)))
+        root = tl.rsqrt(1.0 + e)
+        r = root * root
+        er = e * r
+        h = e * er
+        q = -0.0005965743912383914 * h + 0.0046594650484621525
+        q = q * h - 0.04166441038250923
+        log1p = (e * root) * (q * h + 1.0)
+    return log1p, r, er
 
 
 @triton.jit
 def _logistic(x):
-    """e = exp(-|x|), log1p(e), sigmoid(x), sigmoid(-x), and the slope of the first. rsqrt(1 + e)**2 replaces a division."""
-    if x.dtype == tl.float64:
-        e = tl.exp(-tl.abs(x))
-        r = 1.0 / (1.0 + e)
-    else:
-        e = tl.exp2(-1.4426950408889634 * tl.abs(x))
-        r = tl.rsqrt(1.0 + e)
-        r = r * r
-    er = e * r
-    return _softplus_neg_abs(e), tl.where(x >= 0.0, r, er), tl.where(x >= 0.0, er, r), er * r
+    """log1p(exp(-|x|)), sigmoid(x), sigmoid(-x), and the slope of the first."""
+    log1p, r, er = _decay(x)
+    return log1p, tl.where(x >= 0.0, r, er), tl.where(x >= 0.0, er, r), er * r
 
 
 @triton.jit
@@ -306,7 +304,7 @@ def _predictions(x, s, rest):
 def bce_with_logits(x, y, p, s):
     """l = (1 - y) x + w (max(-x, 0) + log1p(exp -|x|)) with w = 1 + (pos_weight - 1) y; dl/dx = (1 - y) - w (1 - sigmoid)."""
     log1p, sigmoid, rest, dq = _logistic(x)
-    softplus = tl.maximum(-x, 0.0) + log1p  # a NaN that maximum drops comes back through the logarithm
+    softplus = tl.maximum(_minus(x), 0.0) + log1p  # a NaN that maximum drops comes back through the logarithm
     slope = sigmoid - y
     if len(p) == 1:
         w = 1.0 + (p[0].to(x.dtype) - 1.0) * y
@@ -322,74 +320,73 @@ def _is_probability(y):
 
 
 @triton.jit
-def _log(v, rest):
-    """log v for v above 0, where rest = 1 - v is exact near v = 1; float32: v = 2**k m as in _logs, v below 2**-126 gives some
-    number."""
+def _split(v):
+    """k, m, 1 / sqrt(m) and 1 / v for float32 v = 2**k m from 2**-126 on, m in [sqrt(1/2), sqrt(2)); of other v some numbers."""
+    bits = v.to(tl.int32, bitcast=True)
+    k = (bits - 0x3F3504F3) >> 23
+    m = (bits - (k << 23)).to(tl.float32, bitcast=True)
+    root = tl.rsqrt(m)
+    inverse = ((root * root).to(tl.int32, bitcast=True) - (k << 23)).to(tl.float32, bitcast=True)
+    return k, m, root, inverse
+
+
+@triton.jit
+def _log_and_inverse(v, rest):
+    """log v and 1 / v for v above 0, where rest = 1 - v is exact near v = 1; float32: v below 2**-126 gives some numbers."""
     if v.dtype == tl.float64:
         near = tl.abs(rest) < 0.5
         whole = tl.where(near, 1.0 - rest, v)
         log = tl.log(whole) + tl.where(near, (1.0 - whole) - rest, 0.0)
-    else:
-        bits = v.to(tl.int32, bitcast=True)
-        k = (bits - 0x3F3504F3) >> 23
-        f = (bits - (k << 23)).to(tl.float32, bitcast=True) - 1.0
-        f = tl.where(k == 0, -rest, f)
-        log = 0.6931471805599453 * k.to(tl.float32) + _log_polynomial(f)
-    return log
-
-
-@triton.jit
-def _inverse(v):
-    """1 / v for v above 0, without a division; a v below 2**-126 counts as that."""
-    if v.dtype == tl.float64:
         inverse = 1.0 / tl.where(v > 0.0, v, 1.0)
     else:
-        r = tl.rsqrt(tl.maximum(v, 1.1754943508222875e-38))
-        inverse = r * r
-    return inverse
+        k, m, root, inverse = _split(v)
+        log = 0.6931471805599453 * k.to(tl.float32) + _log_of_ratio(tl.where(k == 0, _minus(rest), m - 1.0), root)
+    return log, inverse
 
 
 @triton.jit
-def _exponent(CONSTANT: tl.constexpr, p, AT: tl.constexpr):
+def _exponent(CONSTANT: tl.constexpr, p, AT: tl.constexpr, like):
     """A constant exponent, or the operand at AT."""
     if CONSTANT == OPERAND:
-        exponent = p[AT]
+        exponent = p[AT].to(like.dtype)
     else:
         exponent = CONSTANT
     return exponent
 
 
 @triton.jit
-def _power_of(v, rest, exponent):
-    """v**g and its derivative in v, for 0 <= v, rest = 1 - v and a tensor g; at v = 0 they are 0 (1 for g = 0) and 0."""
+def _power_of(v, exponent):
+    """v**g and v**(g - 1) for 0 <= v and a tensor g; at v = 0 the first is 0 (1 for g = 0), and the second times g is 0."""
     g = exponent.to(v.dtype)
     if v.dtype == tl.float64:
         live = v > 0.0
-        w = tl.exp(g * _log(tl.where(live, v, 1.0), tl.where(live, rest, 0.0)))
+        safe = tl.where(live, v, 1.0)
+        w, inverse = tl.exp(g * tl.where(live, tl.log(safe), -1.0e300)), 1.0 / safe
     else:
         live = v >= 1.1754943508222875e-38
-        w = tl.exp2(1.4426950408889634 * g * _log(v, rest))
-    w = tl.where(live, w, tl.where(g == 0.0, 1.0, 0.0))
-    return w, tl.where(live, g * w * _inverse(v), 0.0)
+        k, m, root, inverse = _split(v)
+        log2 = 1.4426950408889634 * _log_of_ratio(m - 1.0, root) + k.to(tl.float32)
+        w = tl.exp2(g * tl.where(live, log2, -3.0e38))
+    w += 0.0 * v  # NaN where v is
+    return w, w * inverse
 
 
 @triton.jit
-def _power(v, rest, CONSTANT: tl.constexpr, p, AT: tl.constexpr):
-    """v**g and its derivative in v, for 0 <= v and rest = 1 - v; g is 0, 1, 2, 3 or 4, or the operand at AT."""
+def _power(v, CONSTANT: tl.constexpr, p, AT: tl.constexpr):
+    """v**g and v**(g - 1) for 0 <= v; g is 0, 1, 2, 3 or 4, or the operand at AT. For g = 0 the second is to meet that factor."""
     if CONSTANT == OPERAND:
-        w, dw = _power_of(v, rest, p[AT])
+        w, less = _power_of(v, p[AT])
     elif CONSTANT == 0:
-        w, dw = 0.0 * v + 1.0, 0.0 * v
+        w, less = 0.0 * v + 1.0, 0.0
     elif CONSTANT == 1:
-        w, dw = v, 0.0 * v + 1.0
+        w, less = v, 1.0
     elif CONSTANT == 2:
-        w, dw = v * v, 2.0 * v
+        w, less = v * v, v
     elif CONSTANT == 3:
-        w, dw = v * v * v, 3.0 * v * v
+        w, less = v * v * v, v * v
     else:
-        square = v * v
-        w, dw = square * square, 4.0 * v * square
-    return w, dw
+        w, less = (v * v) * (v * v), v * v * v
+    return w, less
 
 
 @triton.jit
@@ -405,51 +402,59 @@ def _finite(loss):
 
 
 @triton.jit
+def _signed(x, y):
+    """x where y is 1, -x where y is 0, else NaN."""
+    return tl.where(y == 1.0, x, tl.where(y == 0.0, _minus(x), float("nan")))
+
+
+@triton.jit
 def focal(x, y, p, s):
     """l = a (1 - p_t)**g ce, ce = BCE of the logit; s = (hard, alpha, gamma).
 
-    With u = 1 - p_t: dl/dx = a (u**g ce' + (u**g)' u' ce). For targets of 0 and 1 and z = (2 y - 1) x, u = sigmoid(-z) and
-    dl/dz = -a u**g (u + g (1 - u) ce), and log u = -softplus(z) takes no further logarithm.
+    u = 1 - p_t, dl = a (u**g dce + g u**(g - 1) du ce).
+    Targets of 0 and 1: with z = (2 y - 1) x, u = sigmoid(-z) and dl/dz = -a u**g (u + g (1 - u) ce); log u = -softplus(z) takes
+    no further logarithm. Others: along |x|, with m = 1 - y for x >= 0 else y: ce = m |x| + log1p(exp -|x|),
+    dce = m - sigmoid(-|x|), u = m sigmoid(|x|) + (1 - m) sigmoid(-|x|), du = (2 m - 1) dq.
     """
     HARD: tl.constexpr = s[0]
-    y = _unit(y)
     if HARD:
-        positive = y > 0.5
-        z = tl.where(positive, x, x * (2.0 * y - 1.0))  # NaN where y is
+        positive = y == 1.0
+        z = _signed(x, y)
         log1p, pt, u, dq = _logistic(z)
-        ce = tl.maximum(-z, 0.0) + log1p
-        easy = pt * _finite(ce)
+        ce = tl.maximum(_minus(z), 0.0) + log1p
+        g = _exponent(s[2], p, len(p) - 1, x)
         if s[2] == OPERAND:
-            g = p[len(p) - 1].to(x.dtype)
             softplus = tl.maximum(z, 0.0) + log1p
             if x.dtype == tl.float64:
-                w = tl.exp(-g * softplus)
+                w = tl.exp(g * _minus(softplus))
             else:
                 w = tl.exp2(-1.4426950408889634 * g * softplus)
             w = tl.where(u == 0.0, tl.where(g == 0.0, 1.0, 0.0), w)
-            slope = w * (u + g * easy)
         else:
-            w, _ = _power(u, pt, s[2], p, 0)
-            slope = w * (u + s[2] * easy)
-        loss = w * ce
-        slope = tl.where(positive, -slope, slope)
-        sigmoid, rest = tl.where(positive, pt, u), tl.where(positive, u, pt)
+            w, _ = _power(u, s[2], p, 0)
         if s[1] == OPERAND:
-            balance = tl.where(positive, p[0].to(x.dtype), 1.0 - p[0].to(x.dtype))
-    else:
-        log1p, sigmoid, rest, dq = _logistic(x)
-        other = 1.0 - y
-        u, pt = y * rest + other * sigmoid, y * sigmoid + other * rest
-        linear = tl.where(x >= 0.0, other, y)
-        ce = tl.where(linear == 0.0, 0.0, linear * tl.abs(x)) + log1p
-        w, dw = _power(u, pt, s[2], p, len(p) - 1)
+            w *= tl.where(positive, p[0].to(x.dtype), 1.0 - p[0].to(x.dtype))
+        slope = w * (u + g * (pt * _finite(ce)))
         loss = w * ce
-        slope = w * (other * sigmoid - y * rest) + dw * ((1.0 - 2.0 * y) * dq) * _finite(ce)
+        slope = tl.where(positive, _minus(slope), slope)
+        sigmoid, rest = tl.where(positive, pt, u), tl.where(positive, u, pt)
+    else:
+        y = _unit(y)
+        log1p, r, er = _decay(x)
+        wrong = tl.where(x >= 0.0, 1.0 - y, y)  # the share of the target that the sign of x misses
+        ce = tl.maximum(tl.abs(wrong * x), 0.0) + log1p  # 0 inf, a NaN, is dropped
+        u = wrong * (r - er) + er
+        g = _exponent(s[2], p, len(p) - 1, x)
+        w, less = _power(u, s[2], p, len(p) - 1)
+        dq = er * r
+        loss = w * ce
+        slope = w * (wrong - er) + less * ((2.0 * g * wrong - g) * dq * _finite(ce))
+        slope = tl.where(x >= 0.0, slope, _minus(slope))
         if s[1] == OPERAND:
             balance = 1.0 - p[0].to(x.dtype) + (2.0 * p[0].to(x.dtype) - 1.0) * y
-    if s[1] == OPERAND:
-        loss *= balance
-        slope *= balance
+            loss *= balance
+            slope *= balance
+        sigmoid, rest = tl.where(x >= 0.0, r, er), tl.where(x >= 0.0, er, r)
     q, rest = _predictions(x, sigmoid, rest)
     return loss, slope, q, rest, dq
 
@@ -462,47 +467,61 @@ def asymmetric(x, y, p, s):
     miss = 1 - q is max(p - clip, 0). For targets of 0 and 1 one logarithm serves: that of v, p or q, and 1 - p_t is 1 - v.
     """
     HARD: tl.constexpr = s[0]
-    y = tl.where(x == x, _unit(y), float("nan"))
+    if HARD:
+        positive = y == 1.0
+        x = tl.where(positive | (y == 0.0), x, float("nan"))
+    else:
+        y = _unit(y)
     log1p, sigmoid, sigmoid_neg, dq = _logistic(x)
     clip, eps = p[len(p) - 2].to(x.dtype), p[len(p) - 1].to(x.dtype)
-    over = sigmoid - clip
-    miss, hit = tl.maximum(over, 0.0), tl.minimum(sigmoid_neg + clip, 1.0)
+    q, rest = _predictions(x, sigmoid, sigmoid_neg)
+    over = q - clip
+    # A NaN input or target reaches the loss by miss alone: other maxima drop it.
+    miss = tl.maximum(over, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    hit = tl.minimum(sigmoid_neg + clip, 1.0)
     dmiss = tl.where(over >= 0.0, dq, 0.0)  # a clamp passes at equality
     if HARD:
-        positive = y > 0.5
         v, u = tl.where(positive, sigmoid, hit), tl.where(positive, sigmoid_neg, miss)
         bounded = tl.maximum(v, eps)
-        log = tl.where(bounded == 0.0, float("-inf"), _log(bounded, tl.minimum(u, 1.0 - eps)))
-        du = tl.where(positive, -dq, dmiss)
-        dlog = tl.where(v >= eps, tl.where(positive, sigmoid_neg, -dmiss * _inverse(bounded)), 0.0)
+        log, inverse = _log_and_inverse(bounded, tl.minimum(u, 1.0 - eps))
+        log = tl.where(bounded == 0.0, float("-inf"), log)
+        du = tl.where(positive, _minus(dq), dmiss)
+        dlog = tl.where(v >= eps, tl.where(positive, sigmoid_neg, _minus(dmiss) * inverse), 0.0)
         if s[1] == OPERAND or s[2] == OPERAND:
-            first = tl.zeros_like(x) + _exponent(s[1], p, 0)
-            second = tl.zeros_like(x) + _exponent(s[2], p, len(p) - 3)
-            w, dw = _power_of(u, v, tl.where(positive, second, first))
+            first = tl.zeros_like(x) + _exponent(s[1], p, 0, x)
+            second = tl.zeros_like(x) + _exponent(s[2], p, len(p) - 3, x)
+            g = tl.where(positive, second, first)
+            w, less = _power_of(u, g)
+            dw = g * less
         else:
-            w_neg, dw_neg = _power(u, v, s[1], p, 0)
-            w_pos, dw_pos = _power(u, v, s[2], p, 0)
-            w, dw = tl.where(positive, w_pos, w_neg), tl.where(positive, dw_pos, dw_neg)
-        w += 0.0 * y  # NaN where y is
+            w_neg, less_neg = _power(u, s[1], p, 0)
+            w_pos, less_pos = _power(u, s[2], p, 0)
+            w, dw = tl.where(positive, w_pos, w_neg), tl.where(positive, s[2] * less_pos, s[1] * less_neg)
     else:
         other = 1.0 - y
-        floor = tl.where(eps > 0.0, tl.log(tl.where(eps > 0.0, eps, 1.0)), float("-inf"))
-        log_p = tl.where(sigmoid >= eps, -(tl.maximum(-x, 0.0) + log1p), floor)
-        log_q = tl.where((hit >= eps) & (hit > 0.0), _log(hit, miss), floor)
-        log = tl.where(y == 0.0, 0.0, y * log_p) + tl.where(other == 0.0, 0.0, other * log_q)
-        dlog = tl.where(sigmoid >= eps, y * sigmoid_neg, 0.0)
-        dlog -= tl.where(hit >= eps, other * dmiss * _inverse(hit), 0.0)
-        u, v = y * sigmoid_neg + other * miss, y * sigmoid + other * hit
-        du = other * dmiss - y * dq
+        log_eps, _ = _log_and_inverse(eps, 1.0 - eps)
+        floor = tl.where(eps > 0.0, log_eps, float("-inf"))
+        seen = sigmoid >= eps
+        log_p = tl.where(seen, tl.minimum(x, 0.0) - log1p, floor)
+        known = (hit >= eps) & (hit > 0.0)
+        log_hit, inverse = _log_and_inverse(hit, miss)
+        log_q = tl.where(known, log_hit, floor)
+        most = tl.maximum(floor, 0.0)  # where a share of 0 meets an infinity
+        log = tl.minimum(y * log_p, most) + tl.minimum(other * log_q, most)
+        missed, gained = other * dmiss, y * sigmoid_neg
+        dlog = tl.where(seen, gained, 0.0) - tl.where(known, missed * inverse, 0.0)
+        u, du = gained + other * miss, missed - y * dq
         if s[1] != OPERAND and s[1] == s[2]:
-            w, dw = _power(u, v, s[1], p, 0)
+            g = s[1]
+            w, less = _power(u, s[1], p, 0)
         else:
-            w, dw = _power_of(u, v, _exponent(s[2], p, len(p) - 3) * y + _exponent(s[1], p, 0) * other)
+            g = _exponent(s[2], p, len(p) - 3, x) * y + _exponent(s[1], p, 0, x) * other
+            w, less = _power_of(u, g)
+        dw = g * less
     slope = w * dlog
     if not s[3]:
         slope += dw * du * tl.maximum(log, -3.0e38)
-    q, rest = _predictions(x, sigmoid, sigmoid_neg)
-    return w * -log, -slope, q, rest, dq
+    return w * _minus(log), _minus(slope), q, rest, dq
 
 
 @triton.jit
@@ -529,7 +548,7 @@ def hinge(x, y, p, s):
     t, margin = 2.0 * y - 1.0, p[0].to(x.dtype)
     reached = t * x
     beyond = reached > margin
-    return tl.where(beyond, 0.0, margin - reached), tl.where(beyond, 0.0, -t), x, 1.0 - x, 1.0
+    return tl.where(beyond, 0.0, margin - reached), tl.where(beyond, 0.0, _minus(t)), x, 1.0 - x, 1.0
 
 
 # ---------------------------------------------------------------------------------------------------------------- rules
@@ -563,21 +582,24 @@ def by_outcome(loss, slope, x, y, q, rest, dq, p, s):
 
 
 @triton.jit
-def _carried(loss, slope, w, dw):
-    """w * l and its derivative. An infinite loss does not meet a dw of 0."""
-    return loss * w, slope * w + tl.where(dw == 0.0, 0.0, loss * dw)
+def _pulling(loss, dq, s):
+    """loss * dq, with which the slope of a weight pulls. Where an infinite logit has no slope, an infinite loss has no pull."""
+    if s[0] == "logits":
+        loss = _finite(loss)
+    return loss * dq
 
 
 @triton.jit
 def by_confidence(loss, slope, x, y, q, rest, dq, p, s):
     """w = 1 where p_t < t else ((1 - p_t) / t)**g, p_t = q y + (1 - q) (1 - y); s = (kind, gamma)."""
-    inverse = 1.0 / p[0].to(x.dtype)
+    t = p[0].to(x.dtype)
+    inverse = 1.0 / t
     pt, u = q * y + rest * (1.0 - y), rest * y + q * (1.0 - y)
-    v = u * inverse
-    w, dw = _power(v, 1.0 - v, s[1], p, len(p) - 1)
-    sure = pt >= p[0].to(x.dtype)
-    carried, steep = _carried(loss, slope, w, dw * (1.0 - 2.0 * y) * dq * inverse)
-    return tl.where(sure, carried, loss), tl.where(sure, steep, slope)
+    w, less = _power(u * inverse, s[1], p, len(p) - 1)
+    steep = _exponent(s[1], p, len(p) - 1, x) * inverse
+    pull = less * (steep - 2.0 * steep * y) * _pulling(loss, dq, s)
+    sure = pt >= t
+    return tl.where(sure, loss * w, loss), tl.where(sure, slope * w + pull, slope)
 
 
 @triton.jit
@@ -585,14 +607,11 @@ def by_proximity(loss, slope, x, y, q, rest, dq, p, s):
     """w = 1 + factor (1 - d / range) where d = |q - t| < range, else 1; dw/dq = -(factor / range) sign(q - t), sign(0) = 0."""
     t, reach, factor = p[0].to(x.dtype), p[1].to(x.dtype), p[2].to(x.dtype)
     u = q - t
-    d = tl.abs(u)
-    near = d < reach
-    inverse = 1.0 / reach
-    w = tl.where(near, 1.0 + factor * (1.0 - d * inverse), 1.0)
-    steep = factor * inverse * dq
-    dw = tl.where(u > 0.0, -steep, tl.where(u < 0.0, steep, 0.0))
-    weighed, pulled = _carried(loss, slope, w, dw)
-    return weighed, tl.where(near, pulled, slope)
+    d, inverse = tl.abs(u), 1.0 / reach
+    w = 1.0 + factor * tl.maximum(1.0 - d * inverse, 0.0)
+    steep = tl.where(u > 0.0, -factor * inverse, factor * inverse)
+    pull = tl.where((d < reach) & (u != 0.0), steep * _pulling(loss, dq, s), 0.0)
+    return loss * w, slope * w + pull
 
 
 @triton.jit

@@ -55,8 +55,9 @@ class Spec:
 
     @functools.cached_property
     def kind(self) -> Kind:
-        """The kind of kernel, by which block sizes go."""
-        return "power loss" if self.base.exponents or self.rule.exponents else "loss"
+        """The kind of kernel, by which block sizes go. A constant exponent is a product; two mix where targets are soft."""
+        mixed = len(self.base.exponents) > 1 or self.rule.exponents
+        return "power loss" if mixed or set(self.base.exponents).intersection(self.base_fields) else "loss"
 
     @property
     def text(self) -> str:

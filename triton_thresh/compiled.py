@@ -27,7 +27,7 @@ Element = Callable[..., Tensor]
 """The element losses of a tensor and its operands, in plain torch."""
 
 ClosedForm = Callable[..., tuple[Tensor, Tensor] | None]
-"""The element losses and their slopes, written out; None where that serves none of these operands."""
+"""The element losses, and their slopes times a factor, of x, the factor and the operands; None where they are not written out."""
 
 
 class Options(NamedTuple):
@@ -143,13 +143,11 @@ def _value_and_gradient(
             scaled = losses if factor is None else losses * factor
             return scaled.sum(), scaled if counts else losses
 
-        found = None if closed is None else closed(wide, *values)
+        found = None if closed is None else closed(wide, factor, *values)
         if found is None:
             slope, (_, losses) = torch.func.grad_and_value(total, has_aux=True)(wide)
         else:
             losses, slope = found
-            if factor is not None:
-                slope = slope * factor
         if g is not None:
             return None, slope.to(x.dtype)
         if reduction == "none":

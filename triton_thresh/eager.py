@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
+from .bases import Base
 from .cells import Spec, chosen_of, divisor_of, element_loss, smoothed, valid_of, wide_parts
 from .checks import Operand, compute_dtype, round_to
-from .rules import Element, select
+from .rules import Element, Rule, select
 
 SLICE = 1 << 18
 FEW = 1 << 13  # elements of which a pass costs less than a call
@@ -64,33 +65,68 @@ def _flat(operand: Operand) -> Operand:
 
 
 def loss_and_slope(
-    spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand], *, want_loss: bool = True, want_slope: bool = True
+    spec: Spec,
+    x: Tensor,
+    y: Tensor,
+    operands: Sequence[Operand],
+    *,
+    want_loss: bool = True,
+    want_slope: bool = True,
+    scale: Operand | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The weighted element loss and its derivative in x, in the compute type and off the tape; None for what is not wanted."""
+    """The weighted element loss and its derivative in x, in the compute type and off the tape; None for what is not wanted.
+
+    With a scale the derivative times it is written to `out`.
+    """
     if not want_slope:
         return element_loss(spec, x, y, operands, fast=True), None
-    found = closed_form(spec, x, y, operands, want_loss=want_loss)
-    return _differentiated(spec, x, y, operands) if found is None else found
-
-
-def closed_form(
-    spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand], *, want_loss: bool = True
-) -> tuple[Tensor, Tensor] | None:
-    """The same by closed forms; None where base or rule has none. A loss that is not wanted is some tensor."""
     dtype = compute_dtype(x.dtype)
     base, rule, options = wide_parts(spec, operands, dtype)
     chosen = chosen_of(options, valid_of(options, y))
-    x, y = x.to(dtype), smoothed(options, base, y.to(dtype))
+    found = _closed_form(base, rule, options, x.to(dtype), smoothed(options, base, y.to(dtype)), want_loss)
+    loss, slope = _differentiated(spec, x, y, operands) if found is None else found
+    if scale is not None:
+        slope = slope * scale if chosen is not None else torch.mul(slope, scale, out=out)
+    if chosen is not None:  # a scale is infinite where nothing is valid
+        slope = torch.where(chosen, slope, 0)
+        slope = slope if out is None else out.copy_(slope)
+        loss = torch.where(chosen, loss, 0) if want_loss else loss
+    return loss if want_loss else None, slope
+
+
+def closed_form(
+    spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand], scale: Operand | None
+) -> tuple[Tensor, Tensor] | None:
+    """The weighted element loss and its derivative times the scale; None where base or rule has no closed form."""
+    dtype = compute_dtype(x.dtype)
+    base, rule, options = wide_parts(spec, operands, dtype)
+    found = _closed_form(base, rule, options, x.to(dtype), smoothed(options, base, y.to(dtype)), True)
+    if found is None:
+        return None
+    loss, slope = found
+    slope = slope if scale is None else slope * scale
+    chosen = chosen_of(options, valid_of(options, y))
+    if chosen is None:
+        return loss, slope
+    return torch.where(chosen, loss, 0), torch.where(chosen, slope, 0)
+
+
+def _closed_form(
+    base: Base, rule: Rule, options: Mapping[str, Operand], x: Tensor, y: Tensor, want_loss: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Loss and slope of what counts, whatever they are elsewhere; None where the slope has no closed form.
+
+    The loss is some tensor where it is not wanted and nothing reads it.
+    """
     if want_loss or rule.reads_loss or rule.slopes:
-        found = base.value_and_slope(x, y)
-        if found is None:
-            return None
-        loss, slope = found
+        both = base.value_and_slope(x, y)
     else:
-        loss, only = x, base.slope(x, y)
-        if only is None:
-            return None
-        slope = only
+        only = base.slope(x, y)
+        both = None if only is None else (x, only)
+    if both is None:
+        return None
+    loss, slope = both
     element = Element(base, x, y, loss, fast=True)
     steep = rule.weight_slope(element) if rule.slopes else None
     if rule.slopes and steep is None:
@@ -101,11 +137,8 @@ def closed_form(
         if steep is not None:
             slope = slope + loss.nan_to_num(0.0, 0.0, 0.0) * steep
         loss = loss * factor
-    if "weight" in options:
-        loss, slope = loss * options["weight"], slope * options["weight"]
-    if chosen is not None:
-        loss, slope = torch.where(chosen, loss, 0), torch.where(chosen, slope, 0)
-    return loss, slope
+    weight = options.get("weight")
+    return (loss, slope) if weight is None else (loss * weight, slope * weight)
 
 
 def _differentiated(spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand]) -> tuple[Tensor, Tensor]:
@@ -130,47 +163,31 @@ def loss_forward(
             part.copy_(element_loss(spec, x, y, values, fast=True))
         return out, None
     divisor = divisor_of(spec, operands, input.numel(), input.dtype)
+    gradient = torch.empty_like(input) if want_gradient else input
     if input.numel() <= SLICE:
-        value, slope = loss_and_slope(spec, input, target, operands, want_slope=want_gradient)
+        value, _ = loss_and_slope(
+            spec, input, target, operands, want_slope=want_gradient, scale=1 / divisor, out=gradient
+        )
         assert value is not None
         plain_mean = spec.reduction == "mean" and "divisor" not in spec.options
         total = value.mean() if plain_mean else value.sum() / divisor
-        if slope is None:
-            return total.to(spec.result), None
-        gradient = torch.empty_like(input)
-        _scaled(spec, slope, 1 / divisor, target, operands, gradient)
-        return total.to(spec.result), gradient
-    gradient = torch.empty_like(input) if want_gradient else input
-    total = torch.zeros((), dtype=compute_dtype(input.dtype), device=input.device)
-    for x, y, part, *values in slices([input, target, gradient, *operands], input):
-        value, slope = loss_and_slope(spec, x, y, values, want_slope=want_gradient)
-        assert value is not None
-        total += value.sum()
-        if slope is not None:
-            _scaled(spec, slope, 1 / divisor, y, values, part)
-    return (total / divisor).to(spec.result), gradient if want_gradient else None
-
-
-def _scaled(spec: Spec, slope: Tensor, factor: Operand, y: Tensor, operands: Sequence[Operand], out: Tensor) -> None:
-    """slope * factor; a factor that is infinite, since nothing is valid, does not meet a slope of 0."""
-    if isinstance(factor, Tensor) and "divisor" in spec.options:
-        options = spec.parts(operands)[2]
-        chosen = chosen_of(options, valid_of(options, y))
-        if chosen is not None:
-            slope = slope * factor
-            out.copy_(torch.where(chosen, slope, 0))
-            return
-    torch.mul(slope, factor, out=out)
+    else:
+        total = torch.zeros((), dtype=compute_dtype(input.dtype), device=input.device)
+        for x, y, part, *values in slices([input, target, gradient, *operands], input):
+            value, _ = loss_and_slope(spec, x, y, values, want_slope=want_gradient, scale=1 / divisor, out=part)
+            assert value is not None
+            total += value.sum()
+        total = total / divisor
+    return total.to(spec.result), gradient if want_gradient else None
 
 
 def loss_backward(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[Operand], gradient: Tensor) -> Tensor:
     """d loss / dx times the upstream gradient, recomputed from the inputs."""
     dx = torch.empty_like(input)
-    scale = 1 / divisor_of(spec, operands, input.numel(), input.dtype)
+    each = 1 / divisor_of(spec, operands, input.numel(), input.dtype)
     for x, y, g, part, *values in slices([input, target, gradient, dx, *operands], input):
-        _, slope = loss_and_slope(spec, x, y, values, want_loss=False)
-        assert slope is not None
-        _scaled(spec, slope, g.to(slope.dtype) * scale, y, values, part)
+        scale = g.to(compute_dtype(input.dtype)) * each
+        loss_and_slope(spec, x, y, values, want_loss=False, scale=scale, out=part)
     return dx
 
 

@@ -447,7 +447,7 @@ def engine(spec: Spec) -> compiled.Engine:
     return compiled.Engine(
         spec.cell,
         lambda x, y, *operands: cells.element_loss(spec, x, y, operands),
-        lambda x, y, *operands: eager.closed_form(spec, x, y, operands),
+        lambda x, scale, y, *operands: eager.closed_form(spec, x, y, operands, scale),
     )
 
 
