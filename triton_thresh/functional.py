@@ -12,7 +12,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from . import gates, gradients, linear, losses, reference, thresholds
+from . import gates, gradients, linear, losses, reference, thresholds, topk
 from .bases import Asymmetric, Base, BaseName, Focal
 from .cells import LossStats
 from .checks import Operand, Reduction
@@ -1300,17 +1300,17 @@ def batch_topk(input: Tensor, k: float) -> Tensor:
         tensor([[3., 0., 2.],
                 [0., 1., 0.]])
     """
-    return thresholds.batch_topk("batch_topk", input, k)
+    return topk.batch_topk("batch_topk", input, k)
 
 
 def _batch_topk_tracked(input: Tensor, k: float, momentum: float, threshold: Tensor) -> Tensor:
     """`nn.BatchTopK` in training."""
-    return thresholds.batch_topk_tracked("BatchTopK", input, k, momentum, threshold)
+    return topk.batch_topk_tracked("BatchTopK", input, k, momentum, threshold)
 
 
 def _above_tracked(input: Tensor, threshold: Tensor) -> Tensor:
     """What it does in evaluation."""
-    return thresholds.above_tracked("BatchTopK", input, threshold)
+    return topk.above_tracked("BatchTopK", input, threshold)
 
 
 torch.fx.wrap("_batch_topk_tracked")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import functional, thresholds
+from . import functional, topk
 from .bases import Base, BaseName
 from .checks import Operand, Reduction, as_float, check_number, check_positive, check_real
 from .rules import Rule
@@ -392,7 +392,7 @@ class BatchTopK(_Module):
 
     def __init__(self, k: float, momentum: float = 0.01) -> None:
         super().__init__()
-        self.k = thresholds.check_k("BatchTopK", k)
+        self.k = topk.check_k("BatchTopK", k)
         self.momentum = check_number("BatchTopK", "momentum", momentum)
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"BatchTopK: momentum must be 0 to 1, got {momentum!r}")

@@ -1,4 +1,4 @@
-"""Thresholds from the data: the k-th largest element, a quantile, Otsu's; and batch_topk, the gate at such a threshold."""
+"""Thresholds from the data: the k-th largest element, a quantile, Otsu's."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.jit._trace import is_tracing
 
-from . import gates, layout
+from . import layout
 from .backend import choose, way
 from .checks import FLOATING, INTEGER, check_input, check_number
 from .fused import define
 from .launch import Kernel, blocks, device_code
-from .registry import GATES
 
 IN_REGISTERS = 1 << 17  # bytes of a row that one program holds; twice as much would spill
 FEW = 16  # one in so many: the share of elements below which torch.topk is faster than torch.kthvalue on a CPU
@@ -66,31 +65,6 @@ def otsu_threshold(op: str, input: Tensor, bins: int) -> Tensor:
     return _otsu(input.detach(), bins)
 
 
-def batch_topk(op: str, input: Tensor, k: float) -> Tensor:
-    """Check the arguments, select, gate."""
-    return _gated(input, _smallest_kept(op, input, check_k(op, k)))
-
-
-def batch_topk_tracked(op: str, input: Tensor, k: float, momentum: float, threshold: Tensor) -> Tensor:
-    """The same, and move `threshold` towards the smallest element kept, if there is one."""
-    smallest = _smallest_kept(op, input, k)
-    with torch.no_grad():
-        moved = (1 - momentum) * threshold + momentum * smallest.to(threshold)
-        # compiled, copy_ is lost on a 0-dim float64 CPU tensor
-        threshold[...] = torch.where(smallest.isnan(), threshold, moved)
-    return _gated(input, smallest)
-
-
-def above_tracked(op: str, input: Tensor, threshold: Tensor) -> Tensor:
-    """What is above a 0-dim float64 threshold, in float32 for inputs that it holds: above the largest float32 up to it."""
-    check_input(op, input, FLOATING, jagged=False)
-    if input.dtype != torch.float64:
-        near = threshold.float()
-        below = torch.nextafter(near, torch.full_like(near, -math.inf))
-        threshold = torch.where(near > threshold, below, near)
-    return gates.run(GATES["jumprelu"], input, (threshold, 1e-3))  # type: ignore[no-any-return]
-
-
 # ---------------------------------------------------------------------------------------------------------------- checks
 
 
@@ -99,7 +73,7 @@ def _check_selection(op: str, input: Tensor, dim: int | None) -> tuple[int, bool
     check_input(op, input, FLOATING + INTEGER, jagged=False)
     if dim is not None and dim != -1:
         raise ValueError(f"{op}: dim must be None or -1, got {dim!r}")
-    shape = _shape(input)
+    shape = shape_of(input)
     by_row = dim is not None and len(shape) > 0
     n = shape[-1] if by_row else math.prod(shape)
     if n == 0:
@@ -107,7 +81,7 @@ def _check_selection(op: str, input: Tensor, dim: int | None) -> tuple[int, bool
     return n, by_row
 
 
-def _shape(input: Tensor) -> Sequence[int]:
+def shape_of(input: Tensor) -> Sequence[int]:
     """The shape in numbers, which `torch.jit.trace` then warns of as constants."""
     return [int(size) for size in input.shape] if is_tracing() else input.shape
 
@@ -117,13 +91,6 @@ def _check_int(op: str, name: str, value: object, hint: str = "") -> int:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__} {value!r}{hint}") from None
-
-
-def check_k(op: str, k: object) -> float:
-    number = check_number(op, "k", k)
-    if not number >= 0:
-        raise ValueError(f"{op}: k must be 0 or more, got {number}")
-    return number
 
 
 # ------------------------------------------------------------------------------------------------------------- selection
@@ -199,7 +166,7 @@ def _kth_on_cpu(rows: Tensor, k: int, by_row: bool) -> Tensor:
 def _select_by_formula(values: Tensor, k: int | Tensor, by_row: bool, any_nan: bool, positive: bool) -> Tensor:
     """In plain torch that compilers trace and transforms batch."""
     rows = values if by_row else values.reshape(-1)
-    n = _shape(rows)[-1]
+    n = shape_of(rows)[-1]
     if positive:
         kept = rows > 0
         rows = torch.where(kept, rows, 0)
@@ -330,36 +297,6 @@ def _launch_histogram(input: Tensor, line: Tensor | None, bins: int) -> Tensor:
         kernel = _kernel("histogram", 4, BINS=counts.shape[1], BLOCK=block)
         kernel(parts, x, line, counts, n, bins, parts)
     return counts[0, :bins]
-
-
-# ------------------------------------------------------------------------------------------------------------- BatchTopK
-
-
-def _smallest_kept(op: str, input: Tensor, k: float) -> Tensor:
-    """The smallest of the int(k * rows) largest positive elements; NaN if there is none."""
-    check_input(op, input, FLOATING, jagged=False)
-    shape = _shape(input)
-    n = math.prod(shape)
-    if n == 0:
-        return input.new_full((), math.nan)
-    features = shape[-1] if shape else 1
-    count = n if k >= features else torch.sym_int(k * math.prod(shape[:-1]))
-    return kth_largest(input, count, positive=True)
-
-
-def _gated(input: Tensor, smallest: Tensor) -> Tensor:
-    """What is at least the smallest that is kept, above 0 and of the input's dtype; nothing reaches NaN."""
-    how = way(input, smallest)
-    if how == "eager" and input.is_cpu:
-        bound = torch.nextafter(smallest, torch.zeros_like(smallest)).item()
-        output = torch.threshold(input, bound, 0.0)  # takes a tenth of the time of torch.where, but keeps NaN
-        if not math.isnan(bound) and not math.isnan(output.detach().sum().item()):
-            return output
-    if how in ("eager", "formula"):
-        return torch.where(input >= smallest, input, 0)
-    wide = smallest if smallest.dtype == torch.float64 else smallest.float()
-    below = torch.nextafter(wide, torch.zeros_like(wide))  # what reaches the one is above the other: jumprelu's rule
-    return gates.run(GATES["jumprelu"], input, (below, 1e-3))  # type: ignore[no-any-return]
 
 
 # ------------------------------------------------------------------------------------------------------- traced as ops
