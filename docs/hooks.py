@@ -1,6 +1,7 @@
 """Makes parts of the pages when they are built: sections of the README, tables, source; and the files from outside of docs/.
 
-A line ``<!-- section: FILE, HEADING -->``, ``<!-- source: FILE, NAME -->`` or ``<!-- made: NAME -->`` of a page is replaced.
+A line ``<!-- section: FILE, HEADING -->`` or ``<!-- made: NAME -->`` of a page is replaced, a line that is but the link
+[`NAME` in `FILE`](...) becomes that source, and a table between ``<!-- begin: NAME -->`` and ``<!-- end -->`` is made anew.
 ``<!-- check: ... -->`` is code that the tests run after the block above it; readers do not see it.
 """
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).parents[1]
-DIRECTIVE = re.compile(r"^<!-- (section|source|made): (.+) -->$", re.MULTILINE)
+DIRECTIVE = re.compile(r"^<!-- (section|made): (.+) -->$", re.MULTILINE)
+TABLE = re.compile(r"^<!-- begin: (\w+) -->\n.*?<!-- end -->$", re.MULTILINE | re.DOTALL)
+SOURCE = re.compile(r"^\[`(\w+)` in `([\w/.]+)`\]\(.+\)$", re.MULTILINE)
 CHECK = re.compile(r"^<!-- check:.*?-->\n", re.MULTILINE | re.DOTALL)
 OUTSIDE = (
     "CONTRIBUTING.md",
@@ -74,10 +77,10 @@ def filled(page: str) -> str:
         kind, argument = match[1], match[2]
         if kind == "made":
             return str(getattr(tables, argument)())
-        file, name = argument.split(", ", 1)
-        return section(file, name) if kind == "section" else source(file, name)
+        return section(*argument.split(", ", 1))
 
-    return DIRECTIVE.sub(made, CHECK.sub("", page))
+    page = TABLE.sub(lambda match: str(getattr(tables, match[1])()), CHECK.sub("", page))
+    return SOURCE.sub(lambda match: source(match[2], match[1]), DIRECTIVE.sub(made, page))
 
 
 def address() -> str | None:

@@ -14,7 +14,7 @@ import pytest
 
 import triton_thresh as tt
 from docs import hooks, tables
-from docs.readme import updated
+from docs.readme import pages, updated
 from triton_thresh import functional
 
 from .conftest import INTERPRETED
@@ -31,7 +31,12 @@ def _blocks(document: str, language: str) -> list[str]:
 
 def test_readme_is_short_and_its_tables_are_new() -> None:
     assert len(README.splitlines()) <= 120
-    assert updated(README) == README, "run python -m docs.readme"
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_tables_are_made_from_the_registry_and_the_results(path: Path) -> None:
+    page = path.read_text(encoding="utf-8")
+    assert updated(page) == page, "run make table"
 
 
 # What stands around the README's examples in a program.

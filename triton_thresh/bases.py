@@ -650,12 +650,6 @@ def is_constant_exponent(exponent: Operand) -> bool:
     return not isinstance(exponent, Tensor) and not is_open(exponent) and exponent in CONSTANT_EXPONENTS
 
 
-def _shares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``(1 - y) p``, ``y (1 - p)`` and ``p (1 - p)``, off the tape."""
-    p, rest = x.sigmoid(), (-x).sigmoid()
-    return (1 - y).mul_(p), y * rest, p.mul_(rest)
-
-
 def _log1p_exp(x: Tensor) -> Tensor:
     """``log1p(exp(-|x|))``, off the tape."""
     return x.abs().neg_().exp_().log1p_()
