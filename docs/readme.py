@@ -1,7 +1,7 @@
 """Writes the tables of the README and of the pages anew, by ``python -m docs.readme``.
 
-A table stands between ``<!-- begin: NAME -->`` and ``<!-- end -->``; NAME is a function of docs/tables.py. It is committed, because
-pages are also read without the site.
+A table stands between ``<!-- begin: NAME -->`` and ``<!-- end -->``; NAME is a function of docs/tables.py. It is committed,
+because pages are also read without the site.
 """
 
 from __future__ import annotations
