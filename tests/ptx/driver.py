@@ -149,9 +149,9 @@ Sizes = Callable[..., Config]
 
 
 def small(kind: str, itemsize: int, lanes: int = 32) -> Config:
-    """As many bytes a thread as by default, 16 at a time, in few threads: a warp for a gate, two for a loss, which sums."""
+    """Four elements a thread at a time, in few threads: a warp for a gate, two for a loss, which sums."""
     warps = 2 if "loss" in kind else 1
-    return Config(512 * warps // itemsize, warps)
+    return Config(128 * warps, warps)
 
 
 @contextmanager

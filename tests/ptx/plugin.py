@@ -47,10 +47,12 @@ def pytest_fixture_setup(fixturedef: Any, request: Any) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def on_compiled_ptx() -> Iterator[Any]:
+    from triton_thresh import tuning
+
     from .driver import PtxDriver, on_ptx
 
     folder = Path(tempfile.gettempdir(), f"triton-thresh-ptx-{os.getuid()}")  # the same for all processes
     arch, mode = int(os.environ.get("PTX_ARCH", "90")), os.environ.get("PTX_APPROXIMATE", "exact")
-    with on_ptx(PtxDriver(arch, folder, mode)) as driver:  # type: ignore[arg-type]
+    with on_ptx(PtxDriver(arch, folder, mode), tuning.default) as driver:  # type: ignore[arg-type]
         yield driver
         print(f"\nsm_{arch} {mode}: {driver.launched.total()} launches of {len(driver.kernels)} kernels")

@@ -29,12 +29,10 @@ def test_each_base_and_each_rule(cell: Cell, reduction: str, device: torch.devic
     assert_loss(made, reduction, *run(made, reduction))
 
 
-@pytest.mark.parametrize(("cell", "dtype"), sampled(DIAGONAL, [d for d in DTYPES if d != torch.float32]), ids=name)
+@pytest.mark.parametrize(("cell", "dtype"), sampled(DIAGONAL, [torch.float16, torch.float64, torch.bfloat16]), ids=name)
 def test_dtypes(cell: Cell, dtype: torch.dtype, device: torch.device) -> None:
     made = setup(cell, dtype, device, shape=SHAPE)
-    output, gradient = run(made, "mean")
-    assert_loss(made, "mean", output, gradient)
-    assert torch.equal(made("mean"), output), "another loss without grad than with"
+    assert_loss(made, "mean", *run(made, "mean"))
 
 
 @pytest.mark.parametrize(("kind", "cell"), sampled(["0dim", "class", "row", "element"], DIAGONAL[:3]), ids=str)
