@@ -2,7 +2,8 @@
 
     python -m pytest -p tests.ptx.plugin tests/kernels
 
-PTX_ARCH is 80, 90 (default) or 100; PTX_APPROXIMATE is exact (default), random, plus or minus.
+PTX_ARCH is 80, 90 (default) or 100; PTX_APPROXIMATE is exact (default), random, plus or minus; PTX_SMALL=1 takes small blocks;
+PTX_EVERY=n runs each n-th test.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.own_markers = [m for m in item.own_markers if m.kwargs.get("reason", "")[:6] != "no GPU"]
         if item.path.name == "test_accuracy.py":
             item.module.COUNT = COUNT  # type: ignore[attr-defined]
+    items[:] = items[:: int(os.environ.get("PTX_EVERY", "1"))]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -49,10 +51,10 @@ def pytest_fixture_setup(fixturedef: Any, request: Any) -> Any:
 def on_compiled_ptx() -> Iterator[Any]:
     from triton_thresh import tuning
 
-    from .driver import PtxDriver, on_ptx
+    from .driver import PtxDriver, on_ptx, small
 
     folder = Path(tempfile.gettempdir(), f"triton-thresh-ptx-{os.getuid()}")  # the same for all processes
+    sizes = small if os.environ.get("PTX_SMALL") == "1" else tuning.default
     arch, mode = int(os.environ.get("PTX_ARCH", "90")), os.environ.get("PTX_APPROXIMATE", "exact")
-    with on_ptx(PtxDriver(arch, folder, mode), tuning.default) as driver:  # type: ignore[arg-type]
+    with on_ptx(PtxDriver(arch, folder, mode), sizes) as driver:  # type: ignore[arg-type]
         yield driver
-        print(f"\nsm_{arch} {mode}: {driver.launched.total()} launches of {len(driver.kernels)} kernels")
