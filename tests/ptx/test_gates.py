@@ -101,3 +101,13 @@ def test_integers_against_bfloat16(dtype: torch.dtype, device: torch.device) -> 
     x = torch.full((20,), (257 << 18) + 1, dtype=dtype)
     t = torch.full((20,), float(256 << 18), dtype=torch.bfloat16)
     assert tt.binary_threshold(x, t).tolist() == [0] * 20 == OPS["binary_threshold"].reference(x, t).tolist()
+
+
+@pytest.mark.parametrize("operand", [o for o in OPERANDS if o.name in ("c11-float32", "nchw-float64")], ids=by_name)
+@pytest.mark.parametrize("op", [OPS["hardshrink"], OPS["jumprelu"]], ids=by_name)
+def test_thresholds_wider_than_the_input(op: Any, operand: Operand, device: torch.device) -> None:
+    """Compared as they are, not rounded to bfloat16."""
+    if isinstance(op, LearnedGate):
+        learned.check(learned.Case(op, torch.bfloat16, operand, WHOLE), device, input_gradient=False, special=False)
+    else:
+        gate_tests.test_case(Case(op, torch.bfloat16, operand, WHOLE), device)

@@ -113,3 +113,9 @@ def test_linear_loss(kind: str, device: torch.device) -> None:
 
 def test_linear_loss_without_gradient(device: torch.device) -> None:
     linear_tests.test_without_gradient_nothing_is_written(device)
+
+
+@pytest.mark.parametrize("kind", ["number", "class"])
+def test_prediction_at_the_threshold(kind: str, device: torch.device) -> None:
+    """Which is not rounded to the input's bfloat16."""
+    loss_tests.test_prediction_at_the_threshold_is_above("mse", kind, device)
