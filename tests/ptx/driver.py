@@ -23,6 +23,7 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
+from triton.language.semantic import TritonSemantic
 
 import triton_thresh as tt
 from benchmarks.stub_driver import StubDriver
@@ -65,6 +66,16 @@ def _flat(types: Any, values: Any) -> Iterator[tuple[str, Any]]:
             yield type, value
 
 
+_stock_load = TritonSemantic.load
+
+
+def _load(self: Any, pointer: Any, mask: Any, other: Any, *rest: Any) -> Any:
+    """What a masked load without `other` gives is undefined. NVIDIA's backend makes it 0, which would hide that it is missing."""
+    if mask is not None and other is None:
+        other = self.to_tensor(float("nan") if pointer.type.scalar.element_ty.is_floating() else 0x5A5A5A5A)
+    return _stock_load(self, pointer, mask, other, *rest)
+
+
 class PtxDriver(StubDriver):
     """Triton's driver while entered. What it compiles is kept in a folder of its own, since ptxas does not see it.
 
@@ -89,6 +100,7 @@ class PtxDriver(StubDriver):
     def __enter__(self) -> Self:
         self._stack.enter_context(patch.object(CUDABackend, "make_cubin", lambda self, ptx, *_: ptx.encode()))
         self._stack.enter_context(triton.knobs.cache.scope())
+        self._stack.enter_context(patch.object(TritonSemantic, "load", _load))
         triton.knobs.cache.dir = str(self._folder)
         return super().__enter__()
 
