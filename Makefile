@@ -14,13 +14,14 @@ READY := $(VENV)/ready
 HAS_NBMAKE := $(BIN)/python -c 'import ipykernel, nbmake' 2>/dev/null
 HAS_GPU := $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null
 
-.PHONY: help demo test check matrix versions lint gpu-test table docs bench report gpu clean
+.PHONY: help demo test check matrix ptx versions lint gpu-test table docs bench report gpu clean
 
 help:
 	@echo "make demo      six short trainings: what each op does, and that it is the formula in torch (ARGS='--steps 100')"
 	@echo "make test      every test this machine can run, and the notebooks"
 	@echo "make check     a quick subset of the tests"
 	@echo "make matrix    what make test runs a share of: products of base, rule, option, dtype, operand, target and compiler"
+	@echo "make ptx       the tests of kernels again, by the PTX they compile to, executed on the CPU; an hour or two"
 	@echo "make versions  the tests with the oldest and the newest Python, torch and Triton; downloads a torch for each"
 	@echo "make lint      ruff and mypy"
 	@echo "make gpu-test  the tests that need a GPU, alone"
@@ -87,6 +88,13 @@ matrix: $(READY)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --matrix tests/kernels $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --matrix tests --ignore=tests/interpreted \
 		--ignore=tests/kernels $(ARGS)
+
+# Everything exact, then what approximate instructions take part in, with each of them as wrong as NVIDIA documents.
+ptx: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -p tests.ptx.plugin tests/kernels tests/gpu/test_accuracy.py $(ARGS)
+	for mode in random plus minus; do OMP_NUM_THREADS=1 PTX_APPROXIMATE=$$mode $(BIN)/python -m pytest -q -n $(JOBS) \
+		--dist worksteal -p tests.ptx.plugin tests/kernels/test_gates.py tests/kernels/test_l*.py tests/kernels/test_options.py \
+		tests/gpu/test_accuracy.py $(ARGS) || exit; done
 
 versions:
 	$(PYTHON) tests/versions.py $(ARGS)

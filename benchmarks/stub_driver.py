@@ -79,6 +79,10 @@ class StubDriver:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         triton.runtime.driver.set_active(self._previous.pop())
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was compiled."""
         for function in self._functions:
             for kernel in function.device_caches.pop(self.device, ({},))[0].values():
                 kernel.module = None  # Triton 3.9 unloads a module with the kernel, by the driver of that later time

@@ -23,7 +23,8 @@ def _select(x, values, y_ptr, mask, FUNCTION: tl.constexpr, COMPUTE: tl.constexp
     if PROMOTED is None:
         c = x.to(COMPUTE)
     else:
-        c = x.to(PROMOTED).to(COMPUTE)
+        # By way of float32, as torch rounds an integer. Without the addition, which costs nothing, one cast is made of both.
+        c = (x.to(tl.float32) + 0.0).to(PROMOTED).to(COMPUTE)
     y, code = FUNCTION(x, c, values)
     tl.store(y_ptr, y.to(y_ptr.dtype.element_ty), mask=mask)
     return code

@@ -203,10 +203,13 @@ class Traffic:
 
     def record(self, kind: Kind, pointers: Any, mask: Any) -> None:
         """Note an access by a TensorHandle of pointers, where the mask is on."""
-        bytes_each = np.arange(max(1, pointers.get_element_ty().primitive_bitwidth // 8))
         addresses = np.asarray(pointers.data).astype(np.int64)
         active = np.ones_like(addresses, bool) if mask is None else np.broadcast_to(mask.data, addresses.shape)
-        remaining = addresses[active.astype(bool)]
+        self.note(kind, addresses[active.astype(bool)], max(1, pointers.get_element_ty().primitive_bitwidth // 8))
+
+    def note(self, kind: Kind, remaining: npt.NDArray[np.int64], size: int) -> None:
+        """Note an access to so many bytes at each address."""
+        bytes_each = np.arange(size)
         counter = {"load": self.loaded, "store": self.stored, "atomic": self.atomics}[kind]
         for region in self._regions:
             offsets = remaining - region.start
