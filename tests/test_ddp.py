@@ -83,7 +83,8 @@ def model(ranks: int) -> Model:
 
 
 def work(rank: int, folder: str) -> None:
-    """What each process runs; spawn imports this module. A formula's own program runs, as it is written: compiling takes longer."""
+    """What each process runs; spawn imports this module. Programs of formulas run as they are written, because compiling takes
+    longer."""
     compiled._compiled = lambda program, name: program
     torch.set_num_threads(1)
     assert tuning.may_search()
