@@ -253,6 +253,7 @@ def _loss_arguments(
         operands=tuple(("*i1",) if kind == ELEMENT else packed(_wide(dtype)) for kind in kinds),
         KINDS=tuple(kinds),
         **losses.constants(spec, torch.int8 if hard else torch.float32),
+        **losses.counted_by(spec),
         COMPUTE=_compute(dtype),
         REDUCTION=reduction,
     )
@@ -283,7 +284,8 @@ def cell_cases(base: type[Base], rule: type[Rule], dtype: str, lanes: int) -> It
     given = {name: value for name, value in vars(made).items() if name not in base.static_fields}
     whole = base(**given | dict.fromkeys(base.optional_fields, 0.5) | dict.fromkeys(base.exponents, 1.5))
     kind, arguments = _loss_arguments(whole, weighing, dtype, number, "mean")
-    arguments.pop("counts_ptr")
+    for counted in ("counts_ptr", "LEAST", "LABEL"):
+        arguments.pop(counted)
     yield case("backward", number, (kind, arguments), g_ptr=f"*{dtype}")
 
 

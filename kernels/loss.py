@@ -99,12 +99,8 @@ def _evaluate(
     UNIT: tl.constexpr,
     WEIGHT: tl.constexpr,
     SMOOTHING: tl.constexpr,
-    DIVISOR: tl.constexpr,
     MASK: tl.constexpr,
-    KEPT: tl.constexpr,
     IGNORE: tl.constexpr,
-    LEAST: tl.constexpr,
-    LABEL: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
     """Loss and slope of the elements base + lane in the compute type; input, target, operands and where they count."""
@@ -210,7 +206,7 @@ def _forward_tile(
     """Store what is stored per element; return the tile's sum."""
     loss, slope, x, y, valid, values = _evaluate(
         x_ptr, y_ptr, base, lane, mask, operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
-        UNIT, WEIGHT, SMOOTHING, DIVISOR, MASK, KEPT, IGNORE, LEAST, LABEL, COMPUTE,
+        UNIT, WEIGHT, SMOOTHING, MASK, IGNORE, COMPUTE,
     )  # fmt: skip
     loss = _chosen(loss, valid, values, MASK, KEPT, IGNORE)
     total = tl.zeros([], COMPUTE)
@@ -375,14 +371,12 @@ def _backward_tile(
     MASK: tl.constexpr,
     KEPT: tl.constexpr,
     IGNORE: tl.constexpr,
-    LEAST: tl.constexpr,
-    LABEL: tl.constexpr,
     COMPUTE: tl.constexpr,
     REDUCTION: tl.constexpr,
 ):
     _, slope, _, _, valid, values = _evaluate(
         x_ptr, y_ptr, base, lane, mask, operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
-        UNIT, WEIGHT, SMOOTHING, DIVISOR, MASK, KEPT, IGNORE, LEAST, LABEL, COMPUTE,
+        UNIT, WEIGHT, SMOOTHING, MASK, IGNORE, COMPUTE,
     )  # fmt: skip
     if REDUCTION == "none":
         g = operand.read(g_ptr + base + lane, mask).to(COMPUTE)
@@ -414,8 +408,6 @@ def backward(
     MASK: tl.constexpr,
     KEPT: tl.constexpr,
     IGNORE: tl.constexpr,
-    LEAST: tl.constexpr,
-    LABEL: tl.constexpr,
     COMPUTE: tl.constexpr,
     REDUCTION: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -428,13 +420,13 @@ def backward(
         _backward_tile(
             x_ptr, y_ptr, g_ptr, dx_ptr, n, base, lane, None,
             operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
-            UNIT, WEIGHT, SMOOTHING, DIVISOR, MASK, KEPT, IGNORE, LEAST, LABEL, COMPUTE, REDUCTION,
+            UNIT, WEIGHT, SMOOTHING, DIVISOR, MASK, KEPT, IGNORE, COMPUTE, REDUCTION,
         )  # fmt: skip
     else:
         _backward_tile(
             x_ptr, y_ptr, g_ptr, dx_ptr, n, base, lane, lane < left,
             operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
-            UNIT, WEIGHT, SMOOTHING, DIVISOR, MASK, KEPT, IGNORE, LEAST, LABEL, COMPUTE, REDUCTION,
+            UNIT, WEIGHT, SMOOTHING, DIVISOR, MASK, KEPT, IGNORE, COMPUTE, REDUCTION,
         )  # fmt: skip
 
 

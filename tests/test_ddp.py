@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import triton_thresh as tt
-from triton_thresh import tuning
+from triton_thresh import compiled, tuning
 
 from .conftest import INTERPRETED
 
@@ -26,6 +26,12 @@ pytestmark = [
     pytest.mark.skipif(INTERPRETED, reason="once is enough"),
     pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo"),
 ]
+
+
+@tt.fused_loss
+def far(prediction: Tensor, target: Tensor, bound: float) -> Tensor:
+    d = (prediction - target).abs()
+    return torch.where(d > bound, d - bound, 0)
 
 
 class Model(nn.Module):
@@ -63,7 +69,7 @@ def train(model: nn.Module, rank: int, ranks: int) -> Record:
         for step in range(STEPS):
             x, y = (part.tensor_split(ranks)[rank] for part in batch(step))
             prediction, count = model(x)
-            loss = tt.threshold_mse_loss(prediction, y, 0.5) + 0.01 * count.mean()
+            loss = tt.threshold_mse_loss(prediction, y, 0.5) + 0.01 * count.mean() + far(prediction, y, 0.5)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -114,7 +120,9 @@ def contrasted(model: nn.Module, rank: int, ranks: int) -> Record:
 
 
 def work(rank: int, folder: str) -> None:
-    """What each process runs; spawn imports this module."""
+    """What each process runs; spawn imports this module. Programs of formulas run as they are written, because compiling takes
+    longer."""
+    compiled._compiled = lambda program, name: program
     torch.set_num_threads(1)
     assert tuning.may_search()
     torch.distributed.init_process_group(
@@ -151,7 +159,8 @@ def seen(folder: Path, name: str) -> list[Record]:
 
 
 @pytest.mark.slow
-def test_two_processes(folder: Path) -> None:
+def test_two_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_compiled", lambda program, name: program)
     alone, ranks = train(model(1), 0, 1), seen(folder, "train")
     torch.testing.assert_close([(a + b) / 2 for a, b in zip(ranks[0].losses, ranks[1].losses)], alone.losses)
     for record in ranks:

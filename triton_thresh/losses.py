@@ -272,6 +272,7 @@ def _kernel(
         num_warps=config.num_warps,
         KINDS=kinds,
         **constants(spec, target),
+        **({} if single is None else counted_by(spec)),
         COMPUTE=triton_dtype(compute),
         REDUCTION=spec.reduction,
         **({} if single is None else {"SINGLE": single}),
@@ -284,8 +285,6 @@ def constants(spec: Spec, target: torch.dtype) -> dict[str, Any]:
     pointwise, (base_static, rule_static) = device_code("pointwise"), spec.static
     count, first = len(spec.base_fields), len(spec.base_fields) + len(spec.rule_fields)
     at = {name: first + i for i, name in enumerate(spec.options)}
-    if spec.stats and spec.rule.decides:
-        at["least_positive"] = count
     return dict(
         BASE=getattr(pointwise, spec.base.snake_name()),
         BASE_COUNT=count,
@@ -300,9 +299,16 @@ def constants(spec: Spec, target: torch.dtype) -> dict[str, Any]:
         MASK=at.get("mask"),
         KEPT=at.get("kept"),
         IGNORE=at.get("ignore_index"),
-        LEAST=at.get("least_positive") if spec.stats else None,
-        LABEL=spec.rule_fields.index("target_threshold") + count if "target_threshold" in spec.rule_fields else None,
     )
+
+
+def counted_by(spec: Spec) -> dict[str, int | None]:
+    """The places of the thresholds by which the forward kernel counts predictions and targets."""
+    count, fields = len(spec.base_fields), spec.rule_fields
+    least = None
+    if spec.stats:
+        least = count if spec.rule.decides else count + len(fields) + spec.options.index("least_positive")
+    return dict(LEAST=least, LABEL=count + fields.index("target_threshold") if "target_threshold" in fields else None)
 
 
 @functools.cache
