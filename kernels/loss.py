@@ -49,22 +49,8 @@ def _valid(target, values, MASK: tl.constexpr, IGNORE: tl.constexpr):
 
 
 @triton.jit
-def _weighed(
-    x,
-    target,
-    values,
-    BASE: tl.constexpr,
-    BASE_COUNT: tl.constexpr,
-    BASE_STATIC: tl.constexpr,
-    RULE: tl.constexpr,
-    RULE_COUNT: tl.constexpr,
-    RULE_STATIC: tl.constexpr,
-    UNIT: tl.constexpr,
-    WEIGHT: tl.constexpr,
-    SMOOTHING: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
-    """Loss, slope and smoothed target of elements that are loaded, x in the compute type."""
+def _smoothed(target, values, UNIT: tl.constexpr, SMOOTHING: tl.constexpr, COMPUTE: tl.constexpr):
+    """The target that base and rule see."""
     y = target.to(COMPUTE)
     if SMOOTHING is not None:
         share = values[SMOOTHING].to(COMPUTE)
@@ -72,17 +58,35 @@ def _weighed(
         if UNIT:
             smooth = tl.where((y >= 0.0) & (y <= 1.0), smooth, float("nan"))
         y = smooth
+    return y
+
+
+@triton.jit
+def _weighed(
+    x,
+    y,
+    values,
+    BASE: tl.constexpr,
+    BASE_COUNT: tl.constexpr,
+    BASE_STATIC: tl.constexpr,
+    RULE: tl.constexpr,
+    RULE_COUNT: tl.constexpr,
+    RULE_STATIC: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """Loss and slope of elements in the compute type."""
     loss, slope, q, rest, dq = BASE(x, y, _part(values, 0, BASE_COUNT), BASE_STATIC)
     loss, slope = RULE(loss, slope, x, y, q, rest, dq, _part(values, BASE_COUNT, RULE_COUNT), RULE_STATIC)
     if WEIGHT is not None:
         weight = values[WEIGHT].to(COMPUTE)
         loss *= weight
         slope *= weight
-    return loss, slope, y
+    return loss, slope
 
 
 @triton.jit
-def _evaluate(
+def _load(
     x_ptr,
     y_ptr,
     base,
@@ -90,28 +94,18 @@ def _evaluate(
     mask,
     operands,
     KINDS: tl.constexpr,
-    BASE: tl.constexpr,
-    BASE_COUNT: tl.constexpr,
-    BASE_STATIC: tl.constexpr,
-    RULE: tl.constexpr,
-    RULE_COUNT: tl.constexpr,
-    RULE_STATIC: tl.constexpr,
     UNIT: tl.constexpr,
-    WEIGHT: tl.constexpr,
     SMOOTHING: tl.constexpr,
     MASK: tl.constexpr,
     IGNORE: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """Loss and slope of the elements base + lane in the compute type; input, target, operands and where they count."""
+    """Input and smoothed target of the elements base + lane in the compute type, where they count, and the operands."""
     x = operand.read(x_ptr + base + lane, mask).to(COMPUTE)
     target = operand.read(y_ptr + base + lane, mask)
     values = operand.load_all(operands, KINDS, base, lane, mask)
     valid = _valid(target, values, MASK, IGNORE)
-    loss, slope, y = _weighed(
-        x, target, values, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC, UNIT, WEIGHT, SMOOTHING, COMPUTE
-    )  # fmt: skip
-    return loss, slope, x, y, valid, values
+    return x, _smoothed(target, values, UNIT, SMOOTHING, COMPUTE), valid, values
 
 
 @triton.jit
@@ -204,9 +198,15 @@ def _forward_tile(
     SINGLE: tl.constexpr,
 ):
     """Store what is stored per element; return the tile's sum."""
-    loss, slope, x, y, valid, values = _evaluate(
-        x_ptr, y_ptr, base, lane, mask, operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
-        UNIT, WEIGHT, SMOOTHING, MASK, IGNORE, COMPUTE,
+    x, y, valid, values = _load(
+        x_ptr, y_ptr, base, lane, mask, operands, KINDS, UNIT, SMOOTHING, MASK, IGNORE, COMPUTE
+    )  # fmt: skip
+    if counts_ptr is not None:  # first, since what it reads would take registers from the loss
+        _count_tile(
+            counts_ptr, x, y, valid, values, mask, tl.num_programs(0), RULE_STATIC, MASK, IGNORE, LEAST, LABEL
+        )  # fmt: skip
+    loss, slope = _weighed(
+        x, y, values, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC, WEIGHT, COMPUTE
     )  # fmt: skip
     loss = _chosen(loss, valid, values, MASK, KEPT, IGNORE)
     total = tl.zeros([], COMPUTE)
@@ -224,10 +224,6 @@ def _forward_tile(
         total = tl.sum(loss, axis=0)
         if SINGLE:
             total = _reduced(total, n, values, DIVISOR, REDUCTION)
-    if counts_ptr is not None:
-        _count_tile(
-            counts_ptr, x, y, valid, values, mask, tl.num_programs(0), RULE_STATIC, MASK, IGNORE, LEAST, LABEL
-        )  # fmt: skip
     return total
 
 
@@ -374,9 +370,11 @@ def _backward_tile(
     COMPUTE: tl.constexpr,
     REDUCTION: tl.constexpr,
 ):
-    _, slope, _, _, valid, values = _evaluate(
-        x_ptr, y_ptr, base, lane, mask, operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
-        UNIT, WEIGHT, SMOOTHING, MASK, IGNORE, COMPUTE,
+    x, y, valid, values = _load(
+        x_ptr, y_ptr, base, lane, mask, operands, KINDS, UNIT, SMOOTHING, MASK, IGNORE, COMPUTE
+    )  # fmt: skip
+    _, slope = _weighed(
+        x, y, values, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC, WEIGHT, COMPUTE
     )  # fmt: skip
     if REDUCTION == "none":
         g = operand.read(g_ptr + base + lane, mask).to(COMPUTE)
@@ -491,9 +489,9 @@ def _descend_tile(
     if STRIDED:
         row = offset // width
         offset = row.to(tl.int64) * stride + (offset - row * width)
-    loss, slope, _ = _weighed(
-        x, operand.read(y_ptr + offset, mask), values,
-        BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC, UNIT, None, SMOOTHING, COMPUTE,
+    y = _smoothed(operand.read(y_ptr + offset, mask), values, UNIT, SMOOTHING, COMPUTE)
+    loss, slope = _weighed(
+        x, y, values, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC, None, COMPUTE
     )  # fmt: skip
     if WRITES:
         if FACTOR is not None:
