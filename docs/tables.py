@@ -320,7 +320,9 @@ def errors() -> str:
             cells += [f"{value:.2g}" for value in (found["eager"], found["exact"], wrong)]
         table.append(cells)
     heads = ("eager torch", "kernel", "kernel, as wrong as documented")
-    return markdown(["base", "rule", *(f"{kind}: {head}" for kind in ("loss", "gradient") for head in heads)], table, left=2)
+    return markdown(
+        ["base", "rule", *(f"{kind}: {head}" for kind in ("loss", "gradient") for head in heads)], table, left=2
+    )
 
 
 def pictures() -> str:
