@@ -21,7 +21,7 @@ help:
 	@echo "make test      every test this machine can run, and the notebooks"
 	@echo "make check     a quick subset of the tests"
 	@echo "make matrix    what make test runs a share of: products of base, rule, option, dtype, operand, target and compiler"
-	@echo "make ptx       the tests of kernels again, by the PTX they compile to, executed on the CPU; an hour or two"
+	@echo "make ptx       the tests of kernels again, by the PTX they compile to, executed on the CPU: hours"
 	@echo "make versions  the tests with the oldest and the newest Python, torch and Triton; downloads a torch for each"
 	@echo "make lint      ruff and mypy"
 	@echo "make gpu-test  the tests that need a GPU, alone"
@@ -91,6 +91,7 @@ matrix: $(READY)
 
 # Everything exact, then what approximate instructions take part in, with each of them as wrong as NVIDIA documents.
 ptx: $(READY)
+	OMP_NUM_THREADS=1 PTX_EVERYTHING=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/ptx $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -p tests.ptx.plugin tests/kernels tests/gpu/test_accuracy.py $(ARGS)
 	for mode in random plus minus; do OMP_NUM_THREADS=1 PTX_APPROXIMATE=$$mode $(BIN)/python -m pytest -q -n $(JOBS) \
 		--dist worksteal -p tests.ptx.plugin tests/kernels/test_gates.py tests/kernels/test_l*.py tests/kernels/test_options.py \

@@ -309,6 +309,22 @@ def compiled() -> str:
     return "\n\n".join(parts)
 
 
+def errors() -> str:
+    """The largest errors of each loss on compiled kernels that were executed."""
+    table = []
+    for row in loaded("ptx/accuracy.json"):
+        cells = [f"`{row['base']}`", f"`{row['rule']}`"]
+        for kind in ("loss", "gradient"):
+            found = row[kind]
+            wrong = max(found[mode] for mode in ("random", "plus", "minus"))
+            cells += [f"{value:.2g}" for value in (found["eager"], found["exact"], wrong)]
+        table.append(cells)
+    heads = ("eager torch", "kernel", "kernel, as wrong as documented")
+    return markdown(
+        ["base", "rule", *(f"{kind}: {head}" for kind in ("loss", "gradient") for head in heads)], table, left=2
+    )
+
+
 def pictures() -> str:
     """The pictures of each device's newest results."""
     shown = []

@@ -687,7 +687,7 @@ def _setup(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Any, ...]) -> No
         ctx.saved = input.shape, None if row.counts else y.stride()
     else:
         enough = row.saves != "input"
-        (ctx.saved,) = saved
+        (ctx.saved,), ctx.stride = saved, y.stride()
         if inplace:
             ctx.mark_dirty(input)
     ctx.from_bits = enough
@@ -730,6 +730,9 @@ def _backward_of_bits(
         return _backward_bit(kept, saved, given[0]), None
     if last:
         dx, dt = _backward_code(call, values, kept, saved, given, ctx.own if learns else None)
+        if call.row.counts:  # which reads the input as contiguous; gradients lie as it does
+            dt = layout.laid_out_as(dt, dx.shape, ctx.stride) if dt is not None and dt.shape == dx.shape else dt
+            dx = layout.laid_out_as(dx, dx.shape, ctx.stride)
         return dx, None if dt is None else dt.to(ctx.dtype)
     high = _unpacked(kept, saved, 1) if call.bits == 2 else None
     dx, dt = _backward_formula(call, _unpacked(kept, saved, 0), high, values, gradients)

@@ -145,6 +145,8 @@ class PtxDriver(StubDriver):
 def _value(kernel: str, type: str, value: Any) -> Any:
     """An argument as it travels, if it is what the kernel was compiled for."""
     if isinstance(value, Tensor):
+        if not value.is_cpu:
+            raise FaultError(f"{kernel}: launched with a tensor on {value.device}")
         if type not in (f"*{TYPES[value.dtype]}", "*u1" if value.dtype == torch.bool else ""):
             raise FaultError(f"{kernel}: compiled for {type}, launched with {value.dtype}")
         return value.data_ptr()
@@ -181,7 +183,7 @@ def on_ptx(driver: PtxDriver, sizes: Sizes = small) -> Iterator[PtxDriver]:
 
     with ExitStack() as stack:
         for target, name, value in (
-            (backend, "is_driven", lambda device: True),
+            (backend, "is_driven", lambda device: device.type == "cpu"),
             (tuning, "default", sizes),
             (tuning, "_resolve", resolve),
             (tuning, "_settled", {}),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +13,7 @@ import triton_thresh as tt
 
 from ..gates import equal, inputs, same, upstream
 from ..interpreted.tools import sentinel_view
+from ..learned import outputs_of
 from ..losses import Cell, Setup, assert_loss, run
 from .sample import case, sampled, some
 
@@ -92,6 +96,21 @@ def test_thresholds_of_every_length(shape: tuple[int, ...]) -> None:
             found.append([y.detach(), *torch.autograd.grad(y, (x, t), upstream(y, special=False))])
     for ours, theirs in zip(*found, strict=True):
         equal(ours, theirs)
+
+
+@pytest.mark.parametrize("op", some([tt.jumprelu_l0, tt.jumprelu, tt.softshrink], lambda op: op is tt.jumprelu_l0))
+def test_gradients_lie_as_in_eager_torch(op: Any) -> None:
+    """Those of thresholds per element, too."""
+    for lies, other in itertools.product((lambda x: x, lambda x: x.t().contiguous().t()), repeat=2):
+        x = lies(torch.randn(40, 33, generator=torch.Generator().manual_seed(3))).requires_grad_()
+        t = other(torch.rand(40, 33, generator=torch.Generator().manual_seed(4))).requires_grad_()
+        found = []
+        for name in ("triton", "eager"):
+            with tt.use_backend(name):  # type: ignore[arg-type]
+                outputs = outputs_of(op(x, t, *(() if op is tt.softshrink else (0.5,))))
+                given = torch.autograd.grad(outputs, (x, t), [torch.ones_like(output) for output in outputs])
+                found.append([outputs[0].stride(), *(each.stride() for each in given)])
+        assert found[0] == found[1]
 
 
 def test_a_kernel_for_each_specialisation(compiled: object) -> None:
