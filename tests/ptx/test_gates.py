@@ -74,7 +74,7 @@ def test_features_that_fired(device: torch.device) -> None:
     select_tests.test_fired((33, 40), torch.float32, device)
 
 
-@pytest.mark.parametrize(("op", "shape"), sampled(learned.OPS, [(1, 1), (40, 130), (70, 33)]), ids=str)
+@pytest.mark.parametrize(("op", "shape"), sampled(learned.OPS, [(1, 1), (40, 130), (70, 33)]), ids=by_name)
 def test_sizes_of_rows(op: LearnedGate, shape: tuple[int, ...], device: torch.device) -> None:
     """Several blocks of 32 rows and of columns, and tails of each."""
     learned_tests.test_sizes(op, shape, device)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from triton_thresh import thresholds
-
 from ..kernels import test_select as select_tests
 from .sample import some
 
@@ -25,14 +23,13 @@ def test_by_digits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, device: 
     select_tests.test_a_tensor_by_digits(dtype, monkeypatch, device)
 
 
-def test_batch_topk(device: torch.device) -> None:
-    select_tests.test_batch_topk(torch.float32, "registers", device)
+def test_batch_topk(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    select_tests.test_batch_topk(torch.float32, True, monkeypatch, device)
 
 
 @pytest.mark.ptx
 def test_batch_topk_by_digits(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
-    monkeypatch.setattr(thresholds, "IN_REGISTERS", 0)
-    select_tests.test_batch_topk(torch.bfloat16, "digits", device)
+    select_tests.test_batch_topk(torch.float32, False, monkeypatch, device)
 
 
 def test_otsu(device: torch.device) -> None:
