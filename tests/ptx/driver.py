@@ -184,6 +184,7 @@ def on_ptx(driver: PtxDriver, sizes: Sizes = small) -> Iterator[PtxDriver]:
     with ExitStack() as stack:
         for target, name, value in (
             (backend, "is_driven", lambda device: device.type == "cpu"),
+            (backend, "OP_DEVICES", backend.OP_DEVICES | {"cpu"}),
             (tuning, "default", sizes),
             (tuning, "_resolve", resolve),
             (tuning, "_settled", {}),
