@@ -656,7 +656,7 @@ def _log1p_exp(x: Tensor) -> Tensor:
 
 
 def _cross_entropy(x: Tensor, y: Tensor) -> Tensor:
-    """The cross entropy of logits, off the tape. What has no share may be infinite; a NaN comes by the last term."""
+    """The cross entropy of logits, off the tape. A term without a share may be infinite; a NaN comes by the last term."""
     negative = (1 - y).mul_(x.clamp(min=0)).nan_to_num_(0.0, math.inf, -math.inf)
     positive = x.clamp(max=0).neg_().mul_(y).nan_to_num_(0.0, math.inf, -math.inf)
     return negative.add_(positive).add_(_log1p_exp(x))
@@ -717,7 +717,7 @@ def times(loss: Tensor, factor: Tensor) -> Tensor:
 
 
 def _mixed(y: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """y * positive + (1 - y) * negative. What has no share may be infinite."""
+    """y * positive + (1 - y) * negative. A term without a share may be infinite."""
     return torch.where(y == 0, 0, y * positive) + torch.where(y == 1, 0, (1 - y) * negative)
 
 

@@ -48,7 +48,7 @@ def element_losses(
 ) -> Tensor:
     """The weighted element losses in the compute type: differentiable, 0 with gradient 0 where `mask` is False.
 
-    The mask selects twice. What the formula makes of a masked element is dropped with its gradient, and so is the gradient that
+    The mask selects twice. The formula's result for a masked element is dropped with its gradient, and so is the gradient that
     a slope of NaN or infinity would make of that 0.
     """
     compute = compute_dtype(x.dtype)

@@ -381,8 +381,8 @@ def jumprelu_l0(
 
     Shape:
         The activations have the input's shape, dtype and memory format. The counts have the input's shape without its last
-        dimension, in float32 (float64 for float64): bfloat16 cannot count past 256. What `return_fired` adds has the size of the
-        last dimension, in int64, and no gradient.
+        dimension, in float32 (float64 for float64): bfloat16 cannot count past 256. The count that `return_fired` adds has the
+        size of the last dimension, in int64, and no gradient.
 
     Raises:
         TypeError: for other dtypes, and for thresholds that are neither number nor tensor.
@@ -1309,7 +1309,7 @@ def _batch_topk_tracked(input: Tensor, k: float, momentum: float, threshold: Ten
 
 
 def _above_tracked(input: Tensor, threshold: Tensor) -> Tensor:
-    """What it does in evaluation."""
+    """The gate in evaluation."""
     return topk.above_tracked("BatchTopK", input, threshold)
 
 

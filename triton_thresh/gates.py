@@ -42,7 +42,7 @@ SIGNATURES: Mapping[str, dict[str, Any]] = MappingProxyType(
 
 
 KEYWORDS = frozenset({"dtype", "inplace", "input_gradient", "return_fired"})
-"""What a public function may pass on beside them."""
+"""Keywords that a public function may pass on beside them."""
 
 
 # ------------------------------------------------------------------------------------------------------------- the call

@@ -366,7 +366,7 @@ def _forward(
 
 
 class _Loop:
-    """What stays the same from chunk to chunk."""
+    """Everything that stays the same from chunk to chunk."""
 
     def __init__(
         self,

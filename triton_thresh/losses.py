@@ -152,7 +152,7 @@ def checked_options(
 def _kept(
     way: backend.Way, input: Tensor, target: Tensor, base: Base, rule: ByRank, extra: Mapping[str, Operand]
 ) -> Tensor:
-    """Where an element's loss is among the largest. What is stored is compared, since a loss computed anew may differ."""
+    """Where an element's loss is among the largest. Stored losses are compared, since one computed anew may differ."""
     options = {name: extra[name] for name in ("label_smoothing",) if name in extra}
     spec, operands = cells.specify(base, Unweighted(), options, False, "none", compute_dtype(input.dtype))
     x, y = input.detach(), target.detach()
@@ -281,7 +281,7 @@ def _kernel(
 
 
 def constants(spec: Spec, target: torch.dtype) -> dict[str, Any]:
-    """What kernels of kernels/loss.py are compiled for, besides dtypes. Integer targets are 0 or 1 unless they are smoothed."""
+    """The constants of kernels in kernels/loss.py, besides dtypes. Integer targets are 0 or 1 unless they are smoothed."""
     pointwise, (base_static, rule_static) = device_code("pointwise"), spec.static
     count, first = len(spec.base_fields), len(spec.base_fields) + len(spec.rule_fields)
     at = {name: first + i for i, name in enumerate(spec.options)}

@@ -30,7 +30,7 @@ def batch_topk_tracked(op: str, input: Tensor, k: float, momentum: float, thresh
 
 
 def above_tracked(op: str, input: Tensor, threshold: Tensor) -> Tensor:
-    """What is above a 0-dim float64 threshold, in float32 for inputs that it holds: above the largest float32 up to it."""
+    """Keep elements above a 0-dim float64 threshold, in float32 for inputs that it holds: above the largest float32 up to it."""
     check_input(op, input, FLOATING, jagged=False)
     if input.dtype != torch.float64:
         near = threshold.float()
@@ -59,7 +59,7 @@ def _smallest_kept(op: str, input: Tensor, k: float) -> Tensor:
 
 
 def _gated(input: Tensor, smallest: Tensor) -> Tensor:
-    """What is at least the smallest that is kept, above 0 and of the input's dtype; nothing reaches NaN."""
+    """Keep elements from the smallest kept one on, which is above 0 and of the input's dtype. None reaches NaN."""
     how = way(input, smallest)
     if how == "eager" and input.is_cpu:
         bound = torch.nextafter(smallest, torch.zeros_like(smallest)).item()
