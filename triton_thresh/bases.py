@@ -413,8 +413,28 @@ class Hinge(Base):
         return turned.mul_(_holds(torch.gt, reached, self.margin).neg_().add_(1))
 
 
+class _PowerLoss(Base):
+    """A loss with a power for a factor: value and slope share most of what they are made of, if the exponent is a constant."""
+
+    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._closed(x, y, False)[0] if self._has_closed_form() else self.loss(x, y)
+
+    def slope(self, x: Tensor, y: Tensor) -> Tensor | None:
+        return self._closed(x, y, True)[1] if self._has_closed_form() else None
+
+    def value_and_slope(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
+        return self._closed(x, y, True) if self._has_closed_form() else None
+
+    def _has_closed_form(self) -> bool:
+        raise NotImplementedError
+
+    def _closed(self, x: Tensor, y: Tensor, want_slope: bool) -> tuple[Tensor, Tensor]:
+        """Value and slope. A slope that is not wanted is some tensor."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Focal(Base):
+class Focal(_PowerLoss):
     """Focal loss of logits: ``a_t (1 - p_t)**gamma BCE(x, y)``, which easy examples hardly enter.
 
     ``p_t = p y + (1 - p) (1 - y)`` is the probability of the target, ``p = sigmoid(x)``; ``a_t = alpha y + (1 - alpha) (1 - y)``.
@@ -465,20 +485,11 @@ class Focal(Base):
         loss = times(cross, power(miss, self.gamma)) * torch.where(_is_probability(y), 1.0, torch.nan)
         return loss if self.alpha is None else loss * (self.alpha * y + (1 - self.alpha) * (1 - y))
 
-    def value(self, x: Tensor, y: Tensor) -> Tensor:
-        return self._closed(x, y, False)[0] if is_constant_exponent(self.gamma) else self.loss(x, y)
-
-    def slope(self, x: Tensor, y: Tensor) -> Tensor | None:
-        return self._closed(x, y, True)[1] if is_constant_exponent(self.gamma) else None
-
-    def value_and_slope(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
-        return self._closed(x, y, True) if is_constant_exponent(self.gamma) else None
+    def _has_closed_form(self) -> bool:
+        return is_constant_exponent(self.gamma)
 
     def _closed(self, x: Tensor, y: Tensor, want_slope: bool) -> tuple[Tensor, Tensor]:
-        """``a_t m**gamma BCE`` and ``a_t (m**gamma (p - y) + gamma m**(gamma - 1) (1 - 2 y) p (1 - p) BCE)``, m = 1 - p_t.
-
-        A slope that is not wanted is some tensor.
-        """
+        """``a_t m**gamma BCE`` and ``a_t (m**gamma (p - y) + gamma m**(gamma - 1) (1 - 2 y) p (1 - p) BCE)``, m = 1 - p_t."""
         gamma = self.gamma
         assert not isinstance(gamma, Tensor)
         p, rest = x.sigmoid(), (-x).sigmoid()
@@ -500,7 +511,7 @@ class Focal(Base):
 
 
 @dataclass(frozen=True)
-class Asymmetric(Base):
+class Asymmetric(_PowerLoss):
     """Asymmetric loss of logits for many labels: easy negatives lose more than easy positives, the easiest lose all.
 
     ``-(1 - p_t)**g (y log max(p, eps) + (1 - y) log max(q, eps))`` with ``p = sigmoid(x)``, ``q = min(1 - p + clip, 1)``,
@@ -565,23 +576,11 @@ class Asymmetric(Base):
             factor = factor.detach()
         return times(_mixed(y, -log_p, -log_q), factor) * torch.where(_is_probability(y), 1.0, torch.nan)
 
-    def value(self, x: Tensor, y: Tensor) -> Tensor:
-        return self._closed(x, y, False)[0] if self._has_closed_form() else self.loss(x, y)
-
-    def slope(self, x: Tensor, y: Tensor) -> Tensor | None:
-        return self._closed(x, y, True)[1] if self._has_closed_form() else None
-
-    def value_and_slope(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
-        return self._closed(x, y, True) if self._has_closed_form() else None
-
     def _has_closed_form(self) -> bool:
         return is_constant_exponent(self.gamma_neg) and is_constant_exponent(self.gamma_pos)
 
     def _closed(self, x: Tensor, y: Tensor, want_slope: bool) -> tuple[Tensor, Tensor]:
-        """``F C`` and ``F dC/dx + C dF/dx`` for the factor F and the cross entropy C; dF/dx is 0 where 1 - p_t is.
-
-        A slope that is not wanted is some tensor.
-        """
+        """``F C`` and ``F dC/dx + C dF/dx`` for the factor F and the cross entropy C; dF/dx is 0 where 1 - p_t is."""
         assert self.clip is not None
         p, rest, other = x.sigmoid(), (-x).sigmoid(), 1 - y
         missed, hit = (p - self.clip).clamp_(min=0), (rest + self.clip).clamp_(max=1)  # 1 - q and q
