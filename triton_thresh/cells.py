@@ -134,6 +134,13 @@ def rounded(operands: Sequence[Operand], dtype: torch.dtype) -> tuple[Operand, .
 class Numbers(tuple[float, ...]):
     """Operands that are numbers alone, with what kernels take for them: for all but float64, which they compute in float32."""
 
+    def parts(self, spec: Spec) -> tuple[Base, Rule, dict[str, Operand]]:
+        """The parts of the loss whose operands these are: made once, because that takes as long as the loss of a small tensor."""
+        found: dict[Spec, Any] = self.__dict__.setdefault("_parts", {})
+        if spec not in found:
+            found[spec] = spec.parts(self)
+        return found[spec]  # type: ignore[no-any-return]
+
     @functools.cached_property
     def packed(self) -> Packed:
         return pack_all(self, None, (torch.float32,) * len(self))  # type: ignore[arg-type]
@@ -259,6 +266,8 @@ def element_loss(spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand], 
 
 def wide_parts(spec: Spec, operands: Sequence[Operand], dtype: torch.dtype) -> tuple[Base, Rule, dict[str, Operand]]:
     """The parts, their operands in the compute type but for those that select."""
+    if type(operands) is Numbers:
+        return operands.parts(spec)
     count = len(operands) - sum(name in SELECTING for name in spec.options)
     return spec.parts([wide(value, dtype) if i < count else value for i, value in enumerate(operands)])
 
@@ -271,7 +280,9 @@ def divisor_of(spec: Spec, operands: Sequence[Operand], count: int, dtype: torch
     """The divisor of a loss of `count` elements, in the compute type of `dtype`."""
     if spec.reduction != "mean":
         return 1.0
-    return wide(spec.parts(operands)[2].get("divisor", count), compute_dtype(dtype))
+    if "divisor" not in spec.options:
+        return count
+    return wide(spec.parts(operands)[2]["divisor"], compute_dtype(dtype))
 
 
 def formula(spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand]) -> Tensor:
