@@ -411,6 +411,7 @@ def status() -> str:
         ["State", f"alpha, version {tt.__version__}: before 1.0 a minor version may change names"],
         ["Correct", "every op against plain torch, on every change, with the kernels in Triton's interpreter"],
         ["Compiled for", f"{targets}: {count} kernels, {spills or 'no'} spills; no GPU has run them yet"],
+        ["Executed", "the PTX for sm_90, by an interpreter on a CPU: a share of the kernels' tests on every change"],
         ["Measured", f"bytes: counted. Time: {measured}" + ("" if on_gpu else "; **no GPU yet**")],
     ]
     return markdown(["status", ""], lines, left=2)
