@@ -687,10 +687,10 @@ def _setup(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Any, ...]) -> No
         ctx.saved = input.shape, None if row.counts else y.stride()
     else:
         enough = row.saves != "input"
-        (ctx.saved,), ctx.stride = saved, y.stride()
+        (ctx.saved,) = saved
         if inplace:
             ctx.mark_dirty(input)
-    ctx.from_bits = enough
+    ctx.from_bits, ctx.stride = enough, y.stride()
     if enough and not ctx.traced and (not row.reads_threshold or ctx.call.bits == 1):
         values = tuple(0.0 if isinstance(value, Tensor) else value for value in values)
     ctx.numbers, tensors = parted(values)
@@ -710,9 +710,17 @@ def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
             return _backward_input(call, kept, values, given[0]), None
         found = _backward_of_formula(call, kept, values, gradients, learns)
         return found[0], found[1] if learns else None
-    if ctx.traced:
-        return _backward_traced(ctx, kept, values, gradients, learns, last)
-    return _backward_of_bits(ctx, kept, values, gradients, learns, last)
+    dx, dt = (_backward_traced if ctx.traced else _backward_of_bits)(ctx, kept, values, gradients, learns, last)
+    return _lying_as_input(ctx, dx, dt) if call.row.counts and last else (dx, dt)
+
+
+def _lying_as_input(ctx: Any, dx: Tensor | None, dt: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of a gate that counts, whose kernels read the input as contiguous."""
+    if dx is None or dx.stride() == ctx.stride:  # what compilers leave open is not looked at further
+        return dx, dt
+    if dt is not None and dt.shape == dx.shape:
+        dt = layout.laid_out_as(dt, dx.shape, ctx.stride)
+    return layout.laid_out_as(dx, dx.shape, ctx.stride), dt
 
 
 def _backward_of_bits(
@@ -730,9 +738,6 @@ def _backward_of_bits(
         return _backward_bit(kept, saved, given[0]), None
     if last:
         dx, dt = _backward_code(call, values, kept, saved, given, ctx.own if learns else None)
-        if call.row.counts:  # which reads the input as contiguous; gradients lie as it does
-            dt = layout.laid_out_as(dt, dx.shape, ctx.stride) if dt is not None and dt.shape == dx.shape else dt
-            dx = layout.laid_out_as(dx, dx.shape, ctx.stride)
         return dx, None if dt is None else dt.to(ctx.dtype)
     high = _unpacked(kept, saved, 1) if call.bits == 2 else None
     dx, dt = _backward_formula(call, _unpacked(kept, saved, 0), high, values, gradients)
@@ -824,7 +829,7 @@ def _backward_traced(
     gradients: Sequence[Tensor | None],
     learns: bool,
     last: bool,
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor | None, Tensor | None]:
     """Backward as one op too; or, to be differentiated or transformed, the bits as an op and plain torch."""
     call, (size, stride) = ctx.call, ctx.saved
     threshold, numbers = (values[0], values[1:]) if isinstance(values[0], Tensor) else (None, values)
