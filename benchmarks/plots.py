@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from PIL import Image
 
-from benchmarks.run import COMPILE, EAGER, GRAD, ONE_PASS, PACK, PROVIDERS
+from benchmarks.run import COMPILE, EAGER, GRAD, ONE_PASS, OTHERS, PACK, PROVIDERS
 from benchmarks.tables import Row
 from benchmarks.traffic import Traffic
 
@@ -63,7 +63,7 @@ def bytes_moved(found: Sequence[Traffic], note: str) -> Figure | None:
         axes.set_xlabel("bytes per element")
 
     title = "Bytes that a training step moves: counted, not measured"
-    return _by_op(found, PROVIDERS, lambda line, name: getattr(line, fields[name]), draw, title, note)
+    return _by_op(found, tuple(fields), lambda line, name: getattr(line, fields[name]), draw, title, note)
 
 
 def speedup(found: Sequence[Row], note: str) -> Figure | None:
@@ -80,7 +80,7 @@ def speedup(found: Sequence[Row], note: str) -> Figure | None:
         axes.set(xlim=(low, high), xlabel="its time / this package's time")
 
     title = "Right of 1×: this package is faster"
-    return _by_op(found, PROVIDERS[:-1], lambda row, name: row.speedup(name), draw, title, note)
+    return _by_op(found, OTHERS, lambda row, name: row.speedup(name), draw, title, note)
 
 
 def share_of_copy(found: Sequence[Row], note: str) -> Figure | None:

@@ -25,6 +25,7 @@ from triton_thresh.registry import OPS, Loss
 EAGER, COMPILE, GRAD, PACK, COPY = "eager", "torch.compile", "torch.compile+grad", "triton_thresh", "copy"
 ONE_PASS = "triton_thresh+inductor"
 PROVIDERS = (EAGER, COMPILE, GRAD, PACK, ONE_PASS)
+OTHERS = tuple(name for name in PROVIDERS if name != PACK)
 DTYPES = ("float32", "bfloat16", "float16")
 EVERY_SIZE = tuple(range(31))
 MOST_SETS = 8  # of inputs that rotate

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.records import Record, Stamp
-from benchmarks.run import COMPILE, EAGER, GRAD, ONE_PASS, PACK, PROVIDERS
+from benchmarks.run import COMPILE, EAGER, GRAD, ONE_PASS, OTHERS, PACK, PROVIDERS
 
 MIB = 1 << 20
 NONE = "–"
@@ -94,7 +94,7 @@ def short_columns() -> Iterator[Column]:
     yield "elements", lambda row: size(row.numel)
     for provider in PROVIDERS:
         yield _figure("{} ms", provider, "ms")
-    for name in PROVIDERS[:-1]:
+    for name in OTHERS:
         yield f"{HEADS[name]} / this", lambda row, name=name: digits(row.speedup(name))  # type: ignore[misc]
     yield _figure("% of copy", PACK, "copy_fraction", 0.01)
 
