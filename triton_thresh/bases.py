@@ -200,6 +200,17 @@ class BCEWithLogits(Base):
             return x.sigmoid() - y
         return (1 - y) - (1 + (self.pos_weight - 1) * y) * (-x).sigmoid()
 
+    def value_and_slope(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Compiled they share an exponential; torch's own functions take fewer passes over memory."""
+        if not is_compiling():
+            return self.value(x, y), self.slope(x, y)
+        p, rest, log1p_exp = _halves(x)
+        softplus = log1p_exp - x.clamp(max=0)
+        if self.pos_weight is None:
+            return (1 - y) * x + softplus, p - y
+        factor = 1 + (self.pos_weight - 1) * y
+        return (1 - y) * x + factor * softplus, (1 - y) - factor * rest
+
 
 @dataclass(frozen=True)
 class MSE(Base):
@@ -492,9 +503,9 @@ class Focal(_PowerLoss):
         """``a_t m**gamma BCE`` and ``a_t (m**gamma (p - y) + gamma m**(gamma - 1) (1 - 2 y) p (1 - p) BCE)``, m = 1 - p_t."""
         gamma = self.gamma
         assert not isinstance(gamma, Tensor)
-        p, rest = x.sigmoid(), (-x).sigmoid()
+        p, rest, log1p_exp = _halves(x)
         false, missed, share = (1 - y).mul_(p), y * rest, self._share(y)
-        cross, miss = _cross_entropy(x, y), false + missed
+        cross, miss = _cross_entropy(x, y, log1p_exp), false + missed
         factor = power(miss, gamma).mul_(share)
         if not want_slope:
             return cross.mul_(factor), x
@@ -582,12 +593,12 @@ class Asymmetric(_PowerLoss):
     def _closed(self, x: Tensor, y: Tensor, want_slope: bool) -> tuple[Tensor, Tensor]:
         """``F C`` and ``F dC/dx + C dF/dx`` for the factor F and the cross entropy C; dF/dx is 0 where 1 - p_t is."""
         assert self.clip is not None
-        p, rest, other = x.sigmoid(), (-x).sigmoid(), 1 - y
+        (p, rest, log1p_exp), other = _halves(x), 1 - y
         missed, hit = (p - self.clip).clamp_(min=0), (rest + self.clip).clamp_(max=1)  # 1 - q and q
         share = y * other  # 0 for hard targets, below 0 for a target outside [0, 1]
         hard = x.is_cpu and not is_compiling() and not share.any()
         factor = self._factor(y, other, rest, missed, hard)
-        log_p = _most(x.clamp(max=0).sub_(_log1p_exp(x)), self._floor())
+        log_p = _most(x.clamp(max=0).sub_(log1p_exp), self._floor())
         far = self._is_far_from_floor()
         if far:
             cross = torch.log1p(-missed).mul_(other).addcmul_(y, log_p).neg_()
@@ -649,16 +660,21 @@ def is_constant_exponent(exponent: Operand) -> bool:
     return not isinstance(exponent, Tensor) and not is_open(exponent) and exponent in CONSTANT_EXPONENTS
 
 
-def _log1p_exp(x: Tensor) -> Tensor:
-    """``log1p(exp(-|x|))``, off the tape."""
-    return x.abs().neg_().exp_().log1p_()
+def _halves(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """sigmoid(x), sigmoid(-x) and ``log1p(exp(-|x|))``, off the tape; compiled, of one exponential."""
+    if not is_compiling():
+        return x.sigmoid(), (-x).sigmoid(), x.abs().neg_().exp_().log1p_()
+    small = x.abs().neg_().exp_()
+    larger = (1 + small).reciprocal_()
+    smaller, right = small * larger, x > 0
+    return torch.where(right, larger, smaller), torch.where(right, smaller, larger), small.log1p_()
 
 
-def _cross_entropy(x: Tensor, y: Tensor) -> Tensor:
+def _cross_entropy(x: Tensor, y: Tensor, log1p_exp: Tensor) -> Tensor:
     """The cross entropy of logits, off the tape. A term without a share may be infinite; a NaN comes by the last term."""
     negative = (1 - y).mul_(x.clamp(min=0)).nan_to_num_(0.0, math.inf, -math.inf)
     positive = x.clamp(max=0).neg_().mul_(y).nan_to_num_(0.0, math.inf, -math.inf)
-    return negative.add_(positive).add_(_log1p_exp(x))
+    return negative.add_(positive).add_(log1p_exp)
 
 
 def sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:
