@@ -24,6 +24,10 @@ def _spread(count: int, device: torch.device) -> Tensor:
     return torch.arange(count, dtype=torch.float32, device=device) % 10 * 0.05 + 0.8
 
 
+# Made outside of programs: Dynamo of torch 2.11 does not read the fields of a frozen dataclass.
+DEFAULTS = {name: dict(vars(kind())) for name, kind in BASE_NAMES.items()}
+
+
 @dataclass(frozen=True)
 class Case:
     """An op with a kind of operand. Operands are made on the input's device inside the call; what learns is a leaf."""
@@ -91,7 +95,7 @@ class Case:
         if self.op.rule is None:
             return (x, y, rule), {**keywords, "base": base_of(self.cell.base)}
         names = inspect.signature(getattr(tt, self.op.name)).parameters
-        own = vars(BASE_NAMES[self.cell.base]())
+        own = DEFAULTS[self.cell.base]
         made = {
             name: self.operand(v, x) if isinstance(v, (int, float)) and v is not False else v for name, v in own.items()
         }
