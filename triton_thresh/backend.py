@@ -18,8 +18,10 @@ from torch._C._functorch import is_legacy_batchedtensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.nn import Parameter
+
+from .checks import is_exporting
 
 Backend = Literal["auto", "triton", "eager", "inductor"]
 Way = Literal["triton", "eager", "inductor", "op", "formula"]

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.jit._trace import TracerWarning, is_tracing
 
 Operand = Union[float, int, Tensor]
@@ -80,6 +80,11 @@ def round_to(value: float, dtype: torch.dtype) -> float:
     if is_dynamo_compiling():
         return _nearest(_nearest(value, torch.float32), dtype)
     return _rounded(value, dtype)
+
+
+def is_exporting() -> bool:
+    """True while `torch.export` traces. Dynamo of torch 2.11 takes torch's own function to be true in every compiled program."""
+    return torch.compiler._is_exporting_flag
 
 
 def is_open(number: float) -> bool:

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_exporting
 
-from .checks import Operand
+from .checks import Operand, is_exporting
 
 NAMESPACE = "triton_thresh"
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling, is_exporting
+from torch.compiler import is_dynamo_compiling
 
 from . import backend, checks, eager, layout, reference, tuning
-from .checks import FLOATING, HALF, Operand, compute_dtype, round_to
+from .checks import FLOATING, HALF, Operand, compute_dtype, is_exporting, round_to
 from .fused import Fused, define, parted, restored
 from .launch import CHANNEL, ELEMENT, SHORT, Kernel, Packed, blocks, device_code, pack, pack_all, triton_dtype
 from .registry import GATES, KEEP_LARGE, Gate

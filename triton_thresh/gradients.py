@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.jit._trace import is_tracing
 
 from . import backend, checks, gates, layout, reference, tuning
-from .checks import FLOATING, Operand, as_float, check_number, check_real, compute_dtype, round_to
+from .checks import FLOATING, Operand, as_float, check_number, check_real, compute_dtype, is_exporting, round_to
 from .fused import define
 from .launch import Kernel, device_code, triton_dtype
 from .registry import KEEP_LARGE
@@ -98,7 +98,7 @@ def threshold_grad(op: str, input: Tensor, threshold: Operand) -> Tensor:
     if ordinary and not (input.requires_grad and torch.is_grad_enabled()):
         return input.view_as(input)
     compiling = torch.compiler.is_compiling()
-    if is_tracing() or torch.compiler.is_exporting():  # their programs hold no gradient of one's own
+    if is_tracing() or is_exporting():  # their programs hold no gradient of one's own
         return input.view_as(input)
     if not ordinary and not isinstance(threshold, Tensor):
         threshold = checks.held(threshold, input.dtype, input.device)

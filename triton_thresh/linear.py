@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.compiler import is_exporting
 
 from . import backend, cells, checks, compiled, eager, losses, tuning
 from .bases import Base
 from .cells import Spec
-from .checks import FLOATING, Operand, compute_dtype, describe
+from .checks import FLOATING, Operand, compute_dtype, describe, is_exporting
 from .fused import Fused, parted, restored
 from .launch import Kernel, blocks, device_code, pack_all, triton_dtype
 from .rules import ByRank, Rule

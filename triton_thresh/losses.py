@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from . import backend, cells, checks, compiled, eager, layout, tuning
 from .bases import BASES, Base, BCEWithLogits
 from .cells import LossStats, Numbers, Spec, formula
-from .checks import FLOATING, Operand, compute_dtype, result_dtype, round_to
+from .checks import FLOATING, Operand, compute_dtype, is_exporting, result_dtype, round_to
 from .fused import Fused, define, parted, restored
 from .launch import SHORT, Kernel, blocks, device_code, pack_all, triton_dtype
 from .rules import RULES, ByRank, Rule, Unweighted
@@ -495,7 +495,7 @@ def _backward(ctx: Any, g: Tensor, _: Tensor | None = None) -> tuple[Tensor]:
     input, target, ahead, *tensors = ctx.saved_tensors
     operands = restored(ctx.numbers, tensors) if tensors else ctx.numbers
     spec: Spec = ctx.spec
-    last = not (torch.is_grad_enabled() or is_exporting())
+    last = not (torch.is_grad_enabled() or (ctx.traced and is_exporting()))
     if not (last and (backend.is_ordinary(g) or backend.is_one_op(g))):
         return (cells.differentiable_gradient(spec, input, target, operands, g),)
     if ctx.traced:
