@@ -25,6 +25,7 @@ def _spread(count: int, device: torch.device) -> Tensor:
 
 
 # Made outside of programs: Dynamo of torch 2.11 does not read the fields of a frozen dataclass.
+FIELDS = {rule: tuple(rule.__dataclass_fields__) for rule in SETTINGS}
 DEFAULTS = {name: dict(vars(kind())) for name, kind in BASE_NAMES.items()}
 
 
@@ -88,7 +89,8 @@ class Case:
             return (first, threshold, *operands, *self.op.example[self.op.operands :]), inplace
         assert self.cell
         y = (_spread(x.numel(), x.device).view_as(x) - 0.75).to(x.dtype)
-        rule = self.cell.rule(*(self.operand(value, x) for value in SETTINGS[self.cell.rule]))
+        values = [self.operand(value, x) for value in SETTINGS[self.cell.rule]]
+        rule = self.cell.rule(*values)
         keywords = {"weight": self.operand(0.75, x), "reduction": self.reduction}
         if self.cell.base == "bce_with_logits":
             keywords["pos_weight"] = self.operand(1.5, x)
@@ -99,7 +101,7 @@ class Case:
         made = {
             name: self.operand(v, x) if isinstance(v, (int, float)) and v is not False else v for name, v in own.items()
         }
-        settings = {**made, **vars(rule)}
+        settings = {**made, **dict(zip(FIELDS[self.cell.rule], values))}
         return (x, y), {**{name: value for name, value in settings.items() if name in names}, **keywords}
 
     def __call__(self, *leaves: Tensor) -> Tensor:
