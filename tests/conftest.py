@@ -18,14 +18,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", action="store_true", help="run what is marked `matrix`, and nothing else")
 
 
+def deselect(config: pytest.Config, items: list[pytest.Item], left_out: list[pytest.Item]) -> None:
+    """Take items out of a run, which then counts them as deselected."""
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Slow are, beside what is marked so, the notebooks and every case of a test but one for each op, base and rule it names."""
     wanted = config.getoption("--matrix")
-    left_out = [item for item in items if (item.get_closest_marker("matrix") is not None) != wanted]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+    deselect(config, items, [item for item in items if (item.get_closest_marker("matrix") is not None) != wanted])
     seen = set()
     for item in items:
         test, _, case = item.nodeid.partition("[")

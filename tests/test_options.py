@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 import triton_thresh as tt
 
 from .kernels.test_options import *  # noqa: F403 - the tests are run here too
+from .on_eager import device, on_the_eager_backend  # noqa: F401 - fixtures
 
 X, Y = torch.randn(4), torch.ones(4)
-
-
-@pytest.fixture
-def device() -> torch.device:
-    return torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def on_the_eager_backend() -> Iterator[None]:
-    with tt.use_backend("eager"):
-        yield
 
 
 def test_what_is_refused() -> None:

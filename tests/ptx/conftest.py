@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from ..conftest import INTERPRETED
+from ..conftest import INTERPRETED, deselect
 
 if TYPE_CHECKING:
     from .driver import PtxDriver
@@ -30,9 +30,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     own = [item for item in items if HERE in item.path.parents]
     for item in own:
         item.add_marker(pytest.mark.slow)
-    if not EVERYTHING and (left := [item for item in own if item.get_closest_marker("ptx")]):
-        config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if item not in set(left)]
+    if not EVERYTHING:
+        deselect(config, items, [item for item in own if item.get_closest_marker("ptx")])
 
 
 @pytest.fixture(scope="session")
