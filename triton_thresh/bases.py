@@ -597,7 +597,8 @@ class Asymmetric(_PowerLoss):
         missed, hit = (p - self.clip).clamp_(min=0), (rest + self.clip).clamp_(max=1)  # 1 - q and q
         share = y * other  # 0 for hard targets, below 0 for a target outside [0, 1]
         hard = x.is_cpu and not is_compiling() and not share.any()
-        factor = self._factor(y, other, rest, missed, hard)
+        miss = None if hard else (missed * other).addcmul_(y, rest)
+        factor = self._factor(y, other, rest, missed, miss)
         log_p = _most(x.clamp(max=0).sub_(log1p_exp), self._floor())
         far = self._is_far_from_floor()
         if far:
@@ -616,24 +617,24 @@ class Asymmetric(_PowerLoss):
             slope.mul_(_holds(torch.ge, hit, self.eps))
         slope.addcmul_(gained, _holds(torch.ge, p, self.eps), value=-1).mul_(factor)
         if not self.detach_focal:
-            steep = self._steepness(y, other, rest, missed, factor, hard)
+            steep = self._steepness(y, other, rest, missed, miss, factor)
             slope += lost.addcmul_(gained, p, value=-1).mul_(steep).mul_(cross.nan_to_num_(0.0, 0.0, 0.0))
         return value, slope if strange is None else slope.add_(strange)
 
-    def _factor(self, y: Tensor, other: Tensor, rest: Tensor, missed: Tensor, hard: bool) -> Tensor:
-        """``(1 - p_t)**g``. Products serve targets of 0 and 1, and exponents that are the same."""
+    def _factor(self, y: Tensor, other: Tensor, rest: Tensor, missed: Tensor, miss: Tensor | None) -> Tensor:
+        """``(1 - p_t)**g``; `miss` is 1 - p_t, None for targets of 0 and 1. Products serve those, and exponents that are equal."""
         negative, positive = self.gamma_neg, self.gamma_pos
-        if hard:
+        if miss is None:
             return power(missed, negative).mul_(other).addcmul_(y, power(rest, positive))
-        miss = (missed * other).addcmul_(y, rest)
         return power(miss, positive) if positive == negative else torch.xlogy(self._exponent(y), miss).exp_()
 
-    def _steepness(self, y: Tensor, other: Tensor, rest: Tensor, missed: Tensor, factor: Tensor, hard: bool) -> Tensor:
+    def _steepness(
+        self, y: Tensor, other: Tensor, rest: Tensor, missed: Tensor, miss: Tensor | None, factor: Tensor
+    ) -> Tensor:
         """The derivative of the factor in 1 - p_t."""
         negative, positive = self.gamma_neg, self.gamma_pos
-        if hard:
+        if miss is None:
             return power_slope(missed, negative).mul_(other).addcmul_(y, power_slope(rest, positive))
-        miss = (missed * other).addcmul_(y, rest)
         if positive == negative:
             return power_slope(miss, positive)
         return (factor * self._exponent(y)).div_(miss).nan_to_num_(0.0, 0.0, 0.0)

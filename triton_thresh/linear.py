@@ -65,7 +65,7 @@ def _listed(labels: Tensor, batch: int) -> Marks:
 
 
 def _strays(marks: Marks, count: int) -> Tensor:
-    """Where a label is out of range."""
+    """True where a label is out of range."""
     return (marks.labels < -1) | (marks.labels >= count)
 
 

@@ -152,7 +152,7 @@ def checked_options(
 def _kept(
     way: backend.Way, input: Tensor, target: Tensor, base: Base, rule: ByRank, extra: Mapping[str, Operand]
 ) -> Tensor:
-    """Where an element's loss is among the largest. Stored losses are compared, since one computed anew may differ."""
+    """True where an element's loss is among the largest. Stored losses are compared, since one computed anew may differ."""
     options = {name: extra[name] for name in ("label_smoothing",) if name in extra}
     spec, operands = cells.specify(base, Unweighted(), options, False, "none", compute_dtype(input.dtype))
     x, y = input.detach(), target.detach()

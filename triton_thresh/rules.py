@@ -310,7 +310,7 @@ class ByConfidence(Rule):
         return torch.where(sure, power_slope(miss, self.gamma) * falling, 0)
 
     def _sure(self, element: Element) -> tuple[Tensor, Tensor]:
-        """Where p_t reaches the threshold, and (1 - p_t) / threshold."""
+        """True where p_t reaches the threshold; and (1 - p_t) / threshold."""
         (p, rest), y = element.base.chances(element.x), element.y
         return p * y + rest * (1 - y) >= self.threshold, (rest * y + p * (1 - y)) / self.threshold
 
