@@ -622,7 +622,7 @@ class Asymmetric(_PowerLoss):
         return value, slope if strange is None else slope.add_(strange)
 
     def _factor(self, y: Tensor, other: Tensor, rest: Tensor, missed: Tensor, miss: Tensor | None) -> Tensor:
-        """``(1 - p_t)**g``; `miss` is 1 - p_t, None for targets of 0 and 1. Products serve those, and exponents that are equal."""
+        """``(1 - p_t)**g``; `miss` is 1 - p_t, None for targets of 0 and 1. Products serve those, and equal exponents."""
         negative, positive = self.gamma_neg, self.gamma_pos
         if miss is None:
             return power(missed, negative).mul_(other).addcmul_(y, power(rest, positive))
