@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 from benchmarks.amdgcn import Amdgcn
 from benchmarks.listing import Counts, Listing
 from benchmarks.sass import Sass
+from triton_thresh.launch import OPTIONS
 
 TARGETS: dict[str, GPUTarget] = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -39,9 +40,9 @@ class Unaligned:
 class Report(Counts):
     """One compiled kernel. Its counts are those of the whole listing: tails and slow paths too, each loop once.
 
-    hot counts the path of a full tile alone, each loop once again (benchmarks.listing says how it is found); loop is
-    the part of it that a grid-stride loop repeats, if there is one. "Per element" is per thread, times the threads of a
-    program, over its elements.
+    hot counts the path of a full block alone (benchmarks.listing says how it is found): a loop over the tiles of a block as
+    often as there are tiles, any other once. loop is the part of it that a loop repeats, if there is one. "Per element" is per thread, times the
+    threads of a program, over its elements.
     """
 
     target: str
@@ -87,9 +88,9 @@ class Report(Counts):
 
 
 def compile_kernel(
-    kernel: Any, arguments: Mapping[str, object], target: str, *, num_warps: int, elements: int
+    kernel: Any, arguments: Mapping[str, object], target: str, *, num_warps: int, elements: int, tiles: int = 1
 ) -> Report:
-    """Compile a @triton.jit kernel for one of TARGETS, of which one program handles so many elements.
+    """Compile a @triton.jit kernel for one of TARGETS, of which one program handles so many elements, in so many passes.
 
     arguments has an entry for each parameter without a default: a type ("*bf16", "fp32", "i64"), a tuple of such
     entries, or a constant; for a tl.constexpr parameter its value. Types are specialised as a launch does it: pointers
@@ -102,12 +103,15 @@ def compile_kernel(
     source = _source(kernel, arguments, gpu)
     with TemporaryDirectory(prefix="triton-aot-") as folder, knobs.cache.scope():
         knobs.cache.dir = folder
-        compiled = triton.compile(source, target=gpu, options={"num_warps": num_warps, "enable_fp_fusion": True})
+        compiled = triton.compile(source, target=gpu, options={"num_warps": num_warps, **OPTIONS})
         if gpu.backend == "cuda":
             listing, registers = _read_cubin(compiled.asm["cubin"], Path(folder))
         else:
             listing, registers = _read_amdgcn(compiled.asm["amdgcn"])
     hot, loop = listing.hot()
+    if tiles > 1:
+        assert loop is not None, f"{kernel.__name__} has no loop over its tiles"
+        hot = hot.again(loop, tiles - 1)
     return Report(
         **vars(listing.counts()),
         target=target,

@@ -15,7 +15,7 @@ from triton_thresh.bases import BASES, Base, BCEWithLogits
 from triton_thresh.gates import COUNT_BLOCK, FIRED_BLOCK, ROWS
 from triton_thresh.kernels import foreach, gate, loss, pointwise, select
 from triton_thresh.launch import CHANNEL, ELEMENT, NUMBER, SCALAR
-from triton_thresh.losses import FINISH_BLOCK
+from triton_thresh.losses import FINISH
 from triton_thresh.registry import OPS, Gate, GradientGate, Loss
 from triton_thresh.rules import ByPrediction, Rule, Unweighted
 
@@ -43,6 +43,7 @@ class Case:
     arguments: dict[str, object]
     num_warps: int
     elements: int
+    tiles: int = 1  # that a program computes one after the other
 
     def __str__(self) -> str:
         return f"{self.op}-{self.kernel}-{self.dtype}-{self.operands}"
@@ -239,12 +240,12 @@ def _loss_arguments(
     hard: bool = False,
     options: Sequence[str] = (),
     stats: bool = False,
-) -> tuple[tuning.Kind, dict[str, object]]:
+) -> dict[str, object]:
     kind, packed = PACKED[operands]
     given = {name: torch.empty(0) if name in cells.SELECTING else 1.0 for name in options}
     spec, values = cells.specify(base, rule, given, stats, reduction, torch.float32)
     kinds = [ELEMENT if isinstance(value, torch.Tensor) else kind for value in values]
-    arguments: dict[str, object] = dict(
+    return dict(
         x_ptr=f"*{dtype}",
         y_ptr="*i8" if hard else f"*{dtype}",
         dx_ptr=f"*{dtype}",
@@ -257,7 +258,14 @@ def _loss_arguments(
         COMPUTE=_compute(dtype),
         REDUCTION=reduction,
     )
-    return spec.kind, arguments
+
+
+def _tiled(op: str, kernel: str, dtype: str, operands: str, jit: Any, arguments: dict[str, object], lanes: int) -> Case:
+    """A kernel that goes through its block tile by tile."""
+    config = tuning.default("loss", ITEMSIZE[dtype], lanes)
+    block, tile = config.block, tuning.tile(config, ITEMSIZE[dtype], lanes)
+    sizes = {"TILE": tile, "BLOCK": block}
+    return Case(op, kernel, dtype, operands, jit, arguments | sizes, config.num_warps, block, block // tile)
 
 
 def cell_cases(base: type[Base], rule: type[Rule], dtype: str, lanes: int) -> Iterator[Case]:
@@ -268,11 +276,9 @@ def cell_cases(base: type[Base], rule: type[Rule], dtype: str, lanes: int) -> It
     name, number = f"{base.snake_name()}.{rule.__name__}", _number(dtype)
     made, weighing = base(*base.example), rule(*rule.example)
 
-    def case(kernel: str, operands: str, found: tuple[tuning.Kind, dict[str, object]], **others: object) -> Case:
-        kind, arguments = found
-        block, warps = tuning.default(kind, ITEMSIZE[dtype], lanes)
+    def case(kernel: str, operands: str, arguments: dict[str, object], **others: object) -> Case:
         jit = loss.backward if kernel == "backward" else loss.forward
-        return Case(name, kernel, dtype, operands, jit, arguments | others | {"BLOCK": block}, warps, block)
+        return _tiled(name, kernel, dtype, operands, jit, arguments | others, lanes)
 
     out = dict(out_ptr=f"*{_wide(dtype)}", SINGLE=False)
     for operands in (number, "channel") if rule is ByPrediction else (number,):
@@ -283,10 +289,10 @@ def cell_cases(base: type[Base], rule: type[Rule], dtype: str, lanes: int) -> It
     yield case("forward-none", number, _loss_arguments(made, weighing, dtype, number, "none"), **out)
     given = {name: value for name, value in vars(made).items() if name not in base.static_fields}
     whole = base(**given | dict.fromkeys(base.optional_fields, 0.5) | dict.fromkeys(base.exponents, 1.5))
-    kind, arguments = _loss_arguments(whole, weighing, dtype, number, "mean")
+    arguments = _loss_arguments(whole, weighing, dtype, number, "mean")
     for counted in ("counts_ptr", "LEAST", "LABEL"):
         arguments.pop(counted)
-    yield case("backward", number, (kind, arguments), g_ptr=f"*{dtype}")
+    yield case("backward", number, arguments, g_ptr=f"*{dtype}")
 
 
 def shared_loss_cases(dtype: str, lanes: int) -> Iterator[Case]:
@@ -294,9 +300,9 @@ def shared_loss_cases(dtype: str, lanes: int) -> Iterator[Case]:
     block, warps = tuning.default("loss", ITEMSIZE[dtype], lanes)
     made, number, wide = (BCEWithLogits(), ByPrediction()), _number(dtype), _wide(dtype)
     options = [name for name in cells.OPTIONS if name != "least_positive"]
-    _, arguments = _loss_arguments(*made, dtype, number, "mean", hard=True, options=options, stats=True)
-    arguments |= dict(out_ptr=f"*{wide}", SINGLE=False, BLOCK=block)
-    yield Case("loss", "forward-options", dtype, number, loss.forward, arguments, warps, block)
+    arguments = _loss_arguments(*made, dtype, number, "mean", hard=True, options=options, stats=True)
+    arguments |= dict(out_ptr=f"*{wide}", SINGLE=False)
+    yield _tiled("loss", "forward-options", dtype, number, loss.forward, arguments, lanes)
     arguments = dict(
         partial_ptr=f"*{wide}",
         out_ptr=f"*{dtype}",
@@ -307,9 +313,9 @@ def shared_loss_cases(dtype: str, lanes: int) -> Iterator[Case]:
         operands=(),
         KINDS=(),
         REDUCTION="mean",
-        BLOCK=FINISH_BLOCK,
+        BLOCK=FINISH.block,
     )
-    yield Case("loss", "finish", dtype, "-", loss.finish, arguments, 4, FINISH_BLOCK)
+    yield Case("loss", "finish", dtype, "-", loss.finish, arguments, FINISH.num_warps, FINISH.block)
     kinds, packed = (ELEMENT, NUMBER), (("*i1",), ("fp32",))
     arguments = dict(
         y_ptr=f"*{dtype}", out_ptr="*i64", n="i32", operands=packed, KINDS=kinds, MASK=0, IGNORE=1, BLOCK=block
@@ -321,7 +327,6 @@ def shared_loss_cases(dtype: str, lanes: int) -> Iterator[Case]:
 
 def linear_cases(dtype: str, lanes: int) -> Iterator[Case]:
     """The loss over a chunk of logits, with a scale, a bias for each label and a target of bits."""
-    block, warps = tuning.default("loss", ITEMSIZE[dtype], lanes)
     spec, values = cells.specify(BCEWithLogits(), ByPrediction(), {}, False, "mean", torch.float32)
     known, count, wide = losses.constants(spec, torch.bool), len(values), _wide(dtype)
     places = dict(SCALE=count, BIAS=count + 1, FACTOR=count + 2)
@@ -343,9 +348,8 @@ def linear_cases(dtype: str, lanes: int) -> Iterator[Case]:
         STRIDED=False,
         WRITES=True,
         COMPUTE=_compute(dtype),
-        BLOCK=block,
     )
-    yield Case("linear_threshold_loss", "descend", dtype, "channel", loss.descend, arguments, warps, block)
+    yield _tiled("linear_threshold_loss", "descend", dtype, "channel", loss.descend, arguments, lanes)
 
 
 def selection_cases(dtype: str) -> Iterator[Case]:

@@ -69,7 +69,9 @@ class Line:
 
 def compile_case(case: Case, target: str) -> Report:
     """The compiler's report of a case."""
-    return compile_kernel(case.jit, case.arguments, target, num_warps=case.num_warps, elements=case.elements)
+    return compile_kernel(
+        case.jit, case.arguments, target, num_warps=case.num_warps, elements=case.elements, tiles=case.tiles
+    )
 
 
 def line(case: Case, report: Report, commit: str) -> Line:

@@ -24,6 +24,18 @@ class Counts:
     load_bits: Counter[int]
     store_bits: Counter[int]
 
+    def again(self, loop: Counts, times: int) -> Counts:
+        """The same with so many more passes through a loop."""
+        mine, others = vars(self), vars(loop)
+        return Counts(
+            **{
+                name: Counter({width: count + times * others[name][width] for width, count in value.items()})
+                if isinstance(value, Counter)
+                else value + times * others[name]
+                for name, value in mine.items()
+            }
+        )
+
     @property
     def global_bits(self) -> int:
         return sum(width * times for width, times in (*self.load_bits.items(), *self.store_bits.items()))

@@ -86,8 +86,7 @@ class Sass(Listing):
         elif name in ("BRX", "BRXU", "JMP", "JMX", "JMXU"):
             raise NotImplementedError(f"indirect jump: {opcode} {operands}")
         elif name == "EXIT":
-            if guarded:  # leaves the lanes that are done; a warp with work goes on
-                return [after]
+            conditional = guarded  # by lanes that are done, or by a program that is
             jump = [state._replace(at=self.end)]
         else:
             return [after]

@@ -54,7 +54,7 @@ def _smoothed(target, values, UNIT: tl.constexpr, SMOOTHING: tl.constexpr, COMPU
     y = target.to(COMPUTE)
     if SMOOTHING is not None:
         share = values[SMOOTHING].to(COMPUTE)
-        smooth = y * (1.0 - share) + 0.5 * share
+        smooth = tl.fma(y, 1.0 - share, 0.5 * share)
         if UNIT:
             smooth = tl.where((y >= 0.0) & (y <= 1.0), smooth, float("nan"))
         y = smooth
@@ -119,31 +119,20 @@ def _chosen(loss, valid, values, MASK: tl.constexpr, KEPT: tl.constexpr, IGNORE:
 
 
 @triton.jit
-def _reduced(total, n, values, DIVISOR: tl.constexpr, REDUCTION: tl.constexpr):
-    if REDUCTION == "mean":
-        if DIVISOR is None:
-            total = total / n.to(total.dtype)
-        else:
-            total = total / values[DIVISOR].to(total.dtype)
-    return total
+def _divisor(n, operands, KINDS: tl.constexpr, DIVISOR: tl.constexpr, REDUCTION: tl.constexpr, COMPUTE: tl.constexpr):
+    """By what the sum is divided."""
+    if REDUCTION != "mean":
+        divisor = tl.full([], 1.0, COMPUTE)
+    elif DIVISOR is None:
+        divisor = n.to(COMPUTE)
+    else:
+        divisor = operand.load(operands[DIVISOR], KINDS[DIVISOR], 0, 0, None).to(COMPUTE)
+    return divisor
 
 
 @triton.jit
-def _count_tile(
-    counts_ptr,
-    x,
-    y,
-    valid,
-    values,
-    mask,
-    STRIDE,
-    RULE_STATIC: tl.constexpr,
-    MASK: tl.constexpr,
-    IGNORE: tl.constexpr,
-    LEAST: tl.constexpr,
-    LABEL: tl.constexpr,
-):
-    """Store how many elements of the tile are valid, positive, predicted positive, both."""
+def _counted(x, y, valid, values, mask, RULE_STATIC: tl.constexpr, LEAST: tl.constexpr, LABEL: tl.constexpr):
+    """1 for a valid element, 2**8 for a positive one, 2**16 for one predicted positive, 2**24 for both, added up."""
     least = values[LEAST].to(x.dtype)
     if RULE_STATIC[0] == "values":
         positive = y >= least
@@ -151,18 +140,12 @@ def _count_tile(
         positive = y > values[LABEL].to(x.dtype)
     else:
         positive = y > 0.5
-    above = x >= least
-    if mask is None:
-        inside = tl.full(x.shape, True, tl.int1)
-    else:
-        inside = mask
-    if MASK is not None or IGNORE is not None:
-        inside = inside & valid
-    counts_ptr += tl.program_id(0)
-    tl.store(counts_ptr, tl.sum(inside.to(tl.int32), axis=0).to(tl.int64))
-    tl.store(counts_ptr + STRIDE, tl.sum((inside & positive).to(tl.int32), axis=0).to(tl.int64))
-    tl.store(counts_ptr + 2 * STRIDE, tl.sum((inside & above).to(tl.int32), axis=0).to(tl.int64))
-    tl.store(counts_ptr + 3 * STRIDE, tl.sum((inside & above & positive).to(tl.int32), axis=0).to(tl.int64))
+    if mask is not None:
+        valid = valid & mask
+    found = valid.to(tl.int32)
+    found |= (valid & positive).to(tl.int32) << 8
+    above = valid & (x >= least)
+    return found | above.to(tl.int32) << 16 | (above & positive).to(tl.int32) << 24
 
 
 @triton.jit
@@ -171,8 +154,7 @@ def _forward_tile(
     y_ptr,
     dx_ptr,
     out_ptr,
-    counts_ptr,
-    n,
+    divisor,
     base,
     lane,
     mask,
@@ -187,44 +169,35 @@ def _forward_tile(
     UNIT: tl.constexpr,
     WEIGHT: tl.constexpr,
     SMOOTHING: tl.constexpr,
-    DIVISOR: tl.constexpr,
     MASK: tl.constexpr,
     KEPT: tl.constexpr,
     IGNORE: tl.constexpr,
+    COUNTS: tl.constexpr,
     LEAST: tl.constexpr,
     LABEL: tl.constexpr,
     COMPUTE: tl.constexpr,
     REDUCTION: tl.constexpr,
-    SINGLE: tl.constexpr,
 ):
-    """Store what is stored per element; return the tile's sum."""
+    """Store what is stored per element; return the losses to add up, and the counts."""
     x, y, valid, values = _load(
         x_ptr, y_ptr, base, lane, mask, operands, KINDS, UNIT, SMOOTHING, MASK, IGNORE, COMPUTE
     )  # fmt: skip
-    if counts_ptr is not None:  # first, since what it reads would take registers from the loss
-        _count_tile(
-            counts_ptr, x, y, valid, values, mask, tl.num_programs(0), RULE_STATIC, MASK, IGNORE, LEAST, LABEL
-        )  # fmt: skip
+    counted = tl.zeros(lane.shape, tl.int32)
+    if COUNTS:  # first, since what it reads would take registers from the loss
+        counted = _counted(x, y, valid, values, mask, RULE_STATIC, LEAST, LABEL)
     loss, slope = _weighed(
         x, y, values, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC, WEIGHT, COMPUTE
     )  # fmt: skip
     loss = _chosen(loss, valid, values, MASK, KEPT, IGNORE)
-    total = tl.zeros([], COMPUTE)
     if REDUCTION == "none":
         tl.store(out_ptr + base + lane, loss.to(out_ptr.dtype.element_ty), mask=mask)
-    else:
-        if dx_ptr is not None:
-            scale = _reduced(tl.full([], 1.0, COMPUTE), n, values, DIVISOR, REDUCTION)
-            slope = _chosen(
-                slope * scale, valid, values, MASK, KEPT, IGNORE
-            )  # the scale is infinite where nothing is valid
-            tl.store(dx_ptr + base + lane, slope.to(dx_ptr.dtype.element_ty), mask=mask)
-        if mask is not None:
-            loss = tl.where(mask, loss, 0.0)
-        total = tl.sum(loss, axis=0)
-        if SINGLE:
-            total = _reduced(total, n, values, DIVISOR, REDUCTION)
-    return total
+    elif dx_ptr is not None:
+        # divided first, since by 0 where nothing is valid
+        slope = _chosen(slope * (1.0 / divisor), valid, values, MASK, KEPT, IGNORE)
+        tl.store(dx_ptr + base + lane, slope.to(dx_ptr.dtype.element_ty), mask=mask)
+    if mask is not None:
+        loss = tl.where(mask, loss, 0.0)
+    return loss, counted
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -255,29 +228,47 @@ def forward(
     COMPUTE: tl.constexpr,
     REDUCTION: tl.constexpr,
     SINGLE: tl.constexpr,
+    TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """REDUCTION "none": out[element]. Else one partial sum a program (SINGLE: the result itself), and dx unless it is None.
 
     counts, unless it is None, gets four numbers a program.
     """
+    COUNTS: tl.constexpr = counts_ptr is not None
     base = tl.program_id(0).to(n.dtype) * BLOCK
-    lane = tl.arange(0, BLOCK)
-    left = n - base
-    if left >= BLOCK:
-        total = _forward_tile(
-            x_ptr, y_ptr, dx_ptr, out_ptr, counts_ptr, n, base, lane, None,
+    lane = tl.arange(0, TILE)
+    left = tl.minimum(n - base, BLOCK)
+    divisor = _divisor(n, operands, KINDS, DIVISOR, REDUCTION, COMPUTE)
+    total = tl.zeros([TILE], COMPUTE)
+    counts = tl.zeros([TILE], tl.int32)
+    while left >= TILE:
+        loss, counted = _forward_tile(
+            x_ptr, y_ptr, dx_ptr, out_ptr, divisor, base, lane, None,
             operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
-            UNIT, WEIGHT, SMOOTHING, DIVISOR, MASK, KEPT, IGNORE, LEAST, LABEL, COMPUTE, REDUCTION, SINGLE,
+            UNIT, WEIGHT, SMOOTHING, MASK, KEPT, IGNORE, COUNTS, LEAST, LABEL, COMPUTE, REDUCTION,
         )  # fmt: skip
-    else:
-        total = _forward_tile(
-            x_ptr, y_ptr, dx_ptr, out_ptr, counts_ptr, n, base, lane, lane < left,
+        total += loss
+        counts += counted
+        base += TILE
+        left -= TILE
+    if left > 0:
+        loss, counted = _forward_tile(
+            x_ptr, y_ptr, dx_ptr, out_ptr, divisor, base, lane, lane < left,
             operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
-            UNIT, WEIGHT, SMOOTHING, DIVISOR, MASK, KEPT, IGNORE, LEAST, LABEL, COMPUTE, REDUCTION, SINGLE,
+            UNIT, WEIGHT, SMOOTHING, MASK, KEPT, IGNORE, COUNTS, LEAST, LABEL, COMPUTE, REDUCTION,
         )  # fmt: skip
+        total += loss
+        counts += counted
+    if counts_ptr is not None:
+        counts_ptr += tl.program_id(0)
+        for i in tl.static_range(4):
+            tl.store(counts_ptr + i * tl.num_programs(0), tl.sum(counts >> (8 * i) & 255, axis=0).to(tl.int64))
     if REDUCTION != "none":
-        tl.store(out_ptr + tl.program_id(0), total.to(out_ptr.dtype.element_ty))
+        loss = tl.sum(total, axis=0)
+        if SINGLE:
+            loss = loss / divisor
+        tl.store(out_ptr + tl.program_id(0), loss.to(out_ptr.dtype.element_ty))
 
 
 @triton.jit
@@ -311,9 +302,8 @@ def finish(
     """
     if REDUCTION != "none":
         DIVISOR: tl.constexpr = 0 if len(KINDS) > 0 else None
-        values = operand.load_all(operands, KINDS, 0, 0, None)
-        total = _reduced(_sum_of(partial_ptr, partials, BLOCK), n, values, DIVISOR, REDUCTION)
-        tl.store(out_ptr, total.to(out_ptr.dtype.element_ty))
+        divisor = _divisor(n, operands, KINDS, DIVISOR, REDUCTION, partial_ptr.dtype.element_ty)
+        tl.store(out_ptr, (_sum_of(partial_ptr, partials, BLOCK) / divisor).to(out_ptr.dtype.element_ty))
     if counts_ptr is not None:
         for i in tl.static_range(4):
             tl.store(stats_ptr + i, _sum_of(counts_ptr + i * partials, partials, BLOCK))
@@ -348,7 +338,7 @@ def _backward_tile(
     y_ptr,
     g_ptr,
     dx_ptr,
-    n,
+    g,
     base,
     lane,
     mask,
@@ -363,7 +353,6 @@ def _backward_tile(
     UNIT: tl.constexpr,
     WEIGHT: tl.constexpr,
     SMOOTHING: tl.constexpr,
-    DIVISOR: tl.constexpr,
     MASK: tl.constexpr,
     KEPT: tl.constexpr,
     IGNORE: tl.constexpr,
@@ -378,8 +367,6 @@ def _backward_tile(
     )  # fmt: skip
     if REDUCTION == "none":
         g = operand.read(g_ptr + base + lane, mask).to(COMPUTE)
-    else:
-        g = _reduced(tl.load(g_ptr).to(COMPUTE), n, values, DIVISOR, REDUCTION)
     slope = _chosen(slope * g, valid, values, MASK, KEPT, IGNORE)
     tl.store(dx_ptr + base + lane, slope.to(dx_ptr.dtype.element_ty), mask=mask)
 
@@ -408,23 +395,27 @@ def backward(
     IGNORE: tl.constexpr,
     COMPUTE: tl.constexpr,
     REDUCTION: tl.constexpr,
+    TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """dx recomputed from the inputs; g has the loss's shape: one element, or one per element for REDUCTION "none"."""
     base = tl.program_id(0).to(n.dtype) * BLOCK
-    lane = tl.arange(0, BLOCK)
-    left = n - base
-    if left >= BLOCK:
+    lane = tl.arange(0, TILE)
+    left = tl.minimum(n - base, BLOCK)
+    g = tl.load(g_ptr).to(COMPUTE) / _divisor(n, operands, KINDS, DIVISOR, REDUCTION, COMPUTE)
+    while left >= TILE:
         _backward_tile(
-            x_ptr, y_ptr, g_ptr, dx_ptr, n, base, lane, None,
+            x_ptr, y_ptr, g_ptr, dx_ptr, g, base, lane, None,
             operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
-            UNIT, WEIGHT, SMOOTHING, DIVISOR, MASK, KEPT, IGNORE, COMPUTE, REDUCTION,
+            UNIT, WEIGHT, SMOOTHING, MASK, KEPT, IGNORE, COMPUTE, REDUCTION,
         )  # fmt: skip
-    else:
+        base += TILE
+        left -= TILE
+    if left > 0:
         _backward_tile(
-            x_ptr, y_ptr, g_ptr, dx_ptr, n, base, lane, lane < left,
+            x_ptr, y_ptr, g_ptr, dx_ptr, g, base, lane, lane < left,
             operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
-            UNIT, WEIGHT, SMOOTHING, DIVISOR, MASK, KEPT, IGNORE, COMPUTE, REDUCTION,
+            UNIT, WEIGHT, SMOOTHING, MASK, KEPT, IGNORE, COMPUTE, REDUCTION,
         )  # fmt: skip
 
 
@@ -499,7 +490,7 @@ def _descend_tile(
         tl.store(x_ptr + base + lane, slope.to(x_ptr.dtype.element_ty), mask=mask)
     if mask is not None:
         loss = tl.where(mask, loss, 0.0)
-    return tl.sum(loss, axis=0)
+    return loss
 
 
 @triton.jit(do_not_specialize=["n", "width", "stride"])
@@ -526,6 +517,7 @@ def descend(
     STRIDED: tl.constexpr,
     WRITES: tl.constexpr,
     COMPUTE: tl.constexpr,
+    TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One partial sum a program; the slope times FACTOR is written over x if it WRITES.
@@ -534,18 +526,21 @@ def descend(
     it is STRIDED.
     """
     base = tl.program_id(0).to(n.dtype) * BLOCK
-    lane = tl.arange(0, BLOCK)
-    left = n - base
-    if left >= BLOCK:
-        total = _descend_tile(
+    lane = tl.arange(0, TILE)
+    left = tl.minimum(n - base, BLOCK)
+    total = tl.zeros([TILE], COMPUTE)
+    while left >= TILE:
+        total += _descend_tile(
             x_ptr, y_ptr, width, stride, base, lane, None,
             operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
             UNIT, SMOOTHING, SCALE, BIAS, FACTOR, STRIDED, WRITES, COMPUTE,
         )  # fmt: skip
-    else:
-        total = _descend_tile(
+        base += TILE
+        left -= TILE
+    if left > 0:
+        total += _descend_tile(
             x_ptr, y_ptr, width, stride, base, lane, lane < left,
             operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
             UNIT, SMOOTHING, SCALE, BIAS, FACTOR, STRIDED, WRITES, COMPUTE,
         )  # fmt: skip
-    tl.store(partial_ptr + tl.program_id(0), total)
+    tl.store(partial_ptr + tl.program_id(0), tl.sum(total, axis=0))

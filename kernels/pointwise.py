@@ -70,7 +70,7 @@ def garrote(x, c, p):
     r = tl.where(above, r, 0.0)
     shrunk = (size - t) * (1.0 + r)
     y = tl.where(above, tl.where(c < 0.0, -shrunk, shrunk), tl.where(c != c, c, 0.0))
-    return y, tl.where(above | (c != c), 1.0 + r * r, 0.0)
+    return y, tl.where(above | (c != c), tl.fma(r, r, 1.0), 0.0)
 
 
 @triton.jit
@@ -191,6 +191,11 @@ def _minus(x):
 
 
 @triton.jit
+def _is_probability(y):
+    return tl.fma(_minus(y), y, y) >= 0.0
+
+
+@triton.jit
 def mse(x, y, p, s):
     """l = (x - y)**2, dl/dx = 2 (x - y)."""
     d = x - y
@@ -206,7 +211,7 @@ def huber(x, y, p, s):
     d, delta = x - y, p[0].to(x.dtype)
     held = tl.minimum(d, delta, propagate_nan=tl.PropagateNan.ALL)
     held = tl.maximum(held, -delta, propagate_nan=tl.PropagateNan.ALL)
-    return held * (d - 0.5 * held), held, x, 1.0 - x, 1.0
+    return held * tl.fma(held, -0.5, d), held, x, 1.0 - x, 1.0
 
 
 @triton.jit
@@ -217,8 +222,8 @@ def _log_of_ratio(f, root):
     """
     v = f * root
     h = v * v
-    q = 0.004572396632283926 * h - 0.04166238382458687
-    return v * (q * h + 1.0)
+    q = tl.fma(h, 0.004572396632283926, -0.04166238382458687)
+    return v * tl.fma(q, h, 1.0)
 
 
 @triton.jit
@@ -234,7 +239,7 @@ def _logs(x):
         log_rest = tl.log(rest) + ((1.0 - rest) - x)
     else:
         k, m, root, _ = _split(tl.abs(x) * 8388608.0)
-        log_x = 0.6931471805599453 * (k - 23).to(tl.float32) + _log_of_ratio(m - 1.0, root)
+        log_x = tl.fma((k - 23).to(tl.float32), 0.6931471805599453, _log_of_ratio(m - 1.0, root))
         log_rest, _ = _log_and_inverse(rest, x)
     return tl.maximum(log_x, -100.0), tl.where(rest == 0.0, -100.0, log_rest)
 
@@ -247,9 +252,9 @@ def bce(x, y, p, s):
     x (1 - x) >= 0 just where 0 <= x <= 1. Elsewhere y becomes NaN, and with it loss and slope: the logs are finite.
     """
     variance = x * (1.0 - x)
-    y = tl.where((variance >= 0.0) & (y - y * y >= 0.0), y, float("nan"))
+    y = tl.where((variance >= 0.0) & _is_probability(y), y, float("nan"))
     log_x, log_rest = _logs(x)
-    loss = _minus(y * log_x) - (1.0 - y) * log_rest
+    loss = tl.fma(y - 1.0, log_rest, _minus(y * log_x))
     variance = tl.maximum(variance, tl.full([], 1e-12, x.dtype))  # a bare 1e-12 would be a float32
     if x.dtype == tl.float64:
         slope = (x - y) / variance
@@ -279,9 +284,9 @@ def _decay(x):
         r = root * root
         er = e * r
         h = e * er
-        q = -0.0005965743912383914 * h + 0.0046594650484621525
-        q = q * h - 0.04166441038250923
-        log1p = (e * root) * (q * h + 1.0)
+        q = tl.fma(h, -0.0005965743912383914, 0.0046594650484621525)
+        q = tl.fma(q, h, -0.04166441038250923)
+        log1p = (e * root) * tl.fma(q, h, 1.0)
     return log1p, r, er
 
 
@@ -298,8 +303,8 @@ def _predictions(x, s, rest):
     not."""
     if x.dtype != tl.float64:
         near = tl.abs(x) < 0.004
-        s = tl.where(near, 0.5 + 0.25 * x, s)
-        rest = tl.where(near, 0.5 - 0.25 * x, rest)
+        s = tl.where(near, tl.fma(x, 0.25, 0.5), s)
+        rest = tl.where(near, tl.fma(x, -0.25, 0.5), rest)
     return s, rest
 
 
@@ -310,16 +315,11 @@ def bce_with_logits(x, y, p, s):
     softplus = tl.maximum(_minus(x), 0.0) + log1p  # a NaN that maximum drops comes back through the logarithm
     slope = sigmoid - y
     if len(p) == 1:
-        w = 1.0 + (p[0].to(x.dtype) - 1.0) * y
+        w = tl.fma(p[0].to(x.dtype) - 1.0, y, 1.0)
         softplus *= w
-        slope = (1.0 - y) - w * rest
+        slope = tl.fma(_minus(w), rest, 1.0 - y)
     q, rest = _predictions(x, sigmoid, rest)
-    return (1.0 - y) * x + softplus, slope, q, rest, dq
-
-
-@triton.jit
-def _is_probability(y):
-    return y - y * y >= 0.0
+    return tl.fma(1.0 - y, x, softplus), slope, q, rest, dq
 
 
 @triton.jit
@@ -343,7 +343,8 @@ def _log_and_inverse(v, rest):
         inverse = 1.0 / tl.where(v > 0.0, v, 1.0)
     else:
         k, m, root, inverse = _split(v)
-        log = 0.6931471805599453 * k.to(tl.float32) + _log_of_ratio(tl.where(k == 0, _minus(rest), m - 1.0), root)
+        ratio = tl.where(k == 0, _minus(rest), m - 1.0)
+        log = tl.fma(k.to(tl.float32), 0.6931471805599453, _log_of_ratio(ratio, root))
     return log, inverse
 
 
@@ -368,9 +369,9 @@ def _power_of(v, exponent):
     else:
         live = v >= 1.1754943508222875e-38
         k, m, root, inverse = _split(v)
-        log2 = 1.4426950408889634 * _log_of_ratio(m - 1.0, root) + k.to(tl.float32)
+        log2 = tl.fma(_log_of_ratio(m - 1.0, root), 1.4426950408889634, k.to(tl.float32))
         w = tl.exp2(g * tl.where(live, log2, -3.0e38))
-    w += 0.0 * v  # NaN where v is
+    w = tl.fma(v, 0.0, w)  # NaN where v is
     return w, w * inverse
 
 
@@ -380,7 +381,7 @@ def _power(v, CONSTANT: tl.constexpr, p, AT: tl.constexpr):
     if CONSTANT == OPERAND:
         w, less = _power_of(v, p[AT])
     elif CONSTANT == 0:
-        w, less = 0.0 * v + 1.0, 0.0
+        w, less = tl.fma(v, 0.0, 1.0), 0.0
     elif CONSTANT == 1:
         w, less = v, 1.0
     elif CONSTANT == 2:
@@ -437,7 +438,7 @@ def focal(x, y, p, s):
             w, _ = _power(u, s[2], p, 0)
         if s[1] == OPERAND:
             w *= tl.where(positive, p[0].to(x.dtype), 1.0 - p[0].to(x.dtype))
-        slope = w * (u + g * (pt * _finite(ce)))
+        slope = w * tl.fma(pt * _finite(ce), g, u)
         loss = w * ce
         slope = tl.where(positive, _minus(slope), slope)
         sigmoid, rest = tl.where(positive, pt, u), tl.where(positive, u, pt)
@@ -446,15 +447,15 @@ def focal(x, y, p, s):
         log1p, r, er = _decay(x)
         wrong = tl.where(x >= 0.0, 1.0 - y, y)  # the share of the target that the sign of x misses
         ce = tl.maximum(tl.abs(wrong * x), 0.0) + log1p  # 0 inf, a NaN, is dropped
-        u = wrong * (r - er) + er
+        u = tl.fma(wrong, r - er, er)
         g = _exponent(s[2], p, len(p) - 1, x)
         w, less = _power(u, s[2], p, len(p) - 1)
         dq = er * r
         loss = w * ce
-        slope = w * (wrong - er) + less * ((2.0 * g * wrong - g) * dq * _finite(ce))
+        slope = tl.fma(w, wrong - er, less * (tl.fma(wrong, 2.0, -1.0) * g * dq * _finite(ce)))
         slope = tl.where(x >= 0.0, slope, _minus(slope))
         if s[1] == OPERAND:
-            balance = 1.0 - p[0].to(x.dtype) + (2.0 * p[0].to(x.dtype) - 1.0) * y
+            balance = tl.fma(2.0 * p[0].to(x.dtype) - 1.0, y, 1.0 - p[0].to(x.dtype))
             loss *= balance
             slope *= balance
         sigmoid, rest = tl.where(x >= 0.0, r, er), tl.where(x >= 0.0, er, r)
@@ -513,17 +514,17 @@ def asymmetric(x, y, p, s):
         log = tl.minimum(y * log_p, most) + tl.minimum(other * log_q, most)
         missed, gained = other * dmiss, y * sigmoid_neg
         dlog = tl.where(seen, gained, 0.0) - tl.where(known, missed * inverse, 0.0)
-        u, du = gained + other * miss, missed - y * dq
+        u, du = tl.fma(other, miss, gained), tl.fma(_minus(y), dq, missed)
         if s[1] != OPERAND and s[1] == s[2]:
             g = s[1]
             w, less = _power(u, s[1], p, 0)
         else:
-            g = _exponent(s[2], p, len(p) - 3, x) * y + _exponent(s[1], p, 0, x) * other
+            g = tl.fma(y, _exponent(s[2], p, len(p) - 3, x), _exponent(s[1], p, 0, x) * other)
             w, less = _power_of(u, g)
         dw = g * less
     slope = w * dlog
     if not s[3]:
-        slope += dw * du * tl.maximum(log, -3.0e38)
+        slope = tl.fma(dw * du, tl.maximum(log, -3.0e38), slope)
     return w * _minus(log), _minus(slope), q, rest, dq
 
 
@@ -548,7 +549,7 @@ def quantile(x, y, p, s):
 @triton.jit
 def hinge(x, y, p, s):
     """l = max(margin - t x, 0) for t = 2 y - 1; dl/dx = -t where t x <= margin else 0."""
-    t, margin = 2.0 * y - 1.0, p[0].to(x.dtype)
+    t, margin = tl.fma(y, 2.0, -1.0), p[0].to(x.dtype)
     reached = t * x
     beyond = reached > margin
     return tl.where(beyond, 0.0, margin - reached), tl.where(beyond, 0.0, _minus(t)), x, 1.0 - x, 1.0
@@ -597,12 +598,12 @@ def by_confidence(loss, slope, x, y, q, rest, dq, p, s):
     """w = 1 where p_t < t else ((1 - p_t) / t)**g, p_t = q y + (1 - q) (1 - y); s = (kind, gamma)."""
     t = p[0].to(x.dtype)
     inverse = 1.0 / t
-    pt, u = q * y + rest * (1.0 - y), rest * y + q * (1.0 - y)
+    pt, u = tl.fma(q, y, rest * (1.0 - y)), tl.fma(rest, y, q * (1.0 - y))
     w, less = _power(u * inverse, s[1], p, len(p) - 1)
     steep = _exponent(s[1], p, len(p) - 1, x) * inverse
-    pull = less * (steep - 2.0 * steep * y) * _pulling(loss, dq, s)
+    pull = less * tl.fma(y, -2.0 * steep, steep) * _pulling(loss, dq, s)
     sure = pt >= t
-    return tl.where(sure, loss * w, loss), tl.where(sure, slope * w + pull, slope)
+    return tl.where(sure, loss * w, loss), tl.where(sure, tl.fma(slope, w, pull), slope)
 
 
 @triton.jit
@@ -611,10 +612,10 @@ def by_proximity(loss, slope, x, y, q, rest, dq, p, s):
     t, reach, factor = p[0].to(x.dtype), p[1].to(x.dtype), p[2].to(x.dtype)
     u = q - t
     d, inverse = tl.abs(u), 1.0 / reach
-    w = 1.0 + factor * tl.maximum(1.0 - d * inverse, 0.0)
+    w = tl.fma(factor, tl.maximum(tl.fma(_minus(d), inverse, 1.0), 0.0), 1.0)
     steep = tl.where(u > 0.0, -factor * inverse, factor * inverse)
     pull = tl.where((d < reach) & (u != 0.0), steep * _pulling(loss, dq, s), 0.0)
-    return loss * w, slope * w + pull
+    return loss * w, tl.fma(slope, w, pull)
 
 
 @triton.jit

@@ -316,8 +316,9 @@ def allowance(dtype: torch.dtype, expected: Tensor, size: Tensor, terms: int = 1
     """
     info = torch.finfo(dtype)
     own = expected.abs() * info.eps / 2 + info.smallest_normal * info.eps
-    # a GPU's ex2.approx.ftz drops denormals, and weights (here of 3 at most) multiply what is lost
-    flushed = 3 * torch.finfo(compute(dtype)).smallest_normal
+    # A GPU's ex2.approx.ftz drops denormals. Weights (here of 3 at most) multiply what is lost, and in the asymmetric loss so do
+    # 1 / clip = 20 and gamma log(clip) = 12.
+    flushed = 3 * 32 * torch.finfo(compute(dtype)).smallest_normal
     return roundings * own + (SLACK + math.log2(terms)) * torch.finfo(compute(dtype)).eps * size + flushed
 
 

@@ -16,7 +16,6 @@ from .bases import BASES, Base, times
 from .checks import Operand, compute_dtype, round_to
 from .launch import Packed, pack_all
 from .rules import RULES, Element, Rule, Unweighted
-from .tuning import Kind
 
 _KINDS: Mapping[str, type[Any]] = MappingProxyType({kind.__name__: kind for kind in (*BASES, *RULES, Unweighted)})
 
@@ -52,12 +51,6 @@ class Spec:
     def key(self) -> str:
         """The name in the tables of block sizes. A reduction never searches, so it has another than what is not reduced."""
         return self.cell + (".none" if self.reduction == "none" else "")
-
-    @functools.cached_property
-    def kind(self) -> Kind:
-        """The kind of kernel, by which block sizes go. A constant exponent is a product; two mix where targets are soft."""
-        mixed = len(self.base.exponents) > 1 or self.rule.exponents
-        return "power loss" if mixed or set(self.base.exponents).intersection(self.base_fields) else "loss"
 
     @property
     def text(self) -> str:

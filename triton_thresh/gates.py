@@ -20,7 +20,7 @@ from .launch import CHANNEL, ELEMENT, SHORT, Kernel, Packed, blocks, device_code
 from .registry import GATES, KEEP_LARGE, Gate
 from .tuning import Choice, Config
 
-ROWS = 32  # that a program of backward sums: partial sums and thresholds then cost 3/8 byte per element
+ROWS = 64  # that a program of backward sums: partial sums and thresholds then cost 3/16 byte per element
 WIDEST = 1 << 27  # elements of a row; eight rows are then offset by less than 2**31
 COUNT_BLOCK = 2048  # bytes of a plane of bits that one program counts
 FIRED_BLOCK = 1024  # bytes of a group of rows that one program counts by feature, for ROWS groups
@@ -451,7 +451,7 @@ def _forward_by_column(
     kernel = _forward_kernel(call.function, kinds, prepared.compute, None, planes, pattern != (0, 0), config)
     kernel(down * across, x, y, bits, n, down, width, operands)
     if count is not None:
-        lanes = min(COUNT_BLOCK, 1 << (x.shape[-1] - 1).bit_length())
+        lanes = min(COUNT_BLOCK, 1 << max((x.shape[-1] - 1).bit_length() - 2, 0))  # a fourth of a row, four times
         parts = COUNT_BLOCK // lanes
         programs = blocks(down * (width // x.shape[-1]), parts)
         _count_kernel(parts, lanes)(programs, bits, count, count.numel(), width, x.shape[-1])
@@ -952,7 +952,7 @@ def plan(
     moved, *more = _bytes(call, input, operands, records)
     if return_fired:
         moved += -(-input.numel() // 8) + 8 * input.shape[-1]
-    return backend.planned(way, input.device, choice, call.searches, moved, *more)
+    return backend.planned(way, input.device, choice, call.searches and tuning.may_search(), moved, *more)
 
 
 def _bytes(call: Call, input: Tensor, operands: Sequence[Tensor], records: bool) -> tuple[int, int, int]:

@@ -17,7 +17,9 @@ from .checks import Operand
 
 NUMBER, SCALAR, CHANNEL, ELEMENT = range(4)  # the kinds of operands, as kernels/operand.py describes them
 SHORT = frozenset({torch.float16, torch.bfloat16, torch.float32})  # which a float32 holds
-OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}
+# A product and a sum are one instruction where kernels/ says tl.fma, and nowhere else. A compiler that may join them joins others
+# in each kernel, so that a loss would have another last bit with its gradient than without.
+OPTIONS = {"enable_fp_fusion": False, "num_stages": 1}
 
 
 @functools.cache

@@ -28,7 +28,7 @@ ONE_GRADIENT = (
     "by what depends on {name}"
 )
 RESCALE_PROGRAMS = 1024
-FINISH_BLOCK = 1024
+FINISH = Config(4096, 8)  # sums 16,384 partial sums in 6.7 µs on an H100, where (1024, 4) takes 11.7
 NAMED_BASES: Mapping[str, type[Base]] = MappingProxyType(
     {name: base for base in BASES for name in [base.snake_name()] if name in ("bce", "bce_with_logits", "mse")}
 )
@@ -264,6 +264,7 @@ def _kernel(
     kinds: tuple[int, ...],
     compute: torch.dtype,
     config: Config,
+    tile: int,
     single: bool | None = None,
 ) -> Kernel:
     """The kernel "forward" (which also takes SINGLE) or "backward" for a cell of the grid."""
@@ -276,6 +277,7 @@ def _kernel(
         COMPUTE=triton_dtype(compute),
         REDUCTION=spec.reduction,
         **({} if single is None else {"SINGLE": single}),
+        TILE=tile,
         BLOCK=config.block,
     )
 
@@ -313,7 +315,9 @@ def counted_by(spec: Spec) -> dict[str, int | None]:
 
 @functools.cache
 def _finish_kernel(reduction: str, kinds: tuple[int, ...]) -> Kernel:
-    return Kernel(device_code("loss").finish, num_warps=4, KINDS=kinds, REDUCTION=reduction, BLOCK=FINISH_BLOCK)
+    return Kernel(
+        device_code("loss").finish, num_warps=FINISH.num_warps, KINDS=kinds, REDUCTION=reduction, BLOCK=FINISH.block
+    )
 
 
 @functools.cache
@@ -345,7 +349,12 @@ def _prepared(input: Tensor, target: Tensor, operands: Sequence[Operand]) -> tup
 
 def choose(spec: Spec, x: Tensor, launch: tuning.Launch | None = None) -> Choice:
     """The block size of a call."""
-    return tuning.choose(spec.kind, spec.key, x.dtype, x.numel(), x.device, launch, searches=spec.reduction == "none")
+    return tuning.choose("loss", spec.key, x.dtype, x.numel(), x.device, launch, searches=spec.reduction == "none")
+
+
+def tile_of(config: Config, x: Tensor) -> int:
+    """The elements that a program of this call computes at a time."""
+    return tuning.tile(config, x.dtype.itemsize, tuning.lanes(x.device))
 
 
 def count_valid(way: str, input: Tensor, target: Tensor, options: Mapping[str, Operand]) -> Tensor:
@@ -376,7 +385,7 @@ def loss_forward(
         out = torch.empty_like(x, dtype=spec.result)
 
         def launch(config: Config) -> None:
-            kernel = _kernel("forward", spec, y.dtype, kinds, compute, config, False)
+            kernel = _kernel("forward", spec, y.dtype, kinds, compute, config, tile_of(config, x), False)
             kernel(blocks(n, config.block), x, y, None, out, None, n, packed)
 
         launch(choose(spec, x, launch).config)
@@ -394,7 +403,7 @@ def loss_forward(
     else:
         out = torch.empty_strided((), (), dtype=spec.result, device=device)  # takes 0.6 of the time of torch.empty(())
         partials = out if programs == 1 else torch.empty(programs, dtype=compute, device=device)
-    forward = _kernel("forward", spec, y.dtype, kinds, compute, config, programs == 1)
+    forward = _kernel("forward", spec, y.dtype, kinds, compute, config, tile_of(config, x), programs == 1)
     forward(programs, x, y, dx, partials, counts, n, packed)
     if programs > 1:
         at = (
@@ -413,10 +422,10 @@ def loss_backward(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[
     if spec.reduction == "none":
         gradient = layout.laid_out_as(gradient, x.shape, x.stride())
     dx = torch.empty_like(x)
-    config = tuning.default(spec.kind, x.dtype.itemsize, tuning.lanes(x.device))
+    config = tuning.default("loss", x.dtype.itemsize, tuning.lanes(x.device))
     if backend.interpreting():
         config = choose(spec, x).config
-    kernel = _kernel("backward", spec, y.dtype, kinds, compute, config)
+    kernel = _kernel("backward", spec, y.dtype, kinds, compute, config, tile_of(config, x))
     kernel(blocks(x.numel(), config.block), x, y, gradient, dx, x.numel(), packed)
     return dx
 
@@ -625,7 +634,8 @@ def plan(
         return backend.Plan("eager", reason, None, None, None, None, None, None)
     choice = choose(spec, input) if way in ("triton", "op") else None
     grad = input.requires_grad and torch.is_grad_enabled()
-    return backend.planned(way, input.device, choice, reduction == "none", *_bytes(spec, input, given, grad))
+    searches = reduction == "none" and tuning.may_search()
+    return backend.planned(way, input.device, choice, searches, *_bytes(spec, input, given, grad))
 
 
 def _bytes(spec: Spec, input: Tensor, others: Sequence[Tensor], grad: bool) -> tuple[int, int, int]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from triton_thresh import ByLoss
+
 from ..calls import Case
-from ..losses import CELLS, Cell, assert_near, name, setup, truth
+from ..losses import CELLS, Cell, assert_near, name, setup, setup_loss, truth
 from .cases import DEVICE, SUMMED, every_case, step, three
 
 pytestmark = pytest.mark.gpu
@@ -47,7 +49,14 @@ def test_grad_scaler(cell: Cell, autocast: bool) -> None:
     assert weights.grad is not None
     expected = truth(case)
     scaled = (weights.grad * factor).half()  # exact: factors are powers of 2
-    assert_near(scaled, expected.slope * factor / n, expected.slope_size * factor / n)
+    chosen = torch.ones_like(scaled, dtype=torch.bool)
+    if isinstance(
+        case.rule, ByLoss
+    ):  # of so many elements some lie beside the bound, on whose other side rounding may put them
+        chosen = (
+            setup_loss(case, case.input.double(), case.target.double(), torch.tensor) - case.rule.loss_threshold
+        ).abs() > 1e-5
+    assert_near(*(t[chosen] for t in (scaled, expected.slope * factor / n, expected.slope_size * factor / n)))
     scaler.step(optimizer)
     scaler.update()
     assert scaler.get_scale() == factor, "an infinity was found"
@@ -60,4 +69,4 @@ def test_a_hundred_runs_give_the_same_bits(case: Case) -> None:
     expected = step(case, leaves, scale)
     for _ in range(100):
         for tensor, first in zip(step(case, leaves, scale), expected, strict=True):
-            assert torch.equal(tensor.view(torch.int32), first.view(torch.int32))
+            assert torch.equal(tensor.flatten().view(torch.uint8), first.flatten().view(torch.uint8))

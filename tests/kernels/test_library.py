@@ -271,5 +271,5 @@ def test_gradients_in_place(device: torch.device) -> None:
 
     call, _ = compiled(work)
     kept = call(*gradients)
-    assert torch.equal(kept, torch.stack([(e != 0).sum() for e in expected]).sum() / 1005)
+    torch.testing.assert_close(kept, torch.stack([(e != 0).sum() for e in expected]).sum() / 1005)  # Inductor divides
     assert all(map(torch.equal, gradients, expected))
