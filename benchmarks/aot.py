@@ -41,8 +41,8 @@ class Report(Counts):
     """One compiled kernel. Its counts are those of the whole listing: tails and slow paths too, each loop once.
 
     hot counts the path of a full block alone (benchmarks.listing says how it is found): a loop over the tiles of a block as
-    often as there are tiles, any other once. loop is the part of it that a loop repeats, if there is one. "Per element" is per thread, times the
-    threads of a program, over its elements.
+    often as there are tiles, any other once. loop is the part of it that a loop repeats, if there is one. "Per element" is
+    per thread, times the threads of a program, over its elements.
     """
 
     target: str

@@ -449,21 +449,22 @@ def _launched(
     thresholds: a number for each tensor, or on their device a 0-dim tensor, or a 1-dim one in which each has its place.
     """
     dtype, device = tensors[0].dtype, tensors[0].device
-    dense = [layout.dense(tensor) for tensor in tensors]
+    dense = tensors if all(map(Tensor.is_contiguous, tensors)) else [layout.dense(tensor) for tensor in tensors]
     if isinstance(thresholds, Tensor):
         pointer, own = thresholds.to(dtype).contiguous(), places if thresholds.dim() else [0] * len(places)
     else:
         rounded = {t: _bits(round_to(t, dtype)) for t in set(thresholds)}
-        pointer, own = None, [rounded[t] for t in thresholds]
-    numel = sum(tensor.numel() for tensor in dense)
+        pointer, own = None, list(map(rounded.__getitem__, thresholds))
+    numel = sum(map(Tensor.numel, dense))
     config = tuning.choose("gate", op, dtype, numel, device).config
     table, programs = _table(dense, own, 8 * config.block)
     kept = torch.empty(programs, dtype=torch.int32, device=device) if count else None
     if programs:
         _kernel(dtype, config)(programs, table, len(dense), pointer, kept)
-    for tensor, copy in zip(tensors, dense):
-        if copy is not tensor:
-            tensor.copy_(copy)
+    if dense is not tensors:
+        for tensor, copy in zip(tensors, dense):
+            if copy is not tensor:
+                tensor.copy_(copy)
     torch.autograd.graph.increment_version(tensors)
     return [] if kept is None else [kept.sum(dtype=torch.int64)]
 
