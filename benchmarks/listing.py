@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks import paths
 
@@ -26,15 +26,14 @@ class Counts:
 
     def again(self, loop: Counts, times: int) -> Counts:
         """The same with so many more passes through a loop."""
-        mine, others = vars(self), vars(loop)
-        return Counts(
-            **{
-                name: Counter({width: count + times * others[name][width] for width, count in value.items()})
-                if isinstance(value, Counter)
-                else value + times * others[name]
-                for name, value in mine.items()
-            }
-        )
+        found: dict[str, Any] = {}
+        for name, mine in vars(self).items():
+            other = vars(loop)[name]
+            if isinstance(mine, Counter):
+                found[name] = mine + Counter({width: times * count for width, count in other.items()})
+            else:
+                found[name] = mine + times * other
+        return Counts(**found)
 
     @property
     def global_bits(self) -> int:

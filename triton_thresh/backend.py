@@ -60,8 +60,9 @@ def set_backend(name: Backend) -> None:
     """Choose the backend of every following call, in every thread.
 
     Args:
-        name: "auto" (Triton for tensors on a GPU, else eager torch), "triton", "eager", or "inductor" (losses are compiled by
-            torch.compile at their first call, which takes seconds; all else runs as under "auto").
+        name: "auto" (Triton for tensors on a GPU, save where a kernel of torch does the same sooner; else eager torch), "triton",
+            "eager", or "inductor" (losses are compiled by torch.compile at their first call, which takes seconds; all else runs
+            as under "auto").
 
     Raises:
         ValueError: for another name. A call under "triton" raises RuntimeError for tensors that Triton cannot take.

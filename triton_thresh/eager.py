@@ -291,6 +291,7 @@ GATES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
         "binary_threshold": binary_threshold,
     }
 )
+SAME_KERNELS = frozenset({"threshold", "hardshrink", "softshrink", "keep_large"})  # on a GPU, forward and backward
 IN_PLACE: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
     {"threshold": torch.threshold_, "hardshrink": hardshrink_}
 )

@@ -105,7 +105,7 @@ def threshold_grad(op: str, input: Tensor, threshold: Operand) -> Tensor:
     if compiling:  # of a Function on the very argument of torch.func.grad, not on a view, Dynamo drops the backward
         input = input.view_as(input)
     function = _Backward if compiling or ordinary or way == "op" else _TransformedBackward
-    return function.apply(input, threshold, way if ordinary else None)  # type: ignore[no-any-return, no-untyped-call]
+    return function.apply(input, threshold, backend.get_backend() if ordinary else None)  # type: ignore[no-any-return, no-untyped-call]
 
 
 # ------------------------------------------------------------------------------------------ of many parameters: arguments

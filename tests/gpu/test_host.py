@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -154,6 +155,29 @@ def test_auto_takes_triton(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     assert explanation.backend == "triton"
     assert explanation.reason.startswith("auto")
     assert explanation.block_source in ("search", "user's table", "default")
+
+
+@pytest.mark.parametrize("name", ["threshold", "hardshrink", "softshrink"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_auto_leaves_small_gates_to_torch(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits as the kernel's, forward and backward, NaN, infinities and the boundary included; and no launch of a kernel."""
+    special = torch.tensor([math.nan, math.inf, -math.inf, 0.3, -0.3, 0.0, -0.0, 0.30000001, 5e-324])
+    x = torch.cat([special, torch.linspace(-1, 1, 1001)]).to(DEVICE, dtype).requires_grad_()
+    g = torch.randn(len(x), device=DEVICE).to(dtype)
+    call = getattr(tt, name)
+    expected = call(x, 0.3)
+    wanted = torch.autograd.grad(expected, x, g)
+    monkeypatch.setattr(launch.Kernel, "__call__", None)
+    with tt.use_backend("auto"):
+        assert tt.explain(name, x, 0.3).backend == "eager"
+        output = call(x, 0.3)
+        torch.testing.assert_close(output, expected, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(torch.autograd.grad(output, x, g), wanted, rtol=0, atol=0, equal_nan=True)
+        seen = tt.threshold_grad(x, 0.3)
+        torch.autograd.grad(seen, x, g)
+        large = torch.zeros(1 << 23, device=DEVICE, dtype=dtype)
+        assert tt.explain(name, large, 0.3).backend == "eager"
+        assert tt.explain(name, large.requires_grad_(), 0.3).backend == "triton"
 
 
 SEARCH = """
