@@ -160,7 +160,7 @@ def test_auto_takes_triton(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["threshold", "hardshrink", "softshrink"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_auto_leaves_small_gates_to_torch(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same bits as the kernel's, forward and backward, NaN, infinities and the boundary included; and no launch of a kernel."""
+    """The same bits as the kernel's, forward and backward, NaN, infinities and the boundary too; and no kernel is launched."""
     special = torch.tensor([math.nan, math.inf, -math.inf, 0.3, -0.3, 0.0, -0.0, 0.30000001, 5e-324])
     x = torch.cat([special, torch.linspace(-1, 1, 1001)]).to(DEVICE, dtype).requires_grad_()
     g = torch.randn(len(x), device=DEVICE).to(dtype)
