@@ -236,6 +236,9 @@ def main() -> None:
         print(json.dumps(measure(case, size, provider, threads, runs, device)))
         return
     stamp = records.stamp(device)
+    folder = options.out or (records.RESULTS if options.commit else records.LOCAL) / "linear" / stamp.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ("labels.jsonl" if options.sweep else f"{records.now()[:10]}-{stamp.commit}.jsonl")
     made = []
     for planned in _cases(options.threads, options.sweep):
         facts = _in_a_process([*planned, 1 if options.sweep else options.runs], kind)
@@ -243,10 +246,9 @@ def main() -> None:
             LinearRecord(**facts, device=stamp.device, torch=stamp.torch, commit=stamp.commit, timestamp=records.now())
         )
         print(table(made)[-1], flush=True)
-    folder = options.out or (records.RESULTS if options.commit else records.LOCAL) / "linear" / stamp.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ("labels.jsonl" if options.sweep else f"{records.now()[:10]}-{stamp.commit}.jsonl")
-    path.write_text("".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in made))
+        path.write_text(
+            "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in made)
+        )  # now, lest a limit cut it off
     if not options.sweep:
         described = f"{stamp.device}, torch {stamp.torch}, commit {stamp.commit}"
         title = f"linear_threshold_loss, forward and backward, float32: {described}"

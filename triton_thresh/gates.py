@@ -20,7 +20,7 @@ from .launch import CHANNEL, ELEMENT, SHORT, Kernel, Packed, blocks, device_code
 from .registry import GATES, KEEP_LARGE, Gate
 from .tuning import Choice, Config
 
-ROWS = 64  # that a program of backward sums: partial sums and thresholds then cost 3/16 byte per element
+ROWS = 32  # that a program of backward sums: partial sums and thresholds then cost 3/8 byte per element
 MANY = 1 << 22  # elements; torch keeps at most 16 MiB for the backward of fewer
 WIDEST = 1 << 27  # elements of a row; eight rows are then offset by less than 2**31
 COUNT_BLOCK = 2048  # bytes of a plane of bits that one program counts
