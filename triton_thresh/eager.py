@@ -18,8 +18,8 @@ from torch import Tensor
 from . import reference
 from .bases import Base
 from .cells import Spec, chosen_of, divisor_of, element_loss, smoothed, valid_of, wide_parts
-from .checks import Operand, compute_dtype
-from .rules import Element, Rule, are_few, kept, select
+from .checks import Operand, are_few, cast, compute_dtype, kept
+from .rules import Element, Rule, select
 
 SLICE = 1 << 18
 
@@ -81,8 +81,8 @@ def loss_and_slope(
         return element_loss(spec, x, y, operands, fast=True), None
     dtype = compute_dtype(x.dtype)
     base, rule, options = wide_parts(spec, operands, dtype)
-    chosen = chosen_of(options, valid_of(options, y))
-    found = _closed_form(base, rule, options, x.to(dtype), smoothed(options, base, y.to(dtype)), want_loss)
+    chosen = chosen_of(options, valid_of(options, y)) if options else None
+    found = _closed_form(base, rule, options, cast(x, dtype), smoothed(options, base, cast(y, dtype)), want_loss)
     loss, slope = _differentiated(spec, x, y, operands) if found is None else found
     if scale is not None:
         slope = slope * scale if chosen is not None else torch.mul(slope, scale, out=out)
@@ -176,7 +176,7 @@ def loss_forward(
             assert value is not None
             total += value.sum()
         total = total / divisor
-    return total.to(spec.result), gradient if want_gradient else None
+    return cast(total, spec.result), gradient if want_gradient else None
 
 
 def loss_backward(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[Operand], gradient: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ A device function of the same name, in snake case, is the weight in kernels/poin
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bases import Base, Kind, Settings, check_range, power, power_slope
-from .checks import HALF, Operand, constant, round_to
-
-FEW = 1 << 13  # elements of which a pass takes less time than a call
+from .checks import HALF, Operand, are_few, constant, kept, round_to
 
 
 class Element:
@@ -44,25 +41,6 @@ class Element:
 
 def _scalar(value: Operand, like: Tensor) -> Tensor:
     return value if isinstance(value, Tensor) else constant(value, like.dtype, like.device)
-
-
-def are_few(x: Tensor) -> bool:
-    """True if numbers may be passed as tensors that are kept. On a GPU such a tensor would be tied to a stream."""
-    return x.is_cpu and x.numel() <= FEW
-
-
-@functools.lru_cache(maxsize=1024)
-def _kept(value: float, sign: float, dtype: torch.dtype) -> Tensor:
-    held = round_to(value, dtype) if dtype.is_floating_point else value
-    return torch.full((), held, dtype=dtype, device="cpu")
-
-
-def kept(value: float, dtype: torch.dtype) -> Tensor:
-    """A number as a 0-dim CPU tensor, kept and not to be written to; its sign tells -0 from 0.
-
-    An op of torch makes such a tensor of every number that it is given, which takes longer than a comparison of few elements.
-    """
-    return _kept(value, math.copysign(1.0, value), dtype)
 
 
 def select(compare: Callable[..., Tensor], left: Tensor, right: Operand, a: Operand, b: Operand) -> Tensor:
