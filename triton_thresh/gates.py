@@ -80,7 +80,8 @@ def run(
     else:
         parameters = _checked(row, input, parameters, dtype)
         way = backend.way(input, *parameters[: row.operands])
-        parameters = _read(row, input, parameters, way)
+        if row.rounds:
+            parameters = _read(row, input, parameters, way)
         learns = row.learns and _requires_grad(parameters[0])
     if inplace and way != "formula":
         checks.check_inplace(row.name, input)
@@ -137,10 +138,12 @@ def _checked(row: Gate, input: Tensor, parameters: tuple[Any, ...], dtype: torch
     checks.check_input(op, input, row.dtypes)
     if row.counts and input.dim() == 0:
         raise ValueError(f"{op}: input has shape (), expected at least one dimension to count along")
+    if row.straight_through:
+        threshold, bandwidth = parameters
+        threshold = checks.check_operand(op, "threshold", threshold, input, learns=True)
+        return threshold, checks.check_positive(op, "bandwidth", bandwidth)
     operands = _checked_operands(row, input, parameters[: row.operands])
     numbers = zip([*SIGNATURES[op]][row.operands :], parameters[row.operands :])
-    if row.straight_through:
-        return (*operands, *[checks.check_positive(op, name, value) for name, value in numbers])
     result = input.dtype if dtype is None else checks.check_dtype(op, dtype)
     check = checks.check_held if result.is_floating_point else checks.check_integer
     return (*operands, *[check(op, name, checks.check_number(op, name, value), result) for name, value in numbers])
@@ -162,7 +165,7 @@ def _checked_operands(row: Gate, input: Tensor, values: Sequence[Any]) -> list[O
 
 def _read(row: Gate, input: Tensor, parameters: tuple[Any, ...], way: str) -> tuple[Any, ...]:
     """The same with 0-dim CPU tensors as numbers, where they do not learn. To Triton's interpreter the CPU is the device."""
-    if not row.rounds or way not in ("eager", "triton") or (way == "triton" and input.is_cpu):
+    if way not in ("eager", "triton") or (way == "triton" and input.is_cpu):
         return parameters
     return tuple(_number(row, input, v) if i < row.operands else v for i, v in enumerate(parameters))
 
@@ -192,16 +195,14 @@ def _plain(
     """By torch's own kernels where they give the same bits, else by the formula."""
     records = input.requires_grad and torch.is_grad_enabled()
     function: Any = getattr(reference, row.name)
-    if way == "eager" and _has_torch_kernel(row, input, parameters):
+    keywords: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    if row.straight_through:
+        keywords = {"input_gradient": input_gradient, "learns": way != "eager" or learns or records}
+    elif way == "eager" and _has_torch_kernel(row, input, parameters):
         parameters = _rounded(input.dtype, parameters, dtype)
         if inplace and not records and row.name in eager.IN_PLACE:
             return eager.IN_PLACE[row.name](input, *parameters)
         function = eager.GATES[row.name]
-    keywords: dict[str, Any] = {}
-    if row.straight_through:
-        keywords = {"input_gradient": input_gradient, "learns": way != "eager" or learns or records}
-    elif dtype is not None:
-        keywords = {"dtype": dtype}
     if inplace:
         source = input.clone() if records and way == "eager" else input  # what is saved must outlive the write
         return input.copy_(function(source, *parameters, **keywords))
