@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.jit._trace import is_tracing
+from torch._C import _is_tracing
+from torch.compiler import is_dynamo_compiling
 
 from . import layout
-from .backend import choose, way
+from .backend import choose, runs_eagerly, way
 from .checks import FLOATING, INTEGER, check_input, check_number
 from .fused import define
 from .launch import Kernel, blocks, device_code
@@ -22,6 +23,7 @@ IN_REGISTERS = 1 << 17  # bytes of a row that one program holds; twice as much w
 FEW = 16  # one in so many: the share of elements below which torch.topk is faster than torch.kthvalue on a CPU
 PROGRAMS = 1024  # of a launch over long rows
 COUNTED_BINS = 1024  # of a histogram, up to which a kernel counts them: its instructions grow with their number
+DTYPES = FLOATING + INTEGER
 OTSU_DTYPES = (*FLOATING, torch.uint8, torch.int8, torch.int16)
 
 
@@ -70,7 +72,7 @@ def otsu_threshold(op: str, input: Tensor, bins: int) -> Tensor:
 
 def _check_selection(op: str, input: Tensor, dim: int | None) -> tuple[int, bool]:
     """How many elements one is selected from, and whether they are a row."""
-    check_input(op, input, FLOATING + INTEGER, jagged=False)
+    check_input(op, input, DTYPES, jagged=False)
     if dim is not None and dim != -1:
         raise ValueError(f"{op}: dim must be None or -1, got {dim!r}")
     shape = shape_of(input)
@@ -83,7 +85,9 @@ def _check_selection(op: str, input: Tensor, dim: int | None) -> tuple[int, bool
 
 def shape_of(input: Tensor) -> Sequence[int]:
     """The shape in numbers, which `torch.jit.trace` then warns of as constants."""
-    return [int(size) for size in input.shape] if is_tracing() else input.shape
+    if is_dynamo_compiling() or not _is_tracing():
+        return input.shape
+    return [int(size) for size in input.shape]
 
 
 def _check_int(op: str, name: str, value: object, hint: str = "") -> int:
@@ -98,7 +102,8 @@ def _check_int(op: str, name: str, value: object, hint: str = "") -> int:
 
 def _ceil(share: float, n: int) -> int:
     """max(1, ceil(share * n)), the product rounded to float64."""
-    return torch.sym_max(1, math.ceil(share * n))  # type: ignore[no-any-return]
+    number = math.ceil(share * n)
+    return max(1, number) if type(number) is int else torch.sym_max(1, number)
 
 
 def kth_largest(
@@ -115,16 +120,18 @@ def kth_largest(
         any_nan: NaN where there is any.
         positive: among the elements above 0 alone, which NaN is not.
     """
+    if values.requires_grad:
+        values = values.detach()
+    if runs_eagerly(values):
+        return _select_on_cpu(values, int(k), by_row, any_nan, positive)
     how = way(values, k)
-    if values.requires_grad or how not in ("eager", "triton"):  # elsewhere there may be a tangent
+    if how not in ("eager", "triton"):  # there may be a tangent
         values = values.detach()
     if how == "triton":
         return _launch_select(values, k, by_row, any_nan, positive)
     if how == "op":
         at, number = (k, 0) if isinstance(k, Tensor) else (None, k)
         return _select_op(values, at, number, by_row, any_nan, positive)  # type: ignore[no-any-return]
-    if how == "eager" and values.is_cpu:
-        return _select_on_cpu(values, int(k), by_row, any_nan, positive)
     return _select_by_formula(values, k, by_row, any_nan, positive)
 
 
