@@ -141,33 +141,37 @@ def _select_on_cpu(values: Tensor, k: int, by_row: bool, any_nan: bool, positive
     n = rows.shape[-1]
     if positive:
         if 0 < k <= n and not by_row:
-            kept = rows.relu()
-            found = _kth_on_cpu(kept, k, False)
-            if found.item() > 0 and not math.isnan(kept.sum().item()):  # else fewer are above 0, or there is NaN
+            found, largest = _kth_on_cpu(rows, k, False, True)
+            if found.item() > 0 and not math.isnan(largest.item()):  # else fewer are above 0, or there is NaN
                 return found
         rows = rows[rows > 0]
         n = rows.shape[-1]
     k = min(k, n)
     if k < 1:
         return values.new_full((), math.nan)
-    found = _kth_on_cpu(rows, k, by_row)
-    if any_nan:
-        largest = rows.amax(-1, by_row)
-        if by_row:
-            return torch.where(largest.isnan(), largest, found)
-        if math.isnan(largest.item()):
-            return largest
-    return found
+    found, largest = _kth_on_cpu(rows, k, by_row, any_nan)
+    if not any_nan:
+        return found
+    if by_row:
+        return torch.where(largest.isnan(), largest, found)
+    return largest if math.isnan(largest.item()) else found
 
 
-def _kth_on_cpu(rows: Tensor, k: int, by_row: bool) -> Tensor:
-    """By torch.topk where few elements are on one side, which is then faster than torch.kthvalue; by that elsewhere."""
+def _kth_on_cpu(rows: Tensor, k: int, by_row: bool, and_largest: bool) -> tuple[Tensor, Tensor]:
+    """By torch.topk where few elements are on one side, which is then faster than torch.kthvalue; by that elsewhere.
+
+    Beside it the largest element, NaN if there is any; some tensor if nobody asks for it.
+    """
     n = rows.shape[-1]
     few = min(k, n + 1 - k)
     if few * FEW > n > 64:
-        return rows.kthvalue(n + 1 - k, -1, by_row)[0]
-    ends = rows.topk(few, -1, few == k)[0]
-    return ends.narrow(-1, few - 1, 1) if by_row else ends[few - 1]
+        found = rows.kthvalue(n + 1 - k, -1, by_row)[0]
+    else:
+        ends = rows.topk(few, -1, few == k)[0]
+        found = ends.narrow(-1, few - 1, 1) if by_row else ends[few - 1]
+        if few == k and and_largest:
+            return found, ends.narrow(-1, 0, 1) if by_row else ends[0]
+    return found, rows.amax(-1, by_row) if and_largest else found
 
 
 def _select_by_formula(values: Tensor, k: int | Tensor, by_row: bool, any_nan: bool, positive: bool) -> Tensor:
