@@ -694,6 +694,16 @@ def test_one_pass() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("op", [tt.threshold_mse_loss, tt.threshold_bce_loss])
+def test_one_pass_of_a_closed_form(op: Callable[..., torch.Tensor]) -> None:
+    """Where the slope is written out, too."""
+    x, y = torch.rand(1 << 16, requires_grad=True), torch.rand(1 << 16)
+    with tt.use_backend("inductor"):
+        _, (code,) = run_and_get_code(lambda: op(x, y, 0.7))
+    assert len(loops(code)) == 1
+
+
+@pytest.mark.slow
 def test_large_sums_are_right_and_the_same() -> None:
     x = leaf(torch.full((1 << 24,), 1.1))
     loss_of = tt.fused_loss(squared)

@@ -127,8 +127,9 @@ def _value_and_gradient(
     """The program of a call that wants a gradient; with "none" that is the slope, not yet rounded. The value comes second.
 
     With the value first Inductor would write two loops, one that sums and one for the gradient, which take 1.7 times as long.
-    With an upstream gradient g it is the program of a backward, which wants no value. Elements that are counted are divided by their
-    number before they are summed: else Inductor would sum them in the loop that counts, and read them again for the gradient.
+    With an upstream gradient g it is the program of a backward, which wants no value. Elements that are counted are divided by
+    their number before they are summed: else Inductor would sum them in the loop that counts, and read them again for the
+    gradient.
     """
 
     def program(x: Tensor, weight: Any, mask: Any, divisor: Any, g: Any, *values: Any) -> tuple[Tensor, Tensor | None]:

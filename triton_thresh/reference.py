@@ -40,8 +40,10 @@ def compared(input: Tensor, threshold: Operand) -> Operand:
 
 def side_by_side(input: Tensor, threshold: Operand) -> tuple[Tensor, Operand]:
     """Input and threshold in the type in which they are compared unrounded: float32 or wider."""
+    if isinstance(threshold, Tensor) and threshold.dtype == input.dtype and input.dtype not in HALF:
+        return input, threshold
     x = cast(input, compute_dtype(input.dtype))
-    if not isinstance(threshold, Tensor) or threshold.dtype == x.dtype:
+    if not isinstance(threshold, Tensor):
         return x, threshold
     dtype = torch.promote_types(x.dtype, threshold.dtype) if threshold.is_floating_point() else x.dtype
     return cast(x, dtype), cast(threshold, dtype)
