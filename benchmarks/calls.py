@@ -150,7 +150,6 @@ def _triton_on(device: torch.device) -> Iterator[Callable[[], None]]:
     """Calls go to Triton; where there is no GPU to a stub, which records launches until they are cleared."""
     with contextlib.ExitStack() as stack:
         clear: Callable[[], None] = torch.cuda.synchronize
-        name: backend.Backend = "triton"
         if device.type == "cpu":
             stub = stack.enter_context(StubDriver())
             clear = stub.clear
@@ -158,8 +157,7 @@ def _triton_on(device: torch.device) -> Iterator[Callable[[], None]]:
             stack.enter_context(patch.object(tuning, "_resolve", _found))
             stack.enter_context(patch.object(tuning, "_settled", {}))
             stack.enter_context(patch.object(tuning, "device_name", lambda device: "stub"))
-            name = "auto"
-        stack.enter_context(tt.use_backend(name))
+        stack.enter_context(tt.use_backend("triton"))
         yield clear
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import triton_thresh as tt
-from triton_thresh import eager
+from triton_thresh import checks
 
 from .gates import (
     DIFFERENTIABLE,
@@ -63,7 +63,7 @@ CONTRACT: dict[str, tuple[Callable[[float, float], bool], Callable[[float, float
 @pytest.fixture(params=["few", "many"])
 def elements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the size, numbers go in as they do for few elements, or as for many."""
-    monkeypatch.setattr(eager, "FEW", 1 << 13 if request.param == "few" else 0)
+    monkeypatch.setattr(checks, "FEW", 1 << 13 if request.param == "few" else 0)
 
 
 @pytest.fixture(autouse=True)
@@ -200,9 +200,9 @@ def test_numbers_beyond_what_torch_takes(op: Op, number: float) -> None:
 
 def test_no_scalar_is_kept_for_another_device() -> None:
     """On a GPU it would be the work of one stream, or of a graph being captured."""
-    before = eager._kept.cache_info().currsize
+    before = checks._kept.cache_info().currsize
     tt.binary_threshold(torch.empty(3, device="meta"), 0.5, 17.25, -3.75)
-    assert eager._kept.cache_info().currsize == before
+    assert checks._kept.cache_info().currsize == before
 
 
 @pytest.mark.parametrize("op", GATES, ids=label)

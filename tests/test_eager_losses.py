@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import triton_thresh as tt
-from triton_thresh import ByLoss, ByPrediction, ByProximity, eager
+from triton_thresh import ByLoss, ByPrediction, ByProximity, checks, eager
 from triton_thresh.cells import element_loss, specify
 from triton_thresh.rules import select
 
@@ -43,7 +43,7 @@ LARGE = ("test_sizes", "test_same_bits_every_time")  # of thousands of elements,
 @pytest.fixture(autouse=True)
 def eager_in_small_slices(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
     monkeypatch.setattr(eager, "SLICE", 2048 if request.node.originalname in LARGE else 16)
-    monkeypatch.setattr(eager, "FEW", 8)  # the last slice holds few
+    monkeypatch.setattr(checks, "FEW", 8)  # the last slice holds few
     with tt.use_backend("eager"):
         yield
 
@@ -357,8 +357,10 @@ def test_an_integer_beyond_a_float() -> None:
         tt.threshold_mse_loss(torch.rand(3), torch.rand(3), 10**400)
 
 
+@pytest.mark.parametrize("few", [0, 1 << 13])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_select_is_torch_where(dtype: torch.dtype) -> None:
+def test_select_is_torch_where(dtype: torch.dtype, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "FEW", few)
     left = torch.tensor([-0.5, 0.25, 0.5, torch.nan, torch.inf, -torch.inf], dtype=dtype)
     numbers = (0.25, -0.0, 0.0, 1.0, torch.inf, torch.nan, 1e39)
     for right in (0.25, torch.nan, torch.full_like(left, 0.25)):

@@ -28,7 +28,7 @@ from torch._inductor.utils import run_and_get_code
 from torch.utils.checkpoint import checkpoint
 
 import triton_thresh as tt
-from triton_thresh import compiled
+from triton_thresh import compiled, losses
 from triton_thresh.bases import BASES, Base
 from triton_thresh.rules import RULES
 
@@ -691,6 +691,17 @@ def test_one_pass() -> None:
     counting, loop = loops(code)
     assert set(re.findall(r"in_ptr\d+", counting)) == {"in_ptr0"}
     assert len(re.findall(r"empty_strided_cpu\(\(s\d+, \)", code)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", [tt.threshold_mse_loss, tt.threshold_bce_loss])
+def test_one_pass_of_a_closed_form(op: Callable[..., torch.Tensor]) -> None:
+    """Where the slope is written out, too."""
+    losses.engine.cache_clear()  # what another test compiled would not be compiled again
+    x, y = torch.rand(1 << 16, requires_grad=True), torch.rand(1 << 16)
+    with tt.use_backend("inductor"):
+        _, (code,) = run_and_get_code(lambda: op(x, y, 0.7))
+    assert len(loops(code)) == 1
 
 
 @pytest.mark.slow

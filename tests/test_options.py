@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
 import triton_thresh as tt
 
 from .kernels.test_options import *  # noqa: F403 - the tests are run here too
+from .losses import NAMED
 from .on_eager import device, on_the_eager_backend  # noqa: F401 - fixtures
+from .rows import OPS
 
 X, Y = torch.randn(4), torch.ones(4)
 
@@ -27,6 +31,32 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(error, match=words):
             tt.threshold_loss(X, Y, **options)
+
+
+@pytest.mark.parametrize("op", NAMED)
+def test_a_named_loss_takes_every_option(op: str) -> None:
+    call, row = getattr(tt, op), OPS[op].row
+    base, rule = row.base(*row.base.example), row.rule(*row.rule.example)
+    names = inspect.signature(call).parameters
+    settings = {name: value for name, value in {**vars(base), **vars(rule)}.items() if name in names}
+    x, y, weight = torch.tensor([0.1, 0.4, 0.6, 0.8]), torch.tensor([1, 0, 1, 0]), torch.tensor([1.0, 3.0, 2.0, 1.0])
+    options = [
+        {"weight": weight},
+        {"mask": torch.tensor([True, False, True, True])},
+        {"ignore_index": 0},
+        {"divisor": 3.0},
+        {"reduction": "none"},
+    ]
+    options += [] if base.kind == "values" else [{"label_smoothing": 0.25}]
+    plain = call(x, y, **settings, reduction="mean")
+    for option in options:
+        given = {"reduction": "mean"} | option
+        found, expected = call(x, y, **settings, **given), tt.threshold_loss(x, y, rule, base=base, **given)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        assert not torch.equal(found, plain), option
+    if rule.least_positive(base) is not None:
+        _, stats = call(x, y, **settings, return_stats=True)
+        assert stats == tt.threshold_loss(x, y, rule, base=base, return_stats=True)[1]
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from .checks import Operand, as_float, check_positive, is_open
+from .checks import Operand, are_few, as_float, check_positive, is_open, kept
 
 Kind = Literal["logits", "probabilities", "scores", "values"]
 BaseName = Literal["bce", "bce_with_logits", "mse"]
@@ -146,13 +146,25 @@ class BCE(Base):
         return (cross + slope * d - 0.5 * curvature * d * d) * torch.where(inside, 1.0, torch.nan)
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:
-        cross = y * x.log().clamp(min=-100) + (1 - y) * (-x).log1p().clamp(min=-100)
-        return _nan_outside(y * (1 - y)) - cross
+        other = 1 - y
+        return _nan_outside(y * other) - self._cross(x, y, other)
 
     def slope(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._slope(x, y, _nan_outside(y * (1 - y)))
+
+    def value_and_slope(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        other = 1 - y
+        strange = _nan_outside(y * other)
+        return strange - self._cross(x, y, other), self._slope(x, y, strange)
+
+    @staticmethod
+    def _cross(x: Tensor, y: Tensor, other: Tensor) -> Tensor:
+        return y * x.log().clamp(min=-100) + other * (-x).log1p().clamp(min=-100)
+
+    @staticmethod
+    def _slope(x: Tensor, y: Tensor, strange: Tensor) -> Tensor:
         variance = x * (1 - x)
-        slope = (x - y) / variance.clamp(min=1e-12)
-        return slope + _nan_outside(variance) + _nan_outside(y * (1 - y))
+        return (x - y) / variance.clamp(min=1e-12) + _nan_outside(variance) + strange
 
 
 def _is_probability(x: Tensor) -> Tensor:
@@ -161,6 +173,9 @@ def _is_probability(x: Tensor) -> Tensor:
 
 def _nan_outside(variance: Tensor) -> Tensor:
     """0 where p (1 - p) is not negative, which is just where p is in [0, 1]; else NaN."""
+    if not is_compiling() and are_few(variance):
+        zero = kept(0.0, variance.dtype)
+        return torch.where(variance >= zero, zero, kept(math.nan, variance.dtype))
     return _holds(torch.ge, variance, 0).reciprocal_().mul_(0)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from .bases import BASES, Base, times
-from .checks import Operand, compute_dtype, round_to
+from .checks import Operand, cast, compute_dtype, round_to
 from .launch import Packed, pack_all
 from .rules import RULES, Element, Rule, Unweighted
 
@@ -241,13 +241,13 @@ def element_loss(spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand], 
     """The weighted element loss in the compute type, in plain torch: differentiable."""
     dtype = compute_dtype(x.dtype)
     base, rule, options = wide_parts(spec, operands, dtype)
-    chosen = chosen_of(options, valid_of(options, y))
-    x, y = (tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in (x, y))
+    chosen = chosen_of(options, valid_of(options, y)) if options else None
+    x, y = cast(x, dtype), cast(y, dtype)
     weight = options.get("weight")
     if chosen is not None and not fast:  # what is left out may hold NaN, which would meet a gradient of 0
         x, y = torch.where(chosen, x, 0.5), torch.where(chosen, y, 0.5)
         weight = None if weight is None else torch.where(chosen, weight, 0)
-    y = smoothed(options, base, y)
+    y = smoothed(options, base, y) if options else y
     loss = base.value(x, y) if fast else base.loss(x, y)
     factor = rule.weight(Element(base, x, y, loss, fast))
     if factor is not None:
@@ -266,7 +266,7 @@ def wide_parts(spec: Spec, operands: Sequence[Operand], dtype: torch.dtype) -> t
 
 
 def wide(value: Operand, dtype: torch.dtype) -> Operand:
-    return value.to(dtype) if isinstance(value, Tensor) and value.dtype != dtype else value
+    return cast(value, dtype) if isinstance(value, Tensor) else value
 
 
 def divisor_of(spec: Spec, operands: Sequence[Operand], count: int, dtype: torch.dtype) -> Operand:

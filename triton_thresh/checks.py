@@ -11,8 +11,9 @@ from typing import Any, Literal, Union
 
 import torch
 from torch import Tensor
+from torch._C import _is_tracing
 from torch.compiler import is_compiling, is_dynamo_compiling
-from torch.jit._trace import TracerWarning, is_tracing
+from torch.jit._trace import TracerWarning
 
 Operand = Union[float, int, Tensor]
 """A number, a 0-dim tensor, or a tensor that broadcasts to the input's shape."""
@@ -27,6 +28,7 @@ REDUCTIONS = ("mean", "sum", "none")
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in FLOATING}
 NO_GRADIENT = "this op has no gradient to give it; pass {name}.detach()"
 LEAST_POSITIVE = torch.finfo(torch.float32).tiny
+FEW = 1 << 13  # elements of which a pass takes less time than a call
 _REAL = frozenset(REAL)
 
 
@@ -36,6 +38,11 @@ _REAL = frozenset(REAL)
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """float32 for 16-bit inputs, else the input's own."""
     return torch.float32 if dtype in HALF else dtype
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """tensor.to(dtype), which takes a microsecond where it does nothing."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 # asked here, since torch.compile of torch 2.11 cannot ask
@@ -125,6 +132,25 @@ def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     return number if isinstance(number, Tensor) else torch.full((), number, dtype=dtype, device=device)
 
 
+def are_few(x: Tensor) -> bool:
+    """True if numbers may be passed as tensors that are kept. On a GPU such a tensor would be tied to a stream."""
+    return x.is_cpu and x.numel() <= FEW
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept(value: float, sign: float, dtype: torch.dtype) -> Tensor:
+    held = round_to(value, dtype) if dtype.is_floating_point else value
+    return torch.full((), held, dtype=dtype, device="cpu")
+
+
+def kept(value: float, dtype: torch.dtype) -> Tensor:
+    """A number as a 0-dim CPU tensor, kept and not to be written to; its sign tells -0 from 0.
+
+    An op of torch makes such a tensor of every number that it is given, which takes longer than a comparison of few elements.
+    """
+    return _kept(value, math.copysign(1.0, value), dtype)
+
+
 # ------------------------------------------------------------------------------------------------------------- numbers
 
 
@@ -177,7 +203,7 @@ def as_float(op: str, name: str, value: float) -> float:
 def check_held(op: str, name: str, value: float, dtype: torch.dtype) -> float:
     """A number within the range of a floating dtype, as ATen demands. Infinities and NaN are within it."""
     limit = LARGEST[dtype]
-    if not torch.compiler.is_compiling() and limit < abs(value) < math.inf:
+    if not is_compiling() and limit < abs(value) < math.inf:
         raise RuntimeError(f"{op}: {name} is {value}, which {dtype} cannot hold; expected -{limit} to {limit}")
     return float(value) if type(value) is int else value
 
@@ -251,14 +277,13 @@ def check_operand(
     check_real(op, name, value)
     if value.requires_grad and not learns and torch.is_grad_enabled():
         raise ValueError(f"{op}: {name} requires grad, but {why.format(name=name)}")
-    _check_place(op, name, value, input)
-    _check_broadcasts(op, name, _sizes(value), _sizes(input))
+    if value.device != input.device:
+        _check_place(op, name, value, input)
+    _check_broadcasts(op, name, value, input)
     return value
 
 
 def _check_place(op: str, name: str, value: Tensor, input: Tensor) -> None:
-    if value.device == input.device:
-        return
     if value.dim():
         raise RuntimeError(f"{op}: {name} is on {value.device}, expected {input.device}, where the input is")
     if value.device.type != "cpu":
@@ -267,12 +292,13 @@ def _check_place(op: str, name: str, value: Tensor, input: Tensor) -> None:
         )
 
 
-def _check_broadcasts(op: str, name: str, shape: Sequence[int], target: Sequence[int]) -> None:
+def _check_broadcasts(op: str, name: str, value: Tensor, input: Tensor) -> None:
     # The common ones are soon told apart; of (8,) == (batch, 8) a compiler would keep the guard that batch is not 8.
-    if not torch.compiler.is_compiling() and (
-        shape == target or (target and len(shape) == 1 and shape[0] == target[-1])
-    ):
-        return
+    if not is_compiling() and not _is_tracing():
+        own, like = value.shape, input.shape
+        if own == like or (like and len(own) == 1 and own[0] == like[-1]):
+            return
+    shape, target = _sizes(value), _sizes(input)
     if len(shape) > len(target) or any(s != 1 and s != t for s, t in zip(reversed(shape), reversed(target))):
         raise ValueError(
             f"{op}: {name} has shape {tuple(shape)}, which does not broadcast to the input's shape {tuple(target)}"
@@ -281,7 +307,7 @@ def _check_broadcasts(op: str, name: str, shape: Sequence[int], target: Sequence
 
 def _sizes(tensor: Tensor) -> Sequence[int]:
     """The shape; while torch.jit.trace makes a tensor of every size, their numbers, without its warnings."""
-    if not is_tracing():
+    if is_dynamo_compiling() or not _is_tracing():
         return tensor.shape
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TracerWarning)

@@ -124,13 +124,15 @@ def _value(element: Element, reduction: str, result: torch.dtype, _: ClosedForm 
 def _value_and_gradient(
     element: Element, reduction: str, result: torch.dtype, closed: ClosedForm | None
 ) -> Callable[..., Any]:
-    """The program of a call that wants a gradient. With "none" it is the slope, not yet rounded.
+    """The program of a call that wants a gradient; with "none" that is the slope, not yet rounded. The value comes second.
 
-    With an upstream gradient g it is that of a backward, which wants no value. Elements that are counted are divided by their
-    number before they are summed: else Inductor would sum them in the loop that counts, and read them again for the gradient.
+    With the value first Inductor would write two loops, one that sums and one for the gradient, which take 1.7 times as long.
+    With an upstream gradient g it is the program of a backward, which wants no value. Elements that are counted are divided by
+    their number before they are summed: else Inductor would sum them in the loop that counts, and read them again for the
+    gradient.
     """
 
-    def program(x: Tensor, weight: Any, mask: Any, divisor: Any, g: Any, *values: Any) -> tuple[Tensor | None, Tensor]:
+    def program(x: Tensor, weight: Any, mask: Any, divisor: Any, g: Any, *values: Any) -> tuple[Tensor, Tensor | None]:
         wide = x.to(compute_dtype(x.dtype))
         counts = reduction == "mean" and divisor is None
         factor = None if g is None else g.to(wide.dtype)
@@ -149,11 +151,11 @@ def _value_and_gradient(
         else:
             losses, slope = found
         if g is not None:
-            return None, slope.to(x.dtype)
+            return slope.to(x.dtype), None
         if reduction == "none":
-            return losses.to(result), slope
+            return slope, losses.to(result)
         value = _sum(losses) / divisor if reduction == "mean" and not counts else _sum(losses)
-        return value.to(result), slope.to(x.dtype)
+        return slope.to(x.dtype), value.to(result)
 
     return program
 
@@ -194,7 +196,7 @@ class Engine:
         found = self._run(_value_and_gradient if gradient else _value, x, values, options, None)
         if found is None:
             return None
-        value, slope = found if gradient else (found, None)
+        slope, value = found if gradient else (None, found)
         if options.reduction == "none":
             value = value.as_strided(x.shape, x.stride())
         return value, None if slope is None else slope.as_strided(x.shape, x.stride())
@@ -203,7 +205,7 @@ class Engine:
         """The gradient for an upstream gradient g, recomputed; None where it cannot be compiled."""
         x = layout.dense(x)
         found = self._run(_value_and_gradient, x, values, options, g)
-        return None if found is None else found[1].as_strided(x.shape, x.stride())
+        return None if found is None else found[0].as_strided(x.shape, x.stride())
 
     def warn(self) -> None:
         """Say once that the formula runs as it is."""

@@ -6,7 +6,6 @@ compute the same bits, and are given the number as the input's dtype holds it.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -19,11 +18,10 @@ from torch import Tensor
 from . import reference
 from .bases import Base
 from .cells import Spec, chosen_of, divisor_of, element_loss, smoothed, valid_of, wide_parts
-from .checks import Operand, compute_dtype, round_to
+from .checks import Operand, are_few, cast, compute_dtype, kept
 from .rules import Element, Rule, select
 
 SLICE = 1 << 18
-FEW = 1 << 13  # elements of which a pass costs less than a call
 
 
 # ---------------------------------------------------------------------------------------------------------------- losses
@@ -83,8 +81,8 @@ def loss_and_slope(
         return element_loss(spec, x, y, operands, fast=True), None
     dtype = compute_dtype(x.dtype)
     base, rule, options = wide_parts(spec, operands, dtype)
-    chosen = chosen_of(options, valid_of(options, y))
-    found = _closed_form(base, rule, options, x.to(dtype), smoothed(options, base, y.to(dtype)), want_loss)
+    chosen = chosen_of(options, valid_of(options, y)) if options else None
+    found = _closed_form(base, rule, options, cast(x, dtype), smoothed(options, base, cast(y, dtype)), want_loss)
     loss, slope = _differentiated(spec, x, y, operands) if found is None else found
     if scale is not None:
         slope = slope * scale if chosen is not None else torch.mul(slope, scale, out=out)
@@ -178,7 +176,7 @@ def loss_forward(
             assert value is not None
             total += value.sum()
         total = total / divisor
-    return total.to(spec.result), gradient if want_gradient else None
+    return cast(total, spec.result), gradient if want_gradient else None
 
 
 def loss_backward(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[Operand], gradient: Tensor) -> Tensor:
@@ -198,22 +196,6 @@ def loss_rescale(dx: Tensor, gradient: Tensor) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- gates
-
-
-def _are_few(input: Tensor) -> bool:
-    """True if numbers may be passed as cached 0-dim tensors. On a GPU such a tensor would be tied to a stream."""
-    return input.is_cpu and input.numel() <= FEW
-
-
-@functools.lru_cache(maxsize=1024)
-def _kept(value: float, sign: float, dtype: torch.dtype) -> Tensor:
-    held = round_to(value, dtype) if dtype.is_floating_point else value
-    return torch.full((), held, dtype=dtype, device="cpu")
-
-
-def _scalar(value: float, dtype: torch.dtype) -> Tensor:
-    """A number as a 0-dim CPU tensor, kept and not to be written to; its sign tells -0 from 0."""
-    return _kept(value, math.copysign(1.0, value), dtype)
 
 
 class _Shrink(torch.autograd.Function):
@@ -271,12 +253,12 @@ def binary_threshold(
 ) -> Tensor:
     """The reference, with a comparison that writes the output's own dtype; small inputs take the fewest calls instead."""
     result = dtype or input.dtype
-    few = _are_few(input)
-    t = _scalar(threshold, input.dtype) if few else threshold
+    few = are_few(input)
+    t = kept(threshold, input.dtype) if few else threshold
     if dtype is torch.bool and above_value and not below_value:
         return torch.gt(input, t)
     if few:
-        return torch.where(torch.gt(input, t), _scalar(above_value, result), _scalar(below_value, result))
+        return torch.where(torch.gt(input, t), kept(above_value, result), kept(below_value, result))
     if result != input.dtype:
         return reference.binary_threshold(input, threshold, above_value, below_value, dtype=dtype)
     return select(torch.gt, input.detach(), threshold, above_value, below_value)

@@ -462,14 +462,20 @@ def threshold_bce_loss(
         >>> threshold_bce_loss(p, torch.tensor([1.0, 0.0]))
         tensor(0.0638, grad_fn=<LossBackward>)
     """
+    rule = ByPrediction(threshold, weight_above, weight_below)
     return losses.run(  # type: ignore[no-any-return]
         "threshold_bce_loss",
         input,
         target,
         "bce",
-        ByPrediction(threshold, weight_above, weight_below),
+        rule,
         weight=weight,
+        mask=mask,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
         reduction=reduction,
+        divisor=divisor,
+        return_stats=return_stats,
     )
 
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
 
 from . import backend, checks, eager, layout, reference, tuning
 from .checks import FLOATING, HALF, Operand, compute_dtype, is_exporting, round_to
@@ -67,13 +66,24 @@ def run(
     return_fired: bool = False,
 ) -> Any:
     """Check the arguments, choose the way, go."""
-    simple = _is_simple(row, input, parameters, dtype)
-    if not simple:
-        parameters = _checked(row, input, parameters, dtype)
-    way = backend.way(input, *(() if simple else parameters[: row.operands]))
+    function = eager.GATES.get(row.name)
+    if (
+        function is not None
+        and dtype is None
+        and not inplace
+        and backend.runs_eagerly(input)
+        and input.dtype not in HALF
+        and checks.within(input.dtype, parameters, row.nonnegative)
+    ):
+        return function(input, *parameters)
     learns = False
-    if not simple:
-        parameters = _read(row, input, parameters, way)
+    if _is_simple(row, input, parameters, dtype):
+        way = backend.choose(input.device)[0]
+    else:
+        parameters = _checked(row, input, parameters, dtype)
+        way = backend.way(input, *parameters[: row.operands])
+        if row.rounds:
+            parameters = _read(row, input, parameters, way)
         learns = row.learns and _requires_grad(parameters[0])
     if inplace and way != "formula":
         checks.check_inplace(row.name, input)
@@ -88,9 +98,10 @@ def run(
 
 def _is_simple(row: Gate, input: Tensor, parameters: tuple[Any, ...], dtype: torch.dtype | None) -> bool:
     """True for an ordinary dense input and numbers that its dtype holds: nothing is left to check."""
-    if type(input) is not Tensor or dtype is not None or row.operands > 1 or not row.rounds or is_dynamo_compiling():
+    if type(input) is not Tensor or dtype is not None or row.operands > 1 or not row.rounds:
         return False
-    return checks.within(input.dtype, parameters, row.nonnegative) and input.layout is torch.strided
+    is_dense = backend.is_ordinary(input) and input.layout is torch.strided
+    return is_dense and checks.within(input.dtype, parameters, row.nonnegative)
 
 
 def _requires_grad(threshold: object) -> bool:
@@ -126,17 +137,19 @@ def _on_triton(
 
 def _checked(row: Gate, input: Tensor, parameters: tuple[Any, ...], dtype: torch.dtype | None) -> tuple[Any, ...]:
     """Operands and numbers as they are computed with; an error names what cannot be."""
-    op, names = row.name, list(SIGNATURES[row.name])
+    op = row.name
     checks.check_input(op, input, row.dtypes)
     if row.counts and input.dim() == 0:
         raise ValueError(f"{op}: input has shape (), expected at least one dimension to count along")
-    operands = _checked_operands(row, input, parameters[: row.operands])
-    numbers = list(zip(names[row.operands :], parameters[row.operands :]))
     if row.straight_through:
-        return (*operands, *(checks.check_positive(op, name, value) for name, value in numbers))
+        threshold, bandwidth = parameters
+        threshold = checks.check_operand(op, "threshold", threshold, input, learns=True)
+        return threshold, checks.check_positive(op, "bandwidth", bandwidth)
+    operands = _checked_operands(row, input, parameters[: row.operands])
+    numbers = zip([*SIGNATURES[op]][row.operands :], parameters[row.operands :])
     result = input.dtype if dtype is None else checks.check_dtype(op, dtype)
     check = checks.check_held if result.is_floating_point else checks.check_integer
-    return (*operands, *(check(op, name, checks.check_number(op, name, value), result) for name, value in numbers))
+    return (*operands, *[check(op, name, checks.check_number(op, name, value), result) for name, value in numbers])
 
 
 def _checked_operands(row: Gate, input: Tensor, values: Sequence[Any]) -> list[Operand]:
@@ -144,17 +157,18 @@ def _checked_operands(row: Gate, input: Tensor, values: Sequence[Any]) -> list[O
     least: float = 0
     for name, value in zip(SIGNATURES[op], values):
         operand = checks.check_operand(op, name, value, input, learns=row.learns, why=STEEP)
-        if row.nonnegative and not isinstance(operand, Tensor):
-            operand = least = checks.check_least(op, name, operand, least)
-        if row.casts and input.dtype not in FLOATING and not isinstance(operand, Tensor):
-            operand = checks.check_integer(op, name, operand, input.dtype)
+        if not isinstance(operand, Tensor):
+            if row.nonnegative:
+                operand = least = checks.check_least(op, name, operand, least)
+            if row.casts and input.dtype not in FLOATING:
+                operand = checks.check_integer(op, name, operand, input.dtype)
         found.append(operand)
     return found
 
 
 def _read(row: Gate, input: Tensor, parameters: tuple[Any, ...], way: str) -> tuple[Any, ...]:
     """The same with 0-dim CPU tensors as numbers, where they do not learn. To Triton's interpreter the CPU is the device."""
-    if not row.rounds or way not in ("eager", "triton") or (way == "triton" and input.is_cpu):
+    if way not in ("eager", "triton") or (way == "triton" and input.is_cpu):
         return parameters
     return tuple(_number(row, input, v) if i < row.operands else v for i, v in enumerate(parameters))
 
@@ -184,21 +198,19 @@ def _plain(
     """By torch's own kernels where they give the same bits, else by the formula."""
     records = input.requires_grad and torch.is_grad_enabled()
     function: Any = getattr(reference, row.name)
-    if way == "eager" and _has_torch_kernel(row, input, parameters):
+    keywords: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    if row.straight_through:
+        keywords = {"input_gradient": input_gradient, "learns": way != "eager" or learns or records}
+    elif way == "eager" and _has_torch_kernel(row, input, parameters):
         parameters = _rounded(input.dtype, parameters, dtype)
         if inplace and not records and row.name in eager.IN_PLACE:
             return eager.IN_PLACE[row.name](input, *parameters)
         function = eager.GATES[row.name]
-    keywords: dict[str, Any] = {}
-    if row.straight_through:
-        keywords = {"input_gradient": input_gradient, "learns": way != "eager" or learns or records}
-    elif dtype is not None:
-        keywords = {"dtype": dtype}
     if inplace:
         source = input.clone() if records and way == "eager" else input  # what is saved must outlive the write
         return input.copy_(function(source, *parameters, **keywords))
     output = function(input, *parameters, **keywords)
-    return _laid_out(output, input) if way == "eager" else output
+    return _laid_out(output, input) if way == "eager" and not input.is_contiguous() else output
 
 
 def _is_better_in_torch(row: Gate, input: Tensor, parameters: tuple[Any, ...], learns: bool) -> bool:
@@ -227,8 +239,6 @@ def _rounded(own: torch.dtype, numbers: tuple[Any, ...], dtype: torch.dtype | No
 
 def _laid_out(output: Any, input: Tensor) -> Any:
     """The output as the input lies; torch.where may lay it out as a threshold does."""
-    if input.is_contiguous():
-        return output
     if isinstance(output, tuple):
         return (_laid_out(output[0], input), *output[1:])
     like = torch.empty_like(input, dtype=output.dtype)

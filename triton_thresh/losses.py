@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.compiler import is_compiling
 
 from . import backend, cells, checks, compiled, eager, layout, tuning
 from .bases import BASES, Base, BCEWithLogits
 from .cells import LossStats, Numbers, Spec, formula
-from .checks import FLOATING, Operand, compute_dtype, is_exporting, result_dtype, round_to
+from .checks import FLOATING, REAL, REDUCTIONS, Operand, compute_dtype, is_exporting, result_dtype, round_to
 from .fused import Fused, define, parted, restored
 from .launch import SHORT, Kernel, blocks, device_code, pack_all, triton_dtype
 from .rules import RULES, ByRank, Rule, Unweighted
@@ -86,16 +86,14 @@ def _specified(
     """The loss to compute, its tensors and operands, and the way it goes; an error names what cannot be."""
     loss, weighing = checked_parts(op, base, rule, pos_weight)
     asked = given_options(options)
+    operands: Sequence[Operand]
     plain = not asked and not stats and type(weighing) is not ByRank
-    quick = plain and not is_dynamo_compiling() and _are_numbers(loss, weighing)
+    if plain and _are_simple(input, target, reduction) and _are_numbers(loss, weighing):
+        spec, operands = cells.specify_numbers(loss, weighing, reduction, input.dtype, result_dtype(input))
+        return spec, input, target, operands, backend.choose(input.device, compiles=True)[0]
     checks.check_input(op, input, FLOATING, jagged=False)
     checks.check_target(op, input, target)
     checks.check_reduction(op, reduction)
-    result = result_dtype(input)
-    operands: Sequence[Operand]
-    if quick:
-        spec, operands = cells.specify_numbers(loss, weighing, reduction, input.dtype, result)
-        return spec, input, target, operands, backend.way(input, target, compiles=True)
     extra = checked_options(op, input, target, loss, reduction, asked)
     for name, value in (*loss.operands().items(), *weighing.operands().items()):
         checks.check_operand(op, name, value, input, why=ONE_GRADIENT)
@@ -113,16 +111,17 @@ def _specified(
         elif "mask" in extra or "ignore_index" in extra:
             extra["divisor"] = count_valid(way, input, target, extra)
     ordered = {name: extra[name] for name in cells.OPTIONS if name in extra}
-    spec, operands = cells.specify(loss, weighing, ordered, stats, reduction, result)
+    spec, operands = cells.specify(loss, weighing, ordered, stats, reduction, result_dtype(input))
     return spec, input, target, cells.rounded(operands, input.dtype), way
 
 
 def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that change something. A number that a compiler leaves open may be any."""
-    share = options.get("label_smoothing", 0)
-    given = {name: value for name, value in options.items() if value is not None and name != "label_smoothing"}
-    is_zero = share == 0 if type(share) is int else not checks.is_open(share) and share == 0
-    return given if is_zero else given | {"label_smoothing": share}
+    given = {name: value for name, value in options.items() if value is not None or name == "label_smoothing"}
+    share = given.get("label_smoothing", 1)
+    if share == 0 if type(share) is int else not checks.is_open(share) and share == 0:
+        del given["label_smoothing"]
+    return given
 
 
 def checked_options(
@@ -212,11 +211,30 @@ def closed(part: Any, input: Tensor) -> Any:
     return replace(part, **changed) if changed else part
 
 
+def _are_simple(input: Tensor, target: Tensor, reduction: str) -> bool:
+    """True if kernels may have these, and nothing is left to check."""
+    return (
+        backend.is_ordinary(input, target)
+        and isinstance(input, Tensor)
+        and isinstance(target, Tensor)
+        and input.dtype in FLOATING
+        and target.dtype in REAL
+        and input.layout is target.layout is torch.strided
+        and input.shape == target.shape
+        and input.device == target.device
+        and reduction in REDUCTIONS
+    )
+
+
 def _are_numbers(*parts: Base | Rule) -> bool:
     """True if every setting is a number that float64 holds; one that is optional may be missing."""
-    given = [(part, name, v) for part in parts for name, v in vars(part).items() if name not in part.static_fields]
-    values = [value for part, name, value in given if value is not None or name not in part.optional_fields]
-    return all(type(value) is float or (type(value) is int and value.bit_length() < 64) for value in values)
+    for part in parts:
+        for name, value in vars(part).items():
+            if type(value) is float or (type(value) is int and value.bit_length() < 64) or name in part.static_fields:
+                continue
+            if value is not None or name not in part.optional_fields:
+                return False
+    return True
 
 
 def checked_parts(op: str, base: Base | str, rule: Rule | None, pos_weight: Operand | None) -> tuple[Base, Rule]:

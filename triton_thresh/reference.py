@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import HALF, Operand, compute_dtype, constant, held, narrowed
+from .checks import HALF, Operand, cast, compute_dtype, constant, held, narrowed
 
 Gradients = Sequence[Tensor]  # the upstream gradients, one for each output
 
@@ -40,11 +40,13 @@ def compared(input: Tensor, threshold: Operand) -> Operand:
 
 def side_by_side(input: Tensor, threshold: Operand) -> tuple[Tensor, Operand]:
     """Input and threshold in the type in which they are compared unrounded: float32 or wider."""
-    x = input.to(compute_dtype(input.dtype))
+    if isinstance(threshold, Tensor) and threshold.dtype == input.dtype and input.dtype not in HALF:
+        return input, threshold
+    x = cast(input, compute_dtype(input.dtype))
     if not isinstance(threshold, Tensor):
         return x, threshold
     dtype = torch.promote_types(x.dtype, threshold.dtype) if threshold.is_floating_point() else x.dtype
-    return x.to(dtype), threshold.to(dtype)
+    return cast(x, dtype), cast(threshold, dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------- gates
@@ -203,7 +205,7 @@ def jumprelu(
 ) -> Tensor:
     """x where x > t, else 0. The estimate may be left out where nothing learns."""
     x, t = _apart(input, threshold)
-    value = torch.where(x > t, x, 0).to(input.dtype)  # gradients meet in x's dtype, and are rounded once
+    value = cast(torch.where(x > t, x, 0), input.dtype)  # gradients meet in x's dtype, and are rounded once
     if not learns:
         return value
     return straight_through(value, _jump(_window(x, t, bandwidth), x, t, bandwidth, input_gradient))
@@ -248,7 +250,7 @@ def jumprelu_l0(
     """jumprelu, and how many elements of each row are above t, in float32 or wider."""
     x, t = _apart(input, threshold)
     above = x > t
-    value = torch.where(above, x, 0).to(input.dtype)
+    value = cast(torch.where(above, x, 0), input.dtype)
     count = above.sum(-1, dtype=compute_dtype(input.dtype))  # a 16-bit type cannot count past 256
     if not learns:
         return value, count

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.jit._trace import is_tracing
+from torch._C import _is_tracing
+from torch.compiler import is_dynamo_compiling
 
 from . import layout
-from .backend import choose, way
+from .backend import choose, runs_eagerly, way
 from .checks import FLOATING, INTEGER, check_input, check_number
 from .fused import define
 from .launch import Kernel, blocks, device_code
@@ -22,6 +23,7 @@ IN_REGISTERS = 1 << 17  # bytes of a row that one program holds; twice as much w
 FEW = 16  # one in so many: the share of elements below which torch.topk is faster than torch.kthvalue on a CPU
 PROGRAMS = 1024  # of a launch over long rows
 COUNTED_BINS = 1024  # of a histogram, up to which a kernel counts them: its instructions grow with their number
+DTYPES = FLOATING + INTEGER
 OTSU_DTYPES = (*FLOATING, torch.uint8, torch.int8, torch.int16)
 
 
@@ -70,7 +72,7 @@ def otsu_threshold(op: str, input: Tensor, bins: int) -> Tensor:
 
 def _check_selection(op: str, input: Tensor, dim: int | None) -> tuple[int, bool]:
     """How many elements one is selected from, and whether they are a row."""
-    check_input(op, input, FLOATING + INTEGER, jagged=False)
+    check_input(op, input, DTYPES, jagged=False)
     if dim is not None and dim != -1:
         raise ValueError(f"{op}: dim must be None or -1, got {dim!r}")
     shape = shape_of(input)
@@ -83,7 +85,9 @@ def _check_selection(op: str, input: Tensor, dim: int | None) -> tuple[int, bool
 
 def shape_of(input: Tensor) -> Sequence[int]:
     """The shape in numbers, which `torch.jit.trace` then warns of as constants."""
-    return [int(size) for size in input.shape] if is_tracing() else input.shape
+    if is_dynamo_compiling() or not _is_tracing():
+        return input.shape
+    return [int(size) for size in input.shape]
 
 
 def _check_int(op: str, name: str, value: object, hint: str = "") -> int:
@@ -98,7 +102,8 @@ def _check_int(op: str, name: str, value: object, hint: str = "") -> int:
 
 def _ceil(share: float, n: int) -> int:
     """max(1, ceil(share * n)), the product rounded to float64."""
-    return torch.sym_max(1, math.ceil(share * n))  # type: ignore[no-any-return]
+    number = math.ceil(share * n)
+    return max(1, number) if type(number) is int else torch.sym_max(1, number)
 
 
 def kth_largest(
@@ -115,16 +120,18 @@ def kth_largest(
         any_nan: NaN where there is any.
         positive: among the elements above 0 alone, which NaN is not.
     """
+    if values.requires_grad:
+        values = values.detach()
+    if runs_eagerly(values):
+        return _select_on_cpu(values, int(k), by_row, any_nan, positive)
     how = way(values, k)
-    if values.requires_grad or how not in ("eager", "triton"):  # elsewhere there may be a tangent
+    if how not in ("eager", "triton"):  # there may be a tangent
         values = values.detach()
     if how == "triton":
         return _launch_select(values, k, by_row, any_nan, positive)
     if how == "op":
         at, number = (k, 0) if isinstance(k, Tensor) else (None, k)
         return _select_op(values, at, number, by_row, any_nan, positive)  # type: ignore[no-any-return]
-    if how == "eager" and values.is_cpu:
-        return _select_on_cpu(values, int(k), by_row, any_nan, positive)
     return _select_by_formula(values, k, by_row, any_nan, positive)
 
 
@@ -134,33 +141,37 @@ def _select_on_cpu(values: Tensor, k: int, by_row: bool, any_nan: bool, positive
     n = rows.shape[-1]
     if positive:
         if 0 < k <= n and not by_row:
-            kept = rows.relu()
-            found = _kth_on_cpu(kept, k, False)
-            if found.item() > 0 and not math.isnan(kept.sum().item()):  # else fewer are above 0, or there is NaN
+            found, largest = _kth_on_cpu(rows, k, False, True)
+            if found.item() > 0 and not math.isnan(largest.item()):  # else fewer are above 0, or there is NaN
                 return found
         rows = rows[rows > 0]
         n = rows.shape[-1]
     k = min(k, n)
     if k < 1:
         return values.new_full((), math.nan)
-    found = _kth_on_cpu(rows, k, by_row)
-    if any_nan:
-        largest = rows.amax(-1, by_row)
-        if by_row:
-            return torch.where(largest.isnan(), largest, found)
-        if math.isnan(largest.item()):
-            return largest
-    return found
+    found, largest = _kth_on_cpu(rows, k, by_row, any_nan)
+    if not any_nan:
+        return found
+    if by_row:
+        return torch.where(largest.isnan(), largest, found)
+    return largest if math.isnan(largest.item()) else found
 
 
-def _kth_on_cpu(rows: Tensor, k: int, by_row: bool) -> Tensor:
-    """By torch.topk where few elements are on one side, which is then faster than torch.kthvalue; by that elsewhere."""
+def _kth_on_cpu(rows: Tensor, k: int, by_row: bool, and_largest: bool) -> tuple[Tensor, Tensor]:
+    """By torch.topk where few elements are on one side, which is then faster than torch.kthvalue; by that elsewhere.
+
+    Beside it the largest element, NaN if there is any; some tensor if nobody asks for it.
+    """
     n = rows.shape[-1]
     few = min(k, n + 1 - k)
     if few * FEW > n > 64:
-        return rows.kthvalue(n + 1 - k, -1, by_row)[0]
-    ends = rows.topk(few, -1, few == k)[0]
-    return ends.narrow(-1, few - 1, 1) if by_row else ends[few - 1]
+        found = rows.kthvalue(n + 1 - k, -1, by_row)[0]
+    else:
+        ends = rows.topk(few, -1, few == k)[0]
+        found = ends.narrow(-1, few - 1, 1) if by_row else ends[few - 1]
+        if few == k and and_largest:
+            return found, ends.narrow(-1, 0, 1) if by_row else ends[0]
+    return found, rows.amax(-1, by_row) if and_largest else found
 
 
 def _select_by_formula(values: Tensor, k: int | Tensor, by_row: bool, any_nan: bool, positive: bool) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import gates
 from .backend import way
-from .checks import FLOATING, check_input, check_number
+from .checks import FLOATING, are_few, check_input, check_number
 from .registry import GATES
 from .thresholds import kth_largest, shape_of
 
@@ -61,7 +61,7 @@ def _smallest_kept(op: str, input: Tensor, k: float) -> Tensor:
 def _gated(input: Tensor, smallest: Tensor) -> Tensor:
     """Keep elements from the smallest kept one on, which is above 0 and of the input's dtype. None reaches NaN."""
     how = way(input, smallest)
-    if how == "eager" and input.is_cpu:
+    if how == "eager" and input.is_cpu and not are_few(input):
         bound = torch.nextafter(smallest, torch.zeros_like(smallest)).item()
         output = torch.threshold(input, bound, 0.0)  # takes a tenth of the time of torch.where, but keeps NaN
         if not math.isnan(bound) and not math.isnan(output.detach().sum().item()):
