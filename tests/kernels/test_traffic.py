@@ -175,7 +175,7 @@ def test_gate_that_learns(op: Any, dtype: torch.dtype, shape: tuple[int, int]) -
     rows = -(-shape[0] // 8) * 8  # a byte of the mask holds eight
     mask = rows * shape[1] // 4
     named = {"x": x, "t": t, "g": gradients[0]} | ({"h": gradients[1]} if counted else {})
-    arena = Arena(1 << 23)
+    arena = Arena(1 << 21)
     with watched(arena, **named) as forward:
         outputs = op(x, t)
     made = forward.loaded["made"] + forward.stored["made"]
