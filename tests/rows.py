@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,6 +139,18 @@ def failing(case: Any) -> Iterator[None]:
         yield
     except AssertionError as error:
         raise AssertionError(f"{case.id}: {error}") from error
+
+
+def square(*axes: Sequence[Any]) -> list[Any]:
+    """The product, of which `make test` runs a Latin square: a case for each choice of all axes but the last."""
+    places = itertools.product(*(range(len(axis)) for axis in axes))
+    return [
+        pytest.param(
+            *(axis[i] for axis, i in zip(axes, place)),
+            marks=() if sum(place) % len(axes[-1]) == 0 else pytest.mark.matrix,
+        )
+        for place in places
+    ]
 
 
 def spread(cases: Sequence[Any], keep: int = 2, of: int = 5) -> list[Any]:

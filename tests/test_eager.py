@@ -40,7 +40,7 @@ from .gates import (
 )
 from .gates import Gate as Op
 from .gates import agree as near
-from .rows import OPS, failing, together
+from .rows import OPS, failing, square, together
 
 CPU = torch.device("cpu")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -368,9 +368,9 @@ def test_gradcheck(op: Op, as_tensor: bool) -> None:
 # -------------------------------------------------------------------------------------------------------- torch.compile
 
 
-@pytest.mark.parametrize("kind", ["number", "0dim", "w"])
-@pytest.mark.parametrize("op", GATES, ids=label)
+@pytest.mark.parametrize(("op", "kind"), square(GATES, ["number", "0dim", "w"]), ids=by_id)
 def test_compile_in_one_graph(op: Op, kind: str) -> None:
+    """A kind for each op; tests/test_inductor.py has every kind of each."""
     torch.compiler.reset()
     compiled = torch.compile(lambda x, *rest: op(x, *rest), backend="eager", fullgraph=True)
     for dtype in (torch.float32, torch.bfloat16):
