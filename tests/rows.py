@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +121,36 @@ def base_of(name: str) -> Any:
     """A base by its name, with the operands of its example; the named ones as users give them, by their strings."""
     kind = BASE_NAMES[name]
     return name if name in ("bce", "bce_with_logits", "mse") else kind(*kind.example)
+
+
+def together(cases: Sequence[Any]) -> list[Any]:
+    """Cases by op, dtype and layout, those of all operands in one: an item of pytest takes longer than such a case."""
+    found: dict[str, list[Any]] = {}
+    for case in cases:
+        name = f"{case.op.name}-{str(case.dtype).removeprefix('torch.')}-{case.layout.name}"
+        found.setdefault(name, []).append(case)
+    return [pytest.param(several, id=name) for name, several in found.items()]
+
+
+@contextmanager
+def failing(case: Any) -> Iterator[None]:
+    """An assertion inside names the case."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{case.id}: {error}") from error
+
+
+def square(*axes: Sequence[Any]) -> list[Any]:
+    """The product, of which `make test` runs a Latin square: a case for each choice of all axes but the last."""
+    places = itertools.product(*(range(len(axis)) for axis in axes))
+    return [
+        pytest.param(
+            *(axis[i] for axis, i in zip(axes, place)),
+            marks=() if sum(place) % len(axes[-1]) == 0 else pytest.mark.matrix,
+        )
+        for place in places
+    ]
 
 
 def spread(cases: Sequence[Any], keep: int = 2, of: int = 5) -> list[Any]:

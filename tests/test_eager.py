@@ -40,7 +40,7 @@ from .gates import (
 )
 from .gates import Gate as Op
 from .gates import agree as near
-from .rows import OPS
+from .rows import OPS, failing, square, together
 
 CPU = torch.device("cpu")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -148,8 +148,14 @@ def test_torch_agrees(name: str, dtype: torch.dtype) -> None:
 # ------------------------------------------------------------------------------------------------ values and gradients
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
-def test_case(case: Case) -> None:
+@pytest.mark.parametrize("several", together(CASES))
+def test_case(several: list[Case]) -> None:
+    for case in several:
+        with failing(case):
+            _check(case)
+
+
+def _check(case: Case) -> None:
     x, rest = case.make(CPU)
     g = upstream(x, special=case.op.selects)  # in a product of slopes an infinite gradient may meet a 0
     arguments = [x, g, *(t for t in rest if isinstance(t, Tensor))]
@@ -362,9 +368,9 @@ def test_gradcheck(op: Op, as_tensor: bool) -> None:
 # -------------------------------------------------------------------------------------------------------- torch.compile
 
 
-@pytest.mark.parametrize("kind", ["number", "0dim", "w"])
-@pytest.mark.parametrize("op", GATES, ids=label)
+@pytest.mark.parametrize(("op", "kind"), square(GATES, ["number", "0dim", "w"]), ids=by_id)
 def test_compile_in_one_graph(op: Op, kind: str) -> None:
+    """A kind for each op; tests/test_inductor.py has every kind of each."""
     torch.compiler.reset()
     compiled = torch.compile(lambda x, *rest: op(x, *rest), backend="eager", fullgraph=True)
     for dtype in (torch.float32, torch.bfloat16):

@@ -16,7 +16,7 @@ from triton_thresh import eager
 
 from .gates import equal, label, same
 from .learned import BANDWIDTH, FLOATS, OPS, Case, cases, check, inputs, outputs_of, truth, upstream
-from .rows import LearnedGate
+from .rows import LearnedGate, failing, together
 
 CPU = torch.device("cpu")
 CASES = list(cases(full=True))
@@ -45,20 +45,26 @@ def total(op: LearnedGate, x: Tensor, t: Any, gradients: list[Tensor]) -> Tensor
     return sum(products, torch.zeros(()))
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
-def test_case(case: Case) -> None:
-    check(case, CPU, input_gradient=False, special=True)
+@pytest.mark.parametrize("several", together(CASES))
+def test_case(several: list[Case]) -> None:
+    for case in several:
+        with failing(case):
+            check(case, CPU, input_gradient=False, special=True)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.layout.name == "contiguous"], ids=by_id)
-def test_input_gradient(case: Case) -> None:
-    check(case, CPU, input_gradient=True, special=False)
+@pytest.mark.parametrize("several", together([c for c in CASES if c.layout.name == "contiguous"]))
+def test_input_gradient(several: list[Case]) -> None:
+    for case in several:
+        with failing(case):
+            check(case, CPU, input_gradient=True, special=False)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.dtype == torch.float32], ids=by_id)
-def test_in_slices(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("several", together([c for c in CASES if c.dtype == torch.float32]))
+def test_in_slices(several: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eager, "SLICE", 100)
-    check(case, CPU, input_gradient=True, special=False)
+    for case in several:
+        with failing(case):
+            check(case, CPU, input_gradient=True, special=False)
 
 
 @pytest.mark.parametrize("t", [0.5, 0, -0.75, -0.0, torch.inf, -torch.inf, torch.nan, 0.1])

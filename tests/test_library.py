@@ -22,7 +22,7 @@ from .calls import Case, all_same
 from .gates import same, upstream
 from .kernels.test_features import agree, outcome, plain
 from .ops import FUSED, OURS, SHAPE, Called, compiled, held, named, named_cases
-from .rows import OPS, ForeachGate
+from .rows import OPS, ForeachGate, spread
 
 CPU = torch.device("cpu")
 NAMED = list(named_cases())
@@ -74,7 +74,7 @@ def test_named_ops_under_transforms(case: Case) -> None:
     agree(case, torch.func.vmap(lambda *points: by_name(case, *points), rows)(*points), expected)
 
 
-@every_named
+@pytest.mark.parametrize("case", spread(NAMED, keep=3), ids=str)
 def test_opcheck_of_named_ops(case: Case) -> None:
     records = case.kind != "channel"
     opcheck(*named(case, [leaf.detach().requires_grad_(records) for leaf in case.leaves(CPU, shape=SHAPE)]))

@@ -1,4 +1,7 @@
-"""Every notebook holds what running it printed and drew, and nothing of the machine it ran on; make test runs them all."""
+"""Every notebook holds what running it printed and drew, and nothing of the machine it ran on; make test runs them all.
+
+Their trainings are then as short as the metadata of the cell that imports STEPS says, which is for nbmake alone.
+"""
 
 from __future__ import annotations
 

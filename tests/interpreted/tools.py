@@ -2,7 +2,7 @@
 
 fix_bf16       conversions round as hardware does, and arithmetic on raw bfloat16 raises
 fix_minmax     tl.maximum, tl.minimum and tl.clamp drop NaN, as compiled ones do
-patch_once     patches Triton's language once a launch, not again for each call of a device function
+run_faster     leaves out what the interpreter does again and again to no effect: half of its time
 traffic        counts what is loaded from and stored to named tensors, and raises on any other access
 poison         fills what torch.empty and its kind return
 sentinel_view  lays a tensor into a larger buffer, and checks that nothing around it was written
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 from unittest.mock import patch
 
@@ -63,34 +64,63 @@ def fix_minmax() -> None:
     builder.create_clampf = _clamp
 
 
-def patch_once() -> None:
-    """Patch Triton's language once a launch: again for each call of a device function takes a third of the time, for nothing."""
+def run_faster() -> None:
+    """Patch Triton's language once a process, not for each call of a device function; make what is asked for alone."""
     interpreter._patch_lang = _patch_lang_once
-
-
-_STOCK_PATCH_LANG: Any = interpreter._patch_lang
-_patched: set[tuple[bool, bool]] = set()  # in the launch at hand: whether of triton.language, and of its core
+    interpreter._get_np_dtype = _np_dtype
+    builder = interpreter.interpreter_builder  # would compute whether integers overflow, and ask only where debug is on
+    builder.options = replace(builder.options, sanitize_overflow=False)
+    tl.core.tuple.__init__ = _tuple_init
+    tl.core.tuple.type = _TypeOfTuple()
 
 
 class _Patch:
-    """What a launch restores at its end; a device function restores nothing."""
-
-    def __init__(self, scope: Any = None) -> None:
-        self._scope = scope
+    """What restores nothing: a launch in another thread may still need it."""
 
     def restore(self) -> None:
-        if self._scope is not None:
-            _patched.clear()
-            self._scope.restore()
+        pass
+
+
+_STOCK_PATCH_LANG: Any = interpreter._patch_lang
+_STOCK_NP_DTYPE: Any = interpreter._get_np_dtype
+_patched: set[tuple[bool, bool]] = set()  # whether of triton.language, and of its core
+_seen: set[Any] = set()  # functions whose languages are patched
+_np_dtypes: dict[str, Any] = {}
 
 
 def _patch_lang_once(function: Any) -> _Patch:
-    own = function.__globals__.values()
-    languages = any(value is tl for value in own), any(value is tl.core for value in own)
-    if languages in _patched:
-        return _Patch()
-    _patched.add(languages)
-    return _Patch(_STOCK_PATCH_LANG(function))
+    if function not in _seen:
+        _seen.add(function)
+        own = function.__globals__.values()
+        languages = any(value is tl for value in own), any(value is tl.core for value in own)
+        if languages not in _patched:
+            _patched.add(languages)
+            _STOCK_PATCH_LANG(function)
+    return _Patch()
+
+
+def _np_dtype(dtype: Any) -> Any:
+    """Triton's own makes a table of 18 dtypes for each answer."""
+    name = dtype.scalar.name
+    if name not in _np_dtypes:
+        _np_dtypes[name] = _STOCK_NP_DTYPE(dtype)
+    return _np_dtypes[name]
+
+
+def _tuple_init(self: Any, args: Any, type: Any = None) -> None:
+    self.values = list(args)
+    if type is not None:
+        self.type = type if isinstance(type, tl.core.tuple_type) else tl.core.tuple_type(type)
+
+
+class _TypeOfTuple:
+    """The type of a tuple, such as each shape, made when it is asked for."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is None:
+            return self
+        instance.type = found = tl.core._type_for_tuple_values(instance.values)
+        return found
 
 
 def _cast(self: Any, source: Any, to: Any) -> Any:
@@ -164,24 +194,26 @@ class Traffic:
         self.atomics: Counter[str] = Counter()
         self._names = list(tensors)
         self._regions: list[_Region] = []
-        by_storage: dict[int, list[tuple[int, npt.NDArray[np.int64]]]] = {}
+        by_storage: dict[int, list[tuple[int, Tensor]]] = {}
         for owner, given in enumerate(tensors.values()):
             for tensor in [given] if isinstance(given, Tensor) else given or ():
                 if tensor.numel():
-                    addresses = tensor.data_ptr() + _byte_offsets(tensor).numpy()
-                    by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append((owner, addresses))
+                    by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append((owner, tensor))
         for owned in by_storage.values():
             self._regions.append(self._region(owned))
 
-    def _region(self, owned: list[tuple[int, npt.NDArray[np.int64]]]) -> _Region:
-        start = min(int(addresses.min()) for _, addresses in owned)
-        end = max(int(addresses.max()) for _, addresses in owned) + 1
+    def _region(self, owned: list[tuple[int, Tensor]]) -> _Region:
+        start = min(tensor.data_ptr() for _, tensor in owned)
+        end = max(tensor.data_ptr() + _extent(tensor) * tensor.element_size() for _, tensor in owned)
         region = _Region(start, end - start)
-        for owner, addresses in owned:
-            if others := set(np.unique(region.owners[addresses - start]).tolist()) - {-1, owner}:
-                names = sorted(self._names[sharing] for sharing in {owner, *others})
+        for owner, tensor in owned:
+            view = region.owners[tensor.data_ptr() - start :]
+            place: Any = slice(0, tensor.nbytes) if tensor.is_contiguous() else _byte_offsets(tensor).numpy()
+            others = view[place][(view[place] != -1) & (view[place] != owner)]
+            if others.size:
+                names = sorted(self._names[sharing] for sharing in {owner, *others.tolist()})
                 raise ValueError(f"{' and '.join(names)} share memory: give them as a tuple under one name")
-            region.owners[addresses - start] = owner
+            view[place] = owner
         return region
 
     @property
@@ -218,8 +250,9 @@ class Traffic:
             owners = region.owners[touched]
             whole = (owners[:, 0] >= 0) & (owners == owners[:, :1]).all(axis=1)
             np.add.at(region.hits[kind], touched[whole], 1)
-            for owner, times in zip(*np.unique(owners[whole, 0], return_counts=True), strict=True):
-                counter[self._names[owner]] += int(times) * bytes_each.size
+            for owner, times in enumerate(np.bincount(owners[whole, 0]).tolist()):
+                if times:
+                    counter[self._names[owner]] += times * bytes_each.size
             inside[inside] = whole
             remaining = remaining[~inside]
         if remaining.size:

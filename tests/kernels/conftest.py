@@ -18,11 +18,11 @@ HERE = Path(__file__).parent
 if importlib.util.find_spec("triton") is None:
     collect_ignore_glob = ["test_*.py"]
 elif INTERPRETED:
-    from ..interpreted.tools import fix_bf16, fix_minmax, patch_once
+    from ..interpreted.tools import fix_bf16, fix_minmax, run_faster
 
     fix_bf16()
     fix_minmax()
-    patch_once()
+    run_faster()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -32,6 +32,12 @@ from ..gradients import (
 from ..rows import ForeachGate, GradientGate
 from .test_traffic import COLS, Arena, watched
 
+# Each number twice, each dtype five times or six.
+PAIRS = [
+    pytest.param(dtype, number, marks=() if (i + j) % 2 == 0 else pytest.mark.matrix)
+    for i, dtype in enumerate(FLOATS)
+    for j, number in enumerate(THRESHOLDS)
+]
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="the interpreter counts: TRITON_INTERPRET is not 1")
 CHUNK = 8 * COLS
 
@@ -109,8 +115,7 @@ def run(op: ForeachGate, threshold: Any, dtype: torch.dtype, device: torch.devic
 
 
 @foreach
-@pytest.mark.parametrize("dtype", FLOATS, ids=label)
-@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize(("dtype", "threshold"), PAIRS, ids=str)
 def test_numbers(op: ForeachGate, threshold: float, dtype: torch.dtype, device: torch.device) -> None:
     run(op, threshold, dtype, device, return_kept=True)
 

@@ -42,7 +42,7 @@ from ..losses import (
     setup,
     truth,
 )
-from ..rows import BASE_NAMES, base_of
+from ..rows import BASE_NAMES, base_of, square
 
 MSE, LOGITS = Cell("mse", ByPrediction), Cell("bce_with_logits", ByPrediction)
 DIAGONAL = [
@@ -179,9 +179,9 @@ def test_target_dtypes(cell: Cell, target: torch.dtype, device: torch.device) ->
     assert_loss(case, "none", *run(case, "none"))
 
 
-@some_cells
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", ["class", "row", "element"])
+@pytest.mark.parametrize(
+    ("cell", "layout", "kind"), square(DIAGONAL, list(LAYOUTS), ["class", "row", "element"]), ids=str
+)
 def test_layouts(cell: Cell, layout: str, kind: str, device: torch.device) -> None:
     shape, lay = LAYOUTS[layout]
     for other in {layout, "contiguous", "sliced" if shape == (4, 6) else layout}:
@@ -195,9 +195,9 @@ def test_layouts(cell: Cell, layout: str, kind: str, device: torch.device) -> No
                 assert reduction != "none" or output.stride() == case.input.stride()
 
 
-@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 10000])
-@some_cells
-@reductions
+@pytest.mark.parametrize(
+    ("size", "cell", "reduction"), square([1, 4095, 4096, 4097, 10000], DIAGONAL, REDUCTIONS), ids=str
+)
 def test_sizes(cell: Cell, size: int, reduction: str, device: torch.device) -> None:
     kind = "element" if size == 4097 else "number"
     case = setup(cell, torch.float32, device, shape=(size,), kind=kind, weighted=True)
@@ -421,10 +421,11 @@ def test_empty(cell: Cell, shape: tuple[int, ...], device: torch.device) -> None
 # ----------------------------------------------------------------------------------------------------------- gradients
 
 
-@some_cells
-@reduced
-@pytest.mark.parametrize("upstream", [1.0, 65536.0, 0.0, -2.5])
-@pytest.mark.parametrize("dtype", WIDE, ids=name)
+@pytest.mark.parametrize(
+    ("cell", "reduction", "upstream", "dtype"),
+    square(DIAGONAL, ["mean", "sum"], [1.0, 65536.0, 0.0, -2.5], WIDE),
+    ids=str,
+)
 def test_upstream_gradient(
     cell: Cell, reduction: str, upstream: float, dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -433,9 +434,11 @@ def test_upstream_gradient(
     assert_loss(case, reduction, output, gradient, upstream)
 
 
-@some_cells
-@dtypes
-@pytest.mark.parametrize("form", ["contiguous", "transposed", "expanded", "class", "sliced"])
+@pytest.mark.parametrize(
+    ("cell", "form", "dtype"),
+    square(DIAGONAL, ["contiguous", "transposed", "expanded", "class", "sliced"], DTYPES),
+    ids=str,
+)
 def test_upstream_gradient_per_element(cell: Cell, dtype: torch.dtype, form: str, device: torch.device) -> None:
     case = setup(cell, dtype, device)
     g = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5)).to(device, dtype)
@@ -459,9 +462,7 @@ def test_sum_of_the_element_loss(device: torch.device) -> None:
     assert_loss(case, "sum", case("sum").detach(), x.grad)
 
 
-@some_cells
-@reductions
-@dtypes
+@pytest.mark.parametrize(("cell", "dtype", "reduction"), square(DIAGONAL, DTYPES, REDUCTIONS), ids=str)
 def test_backward_twice_gives_twice_the_gradient(
     cell: Cell, reduction: str, dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -607,8 +608,7 @@ def test_double_backward(cell: Cell, reduction: str, device: torch.device) -> No
         torch.testing.assert_close(mixed.double(), pairing, rtol=rtol, atol=atol)
 
 
-@cells
-@reduced
+@pytest.mark.parametrize(("cell", "reduction"), square(PAIRS, ["mean", "sum"]), ids=str)
 def test_gradcheck(cell: Cell, reduction: str, device: torch.device) -> None:
     """At smooth points in float64: first and second derivatives, and batched gradients."""
     x = torch.tensor([0.15, 0.33, 0.52, 0.81], dtype=torch.float64, device=device, requires_grad=True)

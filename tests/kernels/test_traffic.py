@@ -17,7 +17,7 @@ from triton_thresh.rules import Unweighted
 from ..conftest import INTERPRETED
 from ..gates import DIFFERENTIABLE, GATES, LEARNED, inputs, label
 from ..interpreted.tools import Traffic, traffic
-from ..rows import LEARNED_GATES, OPS, Gate, Loss, base_of
+from ..rows import LEARNED_GATES, OPS, Gate, Loss, base_of, square
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the interpreter counts: TRITON_INTERPRET is not 1")
 
@@ -97,9 +97,7 @@ def test_gate(op: Gate, dtype: torch.dtype, n: int) -> None:
     assert backward.distinct("load", "made") == mask + (numbers if op.saves in ("input", "two bits") else 0)
 
 
-@pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS)
-@pytest.mark.parametrize("op", DIFFERENTIABLE, ids=label)
+@pytest.mark.parametrize(("op", "spans", "n"), square(DIFFERENTIABLE, list(SPANS.values()), SIZES), ids=label)
 def test_gate_by_threshold(op: Gate, spans: tuple[int, ...] | None, n: int) -> None:
     """A broadcast threshold adds its distinct bytes, a per-element one its own size; a backward from one bit does not read it."""
     x, threshold, own = gate_call(op, n, torch.bfloat16, spans)
@@ -121,9 +119,7 @@ def test_gate_by_threshold(op: Gate, spans: tuple[int, ...] | None, n: int) -> N
     )
 
 
-@pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS)
-@pytest.mark.parametrize("op", GATES, ids=label)
+@pytest.mark.parametrize(("op", "spans", "n"), square(GATES, list(SPANS.values()), SIZES), ids=label)
 def test_gate_without_gradient(op: Gate, spans: tuple[int, ...] | None, n: int) -> None:
     """2s, and a per-element threshold's own size."""
     x, threshold, own = gate_call(op, n, torch.float32, spans)
@@ -144,6 +140,7 @@ def test_gate_inplace(op: Gate, n: int) -> None:
 
 # ---------------------------------------------------------------------------------------------- gates whose threshold learns
 
+MAIN = (torch.float32, torch.float64)  # bfloat16 comes with the other shapes
 SHAPES = (  # a full block; two by two with three rows in the last; features that 16 does not divide
     (32, COLS),
     (35, 2 * COLS),
@@ -163,7 +160,8 @@ def learned_call(op: Any, shape: tuple[int, int], dtype: torch.dtype) -> tuple[T
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [(SHAPES[0], dtype) for dtype in FLOATS] + [(shape, torch.bfloat16) for shape in SHAPES[1:]],
+    [pytest.param(SHAPES[0], dtype, marks=() if dtype in MAIN else pytest.mark.matrix) for dtype in FLOATS]
+    + [(shape, torch.bfloat16) for shape in SHAPES[1:]],
     ids=str,
 )
 @pytest.mark.parametrize("op", LEARNED + list(LEARNED_GATES.values()), ids=label)
@@ -175,7 +173,7 @@ def test_gate_that_learns(op: Any, dtype: torch.dtype, shape: tuple[int, int]) -
     rows = -(-shape[0] // 8) * 8  # a byte of the mask holds eight
     mask = rows * shape[1] // 4
     named = {"x": x, "t": t, "g": gradients[0]} | ({"h": gradients[1]} if counted else {})
-    arena = Arena(1 << 23)
+    arena = Arena(1 << 21)
     with watched(arena, **named) as forward:
         outputs = op(x, t)
     made = forward.loaded["made"] + forward.stored["made"]

@@ -34,7 +34,7 @@ def by_name(value: object) -> str | None:
 def _gates() -> Iterator[Any]:
     for (place, op), (kind, operand) in itertools.product(enumerate(GATES), enumerate(KINDS)):
         for other, dtype in enumerate(op.dtypes):
-            kept = (place + other + kind) % len(KINDS) == 0
+            kept = (place + other + kind) % len(KINDS) == 0 and (place + kind) % 2 == 0
             yield case(kept and (dtype.is_floating_point or op.name == "binary_threshold"), op, dtype, operand)
 
 
@@ -44,11 +44,11 @@ def test_gate(op: Gate, dtype: torch.dtype, operand: Operand, device: torch.devi
 
 
 def _learned() -> Iterator[Any]:
-    """Each kind with two dtypes: forward with and without a gradient, backward and the count are four kernels."""
+    """Each op in bfloat16: forward with and without a gradient, backward and the count are four kernels."""
     for (place, op), (other, dtype), (kind, operand) in itertools.product(
         *map(enumerate, (learned.OPS, FLOATS, KINDS))
     ):
-        yield case((place + other + kind) % len(KINDS) == 0 and other in (1, 2), op, dtype, operand)
+        yield case((place + other + kind) % len(KINDS) == 0 and other == 1, op, dtype, operand)
 
 
 @pytest.mark.parametrize(("op", "dtype", "operand"), list(_learned()), ids=by_name)
