@@ -71,7 +71,8 @@ def run(
         function is not None
         and dtype is None
         and not inplace
-        and backend.runs_eagerly(input)
+        and backend.is_plain(input)
+        and (input.is_cpu or _is_better_in_torch(row, input, parameters, False))
         and input.dtype not in HALF
         and checks.within(input.dtype, parameters, row.nonnegative)
     ):
