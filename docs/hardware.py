@@ -1,11 +1,13 @@
-"""Compiles every kernel for GPUs that the compile report leaves out, by ``python -m docs.hardware``.
+"""Compiles every kernel for GPUs that the compile report leaves out, by ``python -m docs.hardware [TARGET ...]``.
 
-For each target it counts the kernels, and those of them that spill. A kernel that does not compile stops it.
+For each target, or those named, it counts the kernels, and those of them that spill. A kernel that does not compile stops it;
+the targets before it are kept.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import triton
@@ -17,16 +19,16 @@ RESULT = Path(__file__).parents[1] / "benchmarks" / "results" / "targets.json"
 OTHERS = {f"sm_{capability}": GPUTarget("cuda", capability, 32) for capability in (75, 86, 89, 120)}
 
 
-def main() -> None:
+def main(targets: list[str]) -> None:
     aot.TARGETS.update(OTHERS)
-    found, commit = {}, records.commit()
-    for target in OTHERS:
+    found = json.loads(RESULT.read_text(encoding="utf-8"))["targets"] if RESULT.exists() else {}
+    for target in targets or OTHERS:
         reports = [compiled.compile_case(case, target) for case in cases.cases(("fp32", "bf16"), 32)]
         found[target] = {"kernels": len(reports), "spills": sum(bool(report.spills) for report in reports)}
         print(target, found[target], flush=True)
-    made = {"triton": triton.__version__, "commit": commit, "targets": found}
-    RESULT.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        made = {"triton": triton.__version__, "commit": records.commit(), "targets": found}
+        RESULT.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

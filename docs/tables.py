@@ -364,7 +364,9 @@ def compiled_for() -> dict[str, str]:
 
 
 def _yes(spills: int, triton: str) -> str:
-    return f"yes, by Triton {triton}" + (f"; {spills} spill{'s' * (spills == 1)}" if spills else "")
+    return f"yes, by Triton {triton}" + (
+        f"; {spills} kernel{'s' * (spills > 1)} spill{'s' * (spills == 1)}" if spills else ""
+    )
 
 
 def hardware() -> str:

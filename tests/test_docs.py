@@ -152,6 +152,11 @@ def test_every_page_is_in_the_navigation() -> None:
     assert len(named) == len(set(named))
 
 
+def test_formulas_of_notebooks_are_drawn() -> None:
+    """mkdocs-jupyter loads no MathJax of its own."""
+    assert "custom_mathjax_url: https://" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+
+
 def test_directives_that_name_nothing_are_errors() -> None:
     for call in (
         lambda: hooks.section("README.md", "No such heading"),

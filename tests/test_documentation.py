@@ -96,6 +96,7 @@ def test_readme_links_lead_somewhere() -> None:
 
 @pytest.mark.parametrize("name", OPS)
 def test_every_op_is_public_and_documented(name: str) -> None:
+    assert hasattr(functional, name), f"functional.py has no {name}: CONTRIBUTING.md says how to make an op public"
     text = getattr(functional, name).__doc__ or ""
     for heading in ("Args:", "Shape:", "Raises:", "Equivalent to:", "Source:", "Examples:"):
         assert heading in text

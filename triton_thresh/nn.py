@@ -360,6 +360,9 @@ class BatchTopK(_Module):
     smallest element kept: ``t = (1 - momentum) * t + momentum * smallest``, unchanged where none is kept. In evaluation
     ``y = x where x > t else 0``, so that a sample does not depend on its batch.
 
+    t comes from 0: after n calls it is still ``(1 - momentum)**n`` of the way away, 37 % after 100 calls with the default. An
+    evaluation before that keeps more than `k` elements. Set the buffer yourself to start elsewhere.
+
     Args:
         k: how many elements a row keeps on average, a number of at least 0.
         momentum: from 0 to 1.
