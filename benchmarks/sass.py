@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from benchmarks.listing import Instruction, Listing, State
 
-_LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?\w+\s+)?([\w.]+)\s*(.*?)\s*;")
+_LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?\w+\s+)?([\w.]+)\s*(.*?)\s*(?:\?\w+\s*)?;")  # sm_120 ends some with ?trans5
 _LABEL = re.compile(r"([.$\w]+):")
 _TARGET = re.compile(r"`\(([^)]+)\)")
 _KINDS = {
