@@ -86,7 +86,8 @@ class Listing(ABC):
         graph = paths.reachable(self.start, lambda state: self.successors(state) if state.at < self.end else [])
         loops = paths.loops(graph, self.start)
         path = paths.shortest_heavy(paths.unrolled_once(graph, loops), self.start, self._weight)
-        parts = (self._count(state.at for state in path if state in loop) for loop in loops.values())
+        places = ({state.at for state in loop} for loop in loops.values())  # the first pass may come with another past
+        parts = (self._count(state.at for state in path if state.at in held) for held in places)
         loop = max(parts, key=lambda part: (part.global_bits, -part.instructions), default=None)
         return self._count(state.at for state in path), loop if loop and loop.global_bits else None
 

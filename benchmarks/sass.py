@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 from benchmarks.listing import Instruction, Listing, State
 
-_LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?\w+\s+)?([\w.]+)\s*(.*?)\s*(?:\?\w+\s*)?;")  # sm_120 ends some with ?trans5
+_LINE = re.compile(
+    r"/\*[0-9a-f]{4,}\*/\s+(@!?\w+\s+)?([\w.]+)\s*(.*?)\s*(?:\?\w+\s*)?;"
+)  # sm_120 ends some with ?trans5
 _LABEL = re.compile(r"([.$\w]+):")
 _TARGET = re.compile(r"`\(([^)]+)\)")
 _KINDS = {
@@ -86,11 +88,17 @@ class Sass(Listing):
         elif name in ("BRX", "BRXU", "JMP", "JMX", "JMXU"):
             raise NotImplementedError(f"indirect jump: {opcode} {operands}")
         elif name == "EXIT":
-            conditional = guarded  # by lanes that are done, or by a program that is
+            if guarded and self._is_wide_after(state.at):  # leaves the lanes that are done; a warp with work goes on
+                return [after]
+            conditional = guarded  # or the program, which has no tail
             jump = [state._replace(at=self.end)]
         else:
             return [after]
         return jump + [after] * conditional
+
+    def _is_wide_after(self, at: int) -> bool:
+        accesses = [self.access(instruction.opcode) for instruction in self.instructions[at:]]
+        return any(access[1] >= 128 for access in accesses if access)
 
     def _target(self, operands: str) -> int:
         label = _TARGET.search(operands)

@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -230,11 +231,12 @@ def two_digits(value: float | None, digits: int = 2) -> str:
 
 
 def times() -> str:
-    """Forward and backward at the largest size, every provider."""
+    """Forward and backward at the largest size at which every op was measured, every provider."""
     parts = []
     for found in _newest():
         trained = steps(rows(found))
-        largest = max(row.numel for row in trained)
+        counts = Counter(row.numel for row in trained)
+        largest = max(counts, key=lambda numel: (counts[numel], numel))
         shown = [row for row in trained if row.numel == largest]
         others = _others(shown)
         heads = ["op", "dtype", *others, PACK, *(f"{name} / {PACK}" for name in others)]
@@ -350,6 +352,10 @@ HARDWARE = {
 }
 
 
+def _is_one_of(device: str, names: str) -> bool:
+    return any(part.split()[-1] in device for part in names.split(", "))
+
+
 def compiled_for() -> dict[str, str]:
     """How the kernels compiled for each target, by the report and by targets.json."""
     made: dict[str, str] = {}
@@ -374,8 +380,11 @@ def hardware() -> str:
     made, devices = compiled_for(), [found[0].stamp.device for found in _newest() if not found[0].on_cpu]
     lines = []
     for name, target in HARDWARE.items():
-        measured = [device for device in devices if any(part.split()[-1] in device for part in name.split(", "))]
-        lines.append([name, f"`{target}`", made.get(target, "no"), "no", "no", ", ".join(measured) or "no"])
+        measured = [device for device in devices if _is_one_of(device, name)]
+        tested = [run["device"] for run in loaded("gpu-tests.json") if _is_one_of(run["device"], name)]
+        lines.append(
+            [name, f"`{target}`", made.get(target, "no"), *[", ".join(tested) or "no"] * 2, ", ".join(measured) or "no"]
+        )
     cpus = ", ".join(found[0].stamp.device for found in _newest() if found[0].on_cpu)
     lines.append(["x86-64 CPU, Linux", "–", "–", "–", "eager path; kernels in Triton's interpreter", cpus])
     return markdown(["hardware", "target", "compiled", "executed", "tests run", "time measured"], lines, left=6)
@@ -409,11 +418,15 @@ def status() -> str:
     targets = ", ".join(f"{names[target]} ({target})" for target in reported)
     measured = ", ".join(found[0].stamp.device for found in _newest())
     on_gpu = any(not found[0].on_cpu for found in _newest())
+    tested = ", ".join(f"{run['device']}: {run['passed']:,} tests pass" for run in loaded("gpu-tests.json"))
     lines = [
         ["State", f"alpha, version {tt.__version__}: before 1.0 a minor version may change names"],
         ["Correct", "every op against plain torch, on every change, with the kernels in Triton's interpreter"],
-        ["Compiled for", f"{targets}: {count} kernels, {spills or 'no'} spills; no GPU has run them yet"],
-        ["Executed", "the PTX for sm_90, by an interpreter on a CPU: a share of the kernels' tests on every change"],
+        ["Compiled for", f"{targets}: {count} kernels, {spills or 'no'} spills"],
+        [
+            "Executed",
+            f"{tested}. On every change the PTX for sm_90, by an interpreter on a CPU: a share of the kernels' tests",
+        ],
         ["Measured", f"bytes: counted. Time: {measured}" + ("" if on_gpu else "; **no GPU yet**")],
     ]
     return markdown(["status", ""], lines, left=2)

@@ -402,7 +402,10 @@ def backward(
     base = tl.program_id(0).to(n.dtype) * BLOCK
     lane = tl.arange(0, TILE)
     left = tl.minimum(n - base, BLOCK)
-    g = tl.load(g_ptr).to(COMPUTE) / _divisor(n, operands, KINDS, DIVISOR, REDUCTION, COMPUTE)
+    if REDUCTION == "none":  # the elements read their own
+        g = None
+    else:
+        g = tl.load(g_ptr).to(COMPUTE) / _divisor(n, operands, KINDS, DIVISOR, REDUCTION, COMPUTE)
     while left >= TILE:
         _backward_tile(
             x_ptr, y_ptr, g_ptr, dx_ptr, g, base, lane, None,

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
 
 from . import backend, checks, eager, layout, reference, tuning
 from .checks import FLOATING, HALF, Operand, compute_dtype, is_exporting, round_to
@@ -66,20 +68,13 @@ def run(
     return_fired: bool = False,
 ) -> Any:
     """Check the arguments, choose the way, go."""
-    function = eager.GATES.get(row.name)
-    if (
-        function is not None
-        and dtype is None
-        and not inplace
-        and backend.is_plain(input)
-        and (input.is_cpu or _is_better_in_torch(row, input, parameters, False))
-        and input.dtype not in HALF
-        and checks.within(input.dtype, parameters, row.nonnegative)
-    ):
-        return function(input, *parameters)
     learns = False
     if _is_simple(row, input, parameters, dtype):
-        way = backend.choose(input.device)[0]
+        on_cpu = input.is_cpu and backend.get_backend() != "triton"  # asked apart, since it takes a third of the time
+        way = "eager" if on_cpu else backend.choose(input.device)[0]
+        to_torch = way == "eager" or _is_better_in_torch(row, input, parameters, False)
+        if to_torch and not inplace and input.dtype not in HALF and row.name in eager.GATES:
+            return eager.GATES[row.name](input, *parameters)
     else:
         parameters = _checked(row, input, parameters, dtype)
         way = backend.way(input, *parameters[: row.operands])
@@ -99,10 +94,11 @@ def run(
 
 def _is_simple(row: Gate, input: Tensor, parameters: tuple[Any, ...], dtype: torch.dtype | None) -> bool:
     """True for an ordinary dense input and numbers that its dtype holds: nothing is left to check."""
-    if type(input) is not Tensor or dtype is not None or row.operands > 1 or not row.rounds:
+    if is_dynamo_compiling() or type(input) not in (Tensor, Parameter):
         return False
-    is_dense = backend.is_ordinary(input) and input.layout is torch.strided
-    return is_dense and checks.within(input.dtype, parameters, row.nonnegative)
+    if dtype is not None or row.operands > 1 or not row.rounds:
+        return False
+    return checks.within(input.dtype, parameters, row.nonnegative) and backend.is_plain(input)
 
 
 def _requires_grad(threshold: object) -> bool:

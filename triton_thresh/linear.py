@@ -501,8 +501,10 @@ class _Loop:
             target = target.contiguous()
         strided = target.shape[0] > 1 and target.stride(0) != width
         partials = torch.empty(programs, dtype=self.compute, device=part.device)
-        tile, writes = losses.tile_of(config, part), any(self.wants)
-        kernel = _kernel(self.spec, target.dtype, kinds, tuple(places), strided, writes, self.compute, config, tile)
+        tile = tuning.tile(config, part.dtype.itemsize, tuning.lanes(part.device))
+        kernel = _kernel(
+            self.spec, target.dtype, kinds, tuple(places), strided, any(self.wants), self.compute, config, tile
+        )
         if programs:
             kernel(programs, part, target, partials, part.numel(), width, target.stride(0), packed)
         return partials

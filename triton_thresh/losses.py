@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from . import backend, cells, checks, compiled, eager, layout, tuning
 from .bases import BASES, Base, BCEWithLogits
@@ -88,9 +88,11 @@ def _specified(
     asked = given_options(options)
     operands: Sequence[Operand]
     plain = not asked and not stats and type(weighing) is not ByRank
-    if plain and _are_simple(input, target, reduction) and _are_numbers(loss, weighing):
+    quick = plain and not is_dynamo_compiling() and _are_numbers(loss, weighing)
+    if quick and _are_simple(input, target, reduction):
+        way = backend.choose(input.device, compiles=True)[0]
         spec, operands = cells.specify_numbers(loss, weighing, reduction, input.dtype, result_dtype(input))
-        return spec, input, target, operands, backend.choose(input.device, compiles=True)[0]
+        return spec, input, target, operands, way
     checks.check_input(op, input, FLOATING, jagged=False)
     checks.check_target(op, input, target)
     checks.check_reduction(op, reduction)
@@ -282,7 +284,8 @@ def _kernel(
     kinds: tuple[int, ...],
     compute: torch.dtype,
     config: Config,
-    tile: int,
+    dtype: torch.dtype,
+    device: torch.device,
     single: bool | None = None,
 ) -> Kernel:
     """The kernel "forward" (which also takes SINGLE) or "backward" for a cell of the grid."""
@@ -295,7 +298,7 @@ def _kernel(
         COMPUTE=triton_dtype(compute),
         REDUCTION=spec.reduction,
         **({} if single is None else {"SINGLE": single}),
-        TILE=tile,
+        TILE=tuning.tile(config, dtype.itemsize, tuning.lanes(device)),
         BLOCK=config.block,
     )
 
@@ -370,11 +373,6 @@ def choose(spec: Spec, x: Tensor, launch: tuning.Launch | None = None) -> Choice
     return tuning.choose("loss", spec.key, x.dtype, x.numel(), x.device, launch, searches=spec.reduction == "none")
 
 
-def tile_of(config: Config, x: Tensor) -> int:
-    """The elements that a program of this call computes at a time."""
-    return tuning.tile(config, x.dtype.itemsize, tuning.lanes(x.device))
-
-
 def count_valid(way: str, input: Tensor, target: Tensor, options: Mapping[str, Operand]) -> Tensor:
     """How many elements count, as a 0-dim int64 tensor on the device."""
     if way != "triton" or not input.numel():
@@ -403,7 +401,7 @@ def loss_forward(
         out = torch.empty_like(x, dtype=spec.result)
 
         def launch(config: Config) -> None:
-            kernel = _kernel("forward", spec, y.dtype, kinds, compute, config, tile_of(config, x), False)
+            kernel = _kernel("forward", spec, y.dtype, kinds, compute, config, x.dtype, x.device, False)
             kernel(blocks(n, config.block), x, y, None, out, None, n, packed)
 
         launch(choose(spec, x, launch).config)
@@ -421,7 +419,7 @@ def loss_forward(
     else:
         out = torch.empty_strided((), (), dtype=spec.result, device=device)  # takes 0.6 of the time of torch.empty(())
         partials = out if programs == 1 else torch.empty(programs, dtype=compute, device=device)
-    forward = _kernel("forward", spec, y.dtype, kinds, compute, config, tile_of(config, x), programs == 1)
+    forward = _kernel("forward", spec, y.dtype, kinds, compute, config, x.dtype, x.device, programs == 1)
     forward(programs, x, y, dx, partials, counts, n, packed)
     if programs > 1:
         at = (
@@ -443,7 +441,7 @@ def loss_backward(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[
     config = tuning.default("loss", x.dtype.itemsize, tuning.lanes(x.device))
     if backend.interpreting():
         config = choose(spec, x).config
-    kernel = _kernel("backward", spec, y.dtype, kinds, compute, config, tile_of(config, x))
+    kernel = _kernel("backward", spec, y.dtype, kinds, compute, config, x.dtype, x.device)
     kernel(blocks(x.numel(), config.block), x, y, gradient, dx, x.numel(), packed)
     return dx
 

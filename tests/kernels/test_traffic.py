@@ -21,7 +21,8 @@ from ..rows import LEARNED_GATES, OPS, Gate, Loss, base_of, square
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the interpreter counts: TRITON_INTERPRET is not 1")
 
-COLS, LOSS_BLOCK = 1024, 4096  # the interpreter's tiles: 8 * COLS elements of a gate, LOSS_BLOCK of a loss
+COLS, LOSS_BLOCK = 1024, 4096  # the interpreter's blocks: 8 * COLS elements of a gate, LOSS_BLOCK of a loss
+LOSS_TILE = 1024  # of float64
 SIZES = (8 * COLS, 8 * COLS + 1000)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CELLS = sorted({cell for op in OPS.values() if isinstance(op, Loss) for cell in op.cells}, key=str)
@@ -244,8 +245,9 @@ def loss_call(n: int, dtype: torch.dtype, grad: bool = True) -> tuple[Tensor, Te
 
 def check_reduction(cell: tuple[str, Any], dtype: torch.dtype, reduction: str, n: int) -> None:
     (base, rule), (x, y), arena = cell, loss_call(n, dtype), Arena()
-    once, one, programs = n * dtype.itemsize, torch.ones((), dtype=dtype), tiles(n, LOSS_BLOCK)
-    parameters = 8 * programs * 4 if dtype == torch.float64 else 0  # float64 numbers travel as tensors
+    once, one = n * dtype.itemsize, torch.ones((), dtype=dtype)
+    # float64 numbers travel as tensors, which each tile reads
+    parameters = 8 * tiles(n, LOSS_TILE) * 4 if dtype == torch.float64 else 0
     added, written = sums(n, dtype)
     fused = dtype != torch.float16
     with watched(arena, x=x, y=y, one=one) as forward:
