@@ -35,15 +35,18 @@ def _draw(stamp: Stamp, records: Sequence[Record], folder: Path) -> Iterator[Pat
     note = described(stamp, [record.timestamp for record in records])
     note += ". A CPU: these are not GPU figures" if stamp.cuda is None else ""
     found = tables.steps(rows(records))
-    sizes = sorted({row.numel for row in found})
+    if not found:
+        return
+    largest, smallest = tables.fullest(found), min(row.numel for row in found)
     for name, draw, numel in (
-        ("speedup", plots.speedup, sizes[-1:]),
-        ("speedup-small", plots.speedup, sizes[:-1][:1]),
-        ("share-of-copy", plots.share_of_copy, sizes[-1:]),
-        ("memory", plots.memory, sizes[-1:]),
+        ("speedup", plots.speedup, largest),
+        ("speedup-small", plots.speedup, smallest),
+        ("share-of-copy", plots.share_of_copy, largest),
+        ("memory", plots.memory, largest),
     ):
-        shown = [row for row in found if row.numel in numel]
-        if figure := draw(shown, f"{tables.size(numel[0])} elements. {note}") if shown else None:
+        shown = [row for row in found if row.numel == numel]
+        again = name == "speedup-small" and smallest == largest
+        if figure := None if again else draw(shown, f"{tables.size(numel)} elements. {note}"):
             yield from plots.save(figure, folder / name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -50,6 +51,12 @@ def steps(found: Iterable[Row]) -> list[Row]:
     found = list(found)
     both = {row.op for row in found if row.mode == "both"}
     return [row for row in found if row.mode == ("both" if row.op in both else "forward")]
+
+
+def fullest(found: Iterable[Row]) -> int:
+    """The size at which the most was measured; the largest of several."""
+    counts = Counter(row.numel for row in found)
+    return max(counts, key=lambda numel: (counts[numel], numel))
 
 
 def size(numel: int) -> str:

@@ -6,7 +6,6 @@ import ast
 import inspect
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import triton_thresh as tt
 from benchmarks import records
 from benchmarks.records import Record
 from benchmarks.run import PACK
-from benchmarks.tables import Row, described, markdown, rows, size, steps
+from benchmarks.tables import Row, described, fullest, markdown, rows, size, steps
 from benchmarks.workloads import family
 from triton_thresh.functional import function_of
 
@@ -235,8 +234,7 @@ def times() -> str:
     parts = []
     for found in _newest():
         trained = steps(rows(found))
-        counts = Counter(row.numel for row in trained)
-        largest = max(counts, key=lambda numel: (counts[numel], numel))
+        largest = fullest(trained)
         shown = [row for row in trained if row.numel == largest]
         others = _others(shown)
         heads = ["op", "dtype", *others, PACK, *(f"{name} / {PACK}" for name in others)]
