@@ -566,7 +566,7 @@ def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
 
 
 def _sum_rows(part: Tensor, out: Tensor) -> None:
-    """out = the sum of the rows. On a GPU torch.sum takes twice the memory of a float32 chunk, and four times of a bfloat16 one."""
+    """out = the sum of the rows. On a GPU torch.sum takes twice the memory of a float32 chunk, four times of a bfloat16 one."""
     if part.is_cuda:
         _product(part.t(), torch.ones_like(part.narrow(1, 0, 1)), out.unsqueeze(1))
     else:
