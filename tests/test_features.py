@@ -11,7 +11,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,7 @@ from .kernels.test_features import (
     plain,
 )
 from .losses import Cell
+from .on_eager import *  # noqa: F403 - fixtures
 from .rows import GradientGate
 
 ROOT = Path(__file__).parents[1]
@@ -44,17 +45,6 @@ GRID = ((Cell("bce_with_logits", tt.ByProximity), "sum"), (Cell("mse", tt.ByLoss
 ONE_EACH = [case for case in CALLS if case.kind == ("learned" if case.op.family == "learned" else "number")]
 ONE_EACH += [case for case in CALLS if case.kind == "channel" and (case.cell, case.reduction) in GRID]
 one_of_each = pytest.mark.parametrize("case", ONE_EACH, ids=str)
-
-
-@pytest.fixture
-def device() -> torch.device:
-    return torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def eager_backend() -> Iterator[None]:
-    with tt.use_backend("eager"):
-        yield
 
 
 # ---------------------------------------------------------------------------------------------------------- transforms

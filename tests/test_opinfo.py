@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-import triton_thresh as tt
-
 from .kernels.test_opinfo import *  # noqa: F403
 from .kernels.test_opinfo import close, every_operator, samples
-
-
-@pytest.fixture
-def device() -> torch.device:
-    return torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def eager_backend() -> Iterator[None]:
-    with tt.use_backend("eager"):
-        yield
+from .on_eager import *  # noqa: F403 - fixtures
 
 
 @pytest.mark.slow
