@@ -172,7 +172,6 @@ def _forward_tile(
     MASK: tl.constexpr,
     KEPT: tl.constexpr,
     IGNORE: tl.constexpr,
-    COUNTS: tl.constexpr,
     LEAST: tl.constexpr,
     LABEL: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -183,7 +182,7 @@ def _forward_tile(
         x_ptr, y_ptr, base, lane, mask, operands, KINDS, UNIT, SMOOTHING, MASK, IGNORE, COMPUTE
     )  # fmt: skip
     counted = tl.zeros(lane.shape, tl.int32)
-    if COUNTS:  # first, since what it reads would take registers from the loss
+    if LEAST is not None:  # first, since what it reads would take registers from the loss
         counted = _counted(x, y, valid, values, mask, RULE_STATIC, LEAST, LABEL)
     loss, slope = _weighed(
         x, y, values, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC, WEIGHT, COMPUTE
@@ -235,7 +234,6 @@ def forward(
 
     counts, unless it is None, gets four numbers a program.
     """
-    COUNTS: tl.constexpr = counts_ptr is not None
     base = tl.program_id(0).to(n.dtype) * BLOCK
     lane = tl.arange(0, TILE)
     left = tl.minimum(n - base, BLOCK)
@@ -246,7 +244,7 @@ def forward(
         loss, counted = _forward_tile(
             x_ptr, y_ptr, dx_ptr, out_ptr, divisor, base, lane, None,
             operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
-            UNIT, WEIGHT, SMOOTHING, MASK, KEPT, IGNORE, COUNTS, LEAST, LABEL, COMPUTE, REDUCTION,
+            UNIT, WEIGHT, SMOOTHING, MASK, KEPT, IGNORE, LEAST, LABEL, COMPUTE, REDUCTION,
         )  # fmt: skip
         total += loss
         counts += counted
@@ -256,7 +254,7 @@ def forward(
         loss, counted = _forward_tile(
             x_ptr, y_ptr, dx_ptr, out_ptr, divisor, base, lane, lane < left,
             operands, KINDS, BASE, BASE_COUNT, BASE_STATIC, RULE, RULE_COUNT, RULE_STATIC,
-            UNIT, WEIGHT, SMOOTHING, MASK, KEPT, IGNORE, COUNTS, LEAST, LABEL, COMPUTE, REDUCTION,
+            UNIT, WEIGHT, SMOOTHING, MASK, KEPT, IGNORE, LEAST, LABEL, COMPUTE, REDUCTION,
         )  # fmt: skip
         total += loss
         counts += counted
