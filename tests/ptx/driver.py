@@ -123,6 +123,8 @@ class PtxDriver(StubDriver):
         compiled_in = [(p, v) for p, v in source.constants.items() if not source.fn.params[p[0]].is_constexpr]
 
         def launch(x: int, y: int, z: int, stream: int, function: int, *rest: Any) -> None:
+            if triton.runtime.driver.active is not self:
+                raise FaultError(f"{source.name}: compiled for another device than the current one")
             given = rest[4:]  # behind metadata and hooks
             for path in aligned:
                 value = reduce(getitem, path, given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +73,24 @@ def test_dtypes_and_kinds_in_turn() -> None:
         t = (0.5, torch.tensor(0.5, dtype=dtype), torch.rand(n, generator=draw).to(dtype))[step // 2 % 3]
         check_gate(x, t)
         check_loss(x, torch.rand(n, generator=draw).to(dtype), 0.5, "mean")
+
+
+def test_devices_in_turn(folder: Path) -> None:
+    """Each driver is a device of its own, and a launch of what was compiled for the other raises."""
+    from .driver import PtxDriver, on_ptx
+
+    drivers = PtxDriver(80, folder), PtxDriver(90, folder)
+    x = torch.randn(1601, generator=torch.Generator().manual_seed(5))
+    for driver in drivers * 2:
+        launched = driver.launched.total()
+        with on_ptx(driver):
+            check_gate(x.clone(), 0.5)
+            check_loss(x, x.flip(0), 0.25, "mean")
+        assert driver.launched.total() > launched
+    compiled = [len(driver.kernels) for driver in drivers]
+    assert compiled[0] == compiled[1], "the second turn compiles nothing"
+    for driver in drivers:
+        driver.forget()
 
 
 SHAPES = ((1, 16), (16, 3), (1, 1), (16, 1), (3, 16), (5, 17), (2, 16, 3, 16))
