@@ -279,7 +279,8 @@ def check_operand(
         raise ValueError(f"{op}: {name} requires grad, but {why.format(name=name)}")
     if value.device != input.device:
         _check_place(op, name, value, input)
-    _check_broadcasts(op, name, value, input)
+    if value.dim():
+        _check_broadcasts(op, name, value, input)
     return value
 
 

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
-from torch.nn import Parameter
 
 from . import backend, checks, eager, layout, reference, tuning
 from .checks import FLOATING, HALF, Operand, compute_dtype, is_exporting, round_to
@@ -72,9 +70,10 @@ def run(
     if _is_simple(row, input, parameters, dtype):
         on_cpu = input.is_cpu and backend.get_backend() != "triton"  # asked apart, since it takes a third of the time
         way = "eager" if on_cpu else backend.choose(input.device)[0]
+        own = eager.GATES.get(row.name)
         to_torch = way == "eager" or _is_better_in_torch(row, input, parameters, False)
-        if to_torch and not inplace and input.dtype not in HALF and row.name in eager.GATES:
-            return eager.GATES[row.name](input, *parameters)
+        if own and to_torch and not inplace and input.dtype not in HALF:
+            return own(input, *parameters)
     else:
         parameters = _checked(row, input, parameters, dtype)
         way = backend.way(input, *parameters[: row.operands])
@@ -94,11 +93,9 @@ def run(
 
 def _is_simple(row: Gate, input: Tensor, parameters: tuple[Any, ...], dtype: torch.dtype | None) -> bool:
     """True for an ordinary dense input and numbers that its dtype holds: nothing is left to check."""
-    if is_dynamo_compiling() or type(input) not in (Tensor, Parameter):
-        return False
     if dtype is not None or row.operands > 1 or not row.rounds:
         return False
-    return checks.within(input.dtype, parameters, row.nonnegative) and backend.is_plain(input)
+    return backend.is_plain(input) and checks.within(input.dtype, parameters, row.nonnegative)
 
 
 def _requires_grad(threshold: object) -> bool:
