@@ -1,4 +1,8 @@
-"""Where tests run, and which of them: `INTERPRETED` says whether Triton's interpreter stands in for a GPU in this process."""
+"""Where tests run, and which of them.
+
+`INTERPRETED` says that Triton's interpreter stands in for a GPU in this process. `FULL` says that cases are tried in every
+combination, for which a GPU has time: interpreted and executed kernels are tried in a share of them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import torch
 from .rows import BASE_NAMES, OPS, RULE_CLASSES
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+FULL = torch.cuda.is_available() and not INTERPRETED
 SUBJECTS = {*OPS, *BASE_NAMES, *(rule.__name__ for rule in RULE_CLASSES)}
 
 

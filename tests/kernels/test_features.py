@@ -20,7 +20,7 @@ import triton_thresh as tt
 from triton_thresh.rules import ByLoss
 
 from ..calls import Case, all_same
-from ..conftest import INTERPRETED
+from ..conftest import FULL
 from ..gates import equal, same, upstream
 from ..losses import CELLS, REDUCTIONS, Cell
 from ..rows import OPS, ForeachGate, Gate, GradientGate, LearnedGate, Loss
@@ -57,7 +57,7 @@ def _one_of_each_shell() -> Iterator[Case]:
     yield named["threshold_gradients_-float32-number"]
 
 
-CALLS = list(_one_of_each_shell() if INTERPRETED else _calls())
+CALLS = list(_calls() if FULL else _one_of_each_shell())
 DIFFERENTIABLE = [case for case in CALLS if case.differentiable]
 FUNCTIONAL = [case for case in CALLS if not isinstance(case.op, ForeachGate)]
 every_call = pytest.mark.parametrize("case", CALLS, ids=str)

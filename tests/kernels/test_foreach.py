@@ -12,7 +12,7 @@ from torch import Tensor
 
 import triton_thresh as tt
 
-from ..conftest import INTERPRETED
+from ..conftest import FULL, INTERPRETED
 from ..gates import LAYOUTS, Case, Layout, inputs, kept, label, same, upstream
 from ..gradients import (
     FLOATS,
@@ -45,7 +45,7 @@ CHUNK = 8 * COLS
 # -------------------------------------------------------------------------------------------------------- one gradient
 
 
-@pytest.mark.parametrize(("op", "case"), gradient_cases(full=not INTERPRETED), ids=by_name)
+@pytest.mark.parametrize(("op", "case"), gradient_cases(full=FULL), ids=by_name)
 def test_case(op: GradientGate, case: Case, device: torch.device) -> None:
     """The gradient, and the gradient of that."""
     g, (threshold,) = case.make(device)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ..conftest import INTERPRETED
+from ..conftest import FULL, INTERPRETED
 from ..gates import (
     DIFFERENTIABLE,
     GATES,
@@ -38,7 +38,7 @@ from ..rows import OPS, Gate
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-CASES = list(cases(full=not INTERPRETED))
+CASES = list(cases(full=FULL))
 SIZES = (1, 7, 8191, 8192, 8193, 20_000)
 NUMBERS = (0.1, 0, 3, -0.0, -0.75, torch.inf, -torch.inf, torch.nan, 1e-41, 1e-8, 65519.0)
 SOME_LAYOUTS = [layout for layout in LAYOUTS if layout.name in ("contiguous", "channels_last", "spaced", "expanded")]

@@ -11,14 +11,14 @@ from torch import Tensor
 from triton_thresh import gates as family
 from triton_thresh import layout
 
-from ..conftest import INTERPRETED
+from ..conftest import FULL
 from ..gates import OPERANDS, equal, label, same
 from ..interpreted.tools import sentinel_view
 from ..learned import BANDWIDTH, FLOATS, OPS, Case, cases, check, inputs, outputs_of, truth, upstream
 from ..rows import LearnedGate, spread
 from .test_gates import saved_bytes
 
-CASES = list(cases(full=not INTERPRETED))
+CASES = list(cases(full=FULL))
 # rows by features: several blocks of 32 rows, of columns, and tails of each; 16 does not divide some
 SHAPES = ((1, 1), (7, 48), (40, 1040), (70, 1001), (129, 33), (3, 3000), (8200,))
 
