@@ -339,10 +339,7 @@ def _gradient(ctx: Any, x: Tensor, ahead: Tensor | None, values: Sequence[Any], 
                 return found
         elif not ctx.spent:
             ctx.spent = True
-            # .data has a version counter of its own: neither the rescale nor what callers do to .grad spoils saved_tensors
-            gradient = ahead.data
-            eager.loss_rescale(gradient, g)
-            return gradient
+            return eager.rescaled(ahead, g)
     return plain_gradient(engine.element, x, values, options, g)
 
 

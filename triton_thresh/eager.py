@@ -189,10 +189,15 @@ def loss_backward(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[
     return dx
 
 
-def loss_rescale(dx: Tensor, gradient: Tensor) -> None:
-    """dx *= gradient, in place; on a CPU, where reading it costs nothing, a gradient of 1 is passed over."""
-    if dx.device.type != "cpu" or gradient.item() != 1:
-        dx *= gradient
+def rescaled(made: Tensor, gradient: Tensor) -> Tensor:
+    """A gradient that forward made, times the upstream gradient, in place. A CPU reads that at no cost, and passes over 1.
+
+    .data has a version counter of its own: neither this nor what callers do to .grad spoils saved_tensors.
+    """
+    own = made.data
+    if not own.is_cpu or gradient.item() != 1:
+        own *= gradient
+    return own
 
 
 # ----------------------------------------------------------------------------------------------------------------- gates

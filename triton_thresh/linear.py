@@ -621,16 +621,8 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         elif ctx.traced:
             found.append((gradient * factor.to(gradient.dtype)).to(like.dtype))
         else:
-            # .data has a version counter of its own: neither the rescale nor what callers do to .grad spoils saved_tensors
-            own = gradient.data
-            _rescale(own, factor, ctx.way)
-            found.append(own.to(like.dtype))
+            found.append(losses.rescaled(gradient, factor, ctx.way).to(like.dtype))
     return tuple(found)
-
-
-def _rescale(gradient: Tensor, factor: Tensor, way: str) -> None:
-    if gradient.numel():
-        (losses.loss_rescale if way == "triton" else eager.loss_rescale)(gradient, factor)
 
 
 def _differentiated(

@@ -446,10 +446,14 @@ def loss_backward(spec: Spec, input: Tensor, target: Tensor, operands: Sequence[
     return dx
 
 
-def loss_rescale(dx: Tensor, gradient: Tensor) -> None:
-    """dx *= gradient, in place; moves nothing if the gradient is 1."""
-    kernel, block = _rescale_kernel(dx.dtype, dx.device)
-    kernel(min(blocks(dx.numel(), block), RESCALE_PROGRAMS), gradient, dx, dx.numel())
+def rescaled(made: Tensor, gradient: Tensor, way: str) -> Tensor:
+    """A gradient that forward made, times the upstream gradient, in place; moves nothing if that is 1."""
+    if way != "triton" or not made.numel():
+        return eager.rescaled(made, gradient)
+    own = made.data  # as there
+    kernel, block = _rescale_kernel(own.dtype, own.device)
+    kernel(min(blocks(own.numel(), block), RESCALE_PROGRAMS), gradient, own, own.numel())
+    return own
 
 
 # ---------------------------------------------------------------------------------------------- autograd, eager and traced
@@ -530,10 +534,7 @@ def _backward(ctx: Any, g: Tensor, _: Tensor | None = None) -> tuple[Tensor]:
         return (_backward_op(g, input, target, *encoded(operands), spec.text),)
     if ctx.fused:
         ctx.fused = False
-        # .data has a version counter of its own: neither the rescale nor what callers do to .grad spoils saved_tensors
-        dx = ahead.data
-        (loss_rescale if ctx.way == "triton" else eager.loss_rescale)(dx, g)
-        return (dx,)
+        return (rescaled(ahead, g, ctx.way),)
     if ctx.way == "triton":
         return (loss_backward(spec, input, target, operands, g),)
     if ctx.way == "inductor":
