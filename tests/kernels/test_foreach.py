@@ -187,10 +187,19 @@ def test_several_dtypes_and_generators(op: ForeachGate, device: torch.device) ->
 
 @foreach
 def test_views_of_one_buffer(op: ForeachGate, device: torch.device) -> None:
-    """As DistributedDataParallel's buckets; and a parameter that is given twice."""
+    """As DistributedDataParallel's buckets."""
     buffer = inputs(0.5, torch.bfloat16, (30_001,), device)
     expected = thresholded(buffer, 0.5)
-    made = [parameter(part) for part in buffer.split([1, 7, 9_000, 8_191, 2, 8_192, 4_608])]
+    op([parameter(part) for part in buffer.split([1, 7, 9_000, 8_191, 2, 8_192, 4_608])], 0.5)
+    same(buffer, expected)
+
+
+@foreach
+def test_a_parameter_given_twice(op: ForeachGate, device: torch.device) -> None:
+    """Two programs read and write the same elements at once. Either order writes the same values."""
+    buffer = inputs(0.5, torch.bfloat16, (30_001,), device)
+    expected = thresholded(buffer, 0.5)
+    made = [parameter(part) for part in buffer.split([9_001, 21_000])]
     op([*made, *made], 0.5)
     same(buffer, expected)
 
