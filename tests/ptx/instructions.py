@@ -228,6 +228,17 @@ def _field(k: Kernel, i: Instruction, function: Callable[[Array], Array]) -> Run
     return lambda state, mask: put(state, function(read(state)), mask)
 
 
+@_means("bfi")
+def _bfi(k: Kernel, i: Instruction) -> Run:
+    """The second operand, with so many bits of the first in it from a place on."""
+    _refuse(i, i.parts == ("b32",))
+    place, length = int(i.operands[3]), int(i.operands[4])
+    _refuse(i, 0 < length <= 32 - place)
+    a, b, at, field = k.bits(i.operands[1], 32), k.bits(i.operands[2], 32), np.uint32(place), (1 << length) - 1
+    kept, low = np.uint32(~(field << place) & 0xFFFFFFFF), np.uint32(field)
+    return lambda state, mask: state.put(i.operands[0], b(state) & kept | (a(state) & low) << at, mask)
+
+
 @_means("prmt")
 def _prmt(k: Kernel, i: Instruction) -> Run:
     """Each byte of the result is one of the eight of both operands, or its sign over and over."""

@@ -179,6 +179,8 @@ def test_instructions_by_hand() -> None:
         ("prmt.b32 %r9, 0x00800000, 0, 0x222A;", 0x808080FF),
         ("bfe.s32 %r9, 0x000000F0, 4, 4;", 0xFFFFFFFF),
         ("bfe.u32 %r9, 0x000000F0, 4, 3;", 7),
+        ("bfi.b32 %r9, 0x00000FA5, 0x11223344, 8, 12;", 0x112FA544),
+        ("bfi.b32 %r9, 0x12345678, 0xFFFFFFFF, 0, 32;", 0x12345678),
         ("shl.b32 %r9, 1, 32;", 0),
         ("shr.s32 %r9, -8, 40;", 0xFFFFFFFF),
         ("max.f32 %r9, 0f7FC00000, 0f3F800000;", 0x3F800000),
