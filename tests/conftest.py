@@ -31,9 +31,24 @@ def deselect(config: pytest.Config, items: list[pytest.Item], left_out: list[pyt
         items[:] = [item for item in items if item not in gone]
 
 
+def without_gpu(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where there is no GPU, what needs one is skipped, a case of each test in the name of all: those are thousands."""
+    if torch.cuda.is_available() or config.pluginmanager.has_plugin("tests.ptx.plugin"):
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for first, *others in cases.values():
+        reason = f"no GPU: torch.cuda.is_available() is false ({1 + len(others)} cases)"
+        first.add_marker(pytest.mark.skip(reason=reason))
+        deselect(config, items, others)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Slow are, beside what is marked so, the notebooks and every case of a test but one for each op, base and rule it names."""
+    without_gpu(config, items)
     wanted = config.getoption("--matrix")
     deselect(config, items, [item for item in items if (item.get_closest_marker("matrix") is not None) != wanted])
     seen = set()
@@ -43,5 +58,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if subject in seen or item.path.suffix == ".ipynb":  # run by nbmake
             item.add_marker(pytest.mark.slow)
         seen.add(subject)
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="no GPU: torch.cuda.is_available() is false"))

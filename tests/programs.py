@@ -42,6 +42,10 @@ def _by_loss(bound: Any, factor: Any, _: Any) -> Any:
     return tt.ByLoss(bound, factor)
 
 
+def _by_confidence(threshold: Any, gamma: Any, _: Any) -> Any:
+    return tt.ByConfidence(threshold, gamma)
+
+
 LOSSES: dict[str, Call] = {
     "threshold_bce_loss": lambda x, y, a, b, c, w: tt.threshold_bce_loss(x.sigmoid(), y, a, b, c, weight=w),
     "threshold_bce_with_logits_loss": lambda x, y, a, b, c, w: tt.threshold_bce_with_logits_loss(
@@ -54,6 +58,8 @@ LOSSES: dict[str, Call] = {
     "asymmetric_loss": lambda x, y, a, b, c, w: tt.asymmetric_loss(x, y, b, w, 0.0625, weight=w),
     "threshold_loss, logits by proximity": _loss("bce_with_logits", tt.ByProximity, "none"),
     "threshold_loss, logits by loss": _loss("bce_with_logits", _by_loss, "mean"),
+    "threshold_loss, logits by outcome": _loss("bce_with_logits", tt.ByOutcome, "none"),
+    "threshold_loss, logits by confidence": _loss("bce_with_logits", _by_confidence, "sum"),
 }
 
 

@@ -141,13 +141,13 @@ def failing(case: Any) -> Iterator[None]:
         raise AssertionError(f"{case.id}: {error}") from error
 
 
-def square(*axes: Sequence[Any]) -> list[Any]:
-    """The product, of which `make test` runs a Latin square: a case for each choice of all axes but the last."""
+def square(*axes: Sequence[Any], mark: Any = pytest.mark.matrix) -> list[Any]:
+    """The product, marked but for a Latin square, which `make test` runs: a case for each choice of all axes but the last."""
     places = itertools.product(*(range(len(axis)) for axis in axes))
     return [
         pytest.param(
             *(axis[i] for axis, i in zip(axes, place)),
-            marks=() if sum(place) % len(axes[-1]) == 0 else pytest.mark.matrix,
+            marks=() if sum(place) % len(axes[-1]) == 0 else mark,
         )
         for place in places
     ]

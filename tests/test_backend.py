@@ -145,21 +145,33 @@ def test_triton_on_cpu_tensors_is_a_clear_error() -> None:
             assert "auto" in str(caught.value)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", backend.BACKENDS)
-def test_environment(name: str) -> None:
-    done = python("import triton_thresh as tt; print(tt.get_backend())", TRITON_THRESH_BACKEND=name)
-    assert done.stdout.strip() == name, done.stderr
+ENVIRONMENT = """
+import os, sys, torch
+for name in ("auto", "triton", "eager", "inductor", "tritn"):
+    sys.stdout.flush()
+    if os.fork() == 0:
+        os.environ["TRITON_THRESH_BACKEND"] = name
+        try:
+            import triton_thresh as tt
+            print(name, tt.get_backend())
+        except ValueError as error:
+            print(name, error)
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
+"""
 
 
 @pytest.mark.slow
-def test_environment_misspelt() -> None:
-    done = python("import triton_thresh", TRITON_THRESH_BACKEND="tritn")
-    assert done.returncode != 0
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("ValueError: TRITON_THRESH_BACKEND")
-    assert "'tritn'" in last
-    assert "'auto', 'triton', 'eager'" in last
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_environment() -> None:
+    """Read when the package is imported; a process for each name, which starts with torch imported."""
+    done = python(ENVIRONMENT)
+    *known, unknown = done.stdout.splitlines()
+    assert set(known) == {f"{name} {name}" for name in backend.BACKENDS}, done.stderr
+    assert unknown.startswith("tritn TRITON_THRESH_BACKEND")
+    assert "'tritn'" in unknown
+    assert "'auto', 'triton', 'eager'" in unknown
 
 
 WITHOUT_TRITON = '''
@@ -181,37 +193,50 @@ import triton_thresh as tt
 
 
 @pytest.mark.slow
-def test_without_triton_everything_runs_eagerly() -> None:
+def test_without_triton() -> None:
+    """Everything runs eagerly, the command line says why, and asking for Triton is a clear error."""
     done = python(
         WITHOUT_TRITON
         + """
+from triton_thresh.__main__ import main
 assert "triton" not in sys.modules
 x = torch.linspace(-1, 1, 9, requires_grad=True)
 tt.hardshrink(x).sum().backward()
 tt.threshold(x, x.detach().mean())
 tt.threshold_bce_with_logits_loss(x, torch.rand(9)).backward()
+torch.ops.triton_thresh.threshold_mse_loss(tt.hardshrink(x), x.detach(), 0.5).backward()
 print(tt.nn.ProximityMSELoss(0.5)(x, x.detach()).item())
+main(["info"])
+tt.set_backend("triton")
+for call in (lambda: tt.hardshrink(torch.rand(3)), lambda: tt.threshold_mse_loss(torch.rand(3), torch.rand(3), 0.5)):
+    try:
+        call()
+    except RuntimeError as error:
+        print(str(error).splitlines()[-1])
 """
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "0.0"
+    zero, *said = done.stdout.strip().splitlines()
+    assert zero == "0.0"
+    assert "triton is not installed: every op runs in eager torch" in "\n".join(said)
+    assert "cpu: eager (auto: tensors on cpu run in eager torch)" in said
+    for error in said[-2:]:
+        assert "Triton is not installed" in error
+        assert "auto" in error
 
 
 @pytest.mark.slow
-def test_without_triton_asking_for_it_is_a_clear_error() -> None:
-    for call in ("tt.hardshrink(torch.rand(3))", "tt.threshold_mse_loss(torch.rand(3), torch.rand(3), 0.5)"):
-        done = python(WITHOUT_TRITON + f"tt.set_backend('triton')\n{call}")
-        last = done.stderr.strip().splitlines()[-1]
-        assert done.returncode != 0
-        assert last.startswith("RuntimeError")
-        assert "Triton is not installed" in last
-        assert "auto" in last
-
-
-@pytest.mark.slow
-def test_import_touches_neither_triton_nor_a_device() -> None:
+def test_import_is_light() -> None:
+    """It touches no device and imports neither Triton nor Dynamo nor typer, of which it needs none."""
     done = python(
-        "import sys, torch, triton_thresh\n"
-        "print('triton' in sys.modules, 'triton_thresh.kernels.gate' in sys.modules, torch.cuda.is_initialized())"
+        "import sys, torch\n"
+        "found = {name for name in ('triton', 'torch._dynamo', 'typer') if name in sys.modules}\n"
+        "sys.modules['torch._dynamo'] = sys.modules['typer'] = None\n"
+        "import triton_thresh as tt\n"
+        "x = torch.linspace(-1, 1, 5, requires_grad=True)\n"
+        "torch.ops.triton_thresh.threshold_mse_loss(tt.hardshrink(x), x.detach(), 0.5).backward()\n"
+        "print(found, 'triton' in sys.modules, 'triton_thresh.kernels.gate' in sys.modules, torch.cuda.is_initialized())\n"
+        "from triton_thresh.__main__ import main"
     )
-    assert done.stdout.split() == ["False"] * 3, done.stderr
+    assert done.stdout.split() == ["set()", "False", "False", "False"], done.stderr
+    assert (done.returncode, done.stderr) == (1, "The command line needs typer: pip install typer\n")

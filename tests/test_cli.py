@@ -19,7 +19,6 @@ from triton_thresh.__main__ import main
 from triton_thresh.cli import app, exponents, names, split
 
 from .conftest import INTERPRETED
-from .test_backend import python
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="once is enough")
 
@@ -127,12 +126,3 @@ def test_what_reads_the_output_may_stop() -> None:
     shell = f"{sys.executable} -m triton_thresh ops | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "")
-
-
-@pytest.mark.slow
-def test_typer_is_needed_by_the_command_line_alone() -> None:
-    hidden = "import sys\nsys.modules['typer'] = None\nimport triton_thresh\n"
-    done = python(hidden + "from triton_thresh.__main__ import main")
-    assert (done.returncode, done.stderr) == (1, "The command line needs typer: pip install typer\n")
-    done = python("import sys, triton_thresh; print('typer' in sys.modules)")
-    assert done.stdout == "False\n"

@@ -129,7 +129,7 @@ ELSEWHERE = {
 
 
 ALL_FORMS = ("hardshrink", "bce.ByPrediction", "bce_with_logits.ByPrediction")
-EVERYWHERE = ("hardshrink", "firm", "jumprelu", "asymmetric.Unweighted", "loss", "kth_largest")
+EVERYWHERE = ("hardshrink", "jumprelu", "asymmetric.Unweighted", "loss", "kth_largest")
 
 
 def _is_kept(target: str, case: Case) -> bool:

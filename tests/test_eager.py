@@ -40,7 +40,7 @@ from .gates import (
 )
 from .gates import Gate as Op
 from .gates import agree as near
-from .rows import OPS, failing, square, together
+from .rows import OPS, failing, together
 
 CPU = torch.device("cpu")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -368,38 +368,25 @@ def test_gradcheck(op: Op, as_tensor: bool) -> None:
 # -------------------------------------------------------------------------------------------------------- torch.compile
 
 
-@pytest.mark.parametrize(("op", "kind"), square(GATES, ["number", "0dim", "w"]), ids=by_id)
-def test_compile_in_one_graph(op: Op, kind: str) -> None:
-    """A kind for each op; tests/test_inductor.py has every kind of each."""
+def test_compile_with_changing_numbers() -> None:
+    """A program of every gate: its number may become another, a whole one, or 0."""
     torch.compiler.reset()
-    compiled = torch.compile(lambda x, *rest: op(x, *rest), backend="eager", fullgraph=True)
-    for dtype in (torch.float32, torch.bfloat16):
-        x, rest = Case(op, dtype, Operand(kind), LAYOUTS[0]).make(CPU)
-        same(compiled(x, *rest), op.reference(x, *rest))
-        if op.differentiable:
-            g = upstream(x, special=op.selects)
-            (dx,) = torch.autograd.grad(compiled(x.requires_grad_(), *rest), x, g)
-            near(
-                op, dx + 0, gradient(op, x, *rest, g=g) + 0
-            )  # the formula adds the gradients of its branches: -0 becomes +0
-
-
-@pytest.mark.parametrize("op", GATES, ids=label)
-def test_compile_with_changing_numbers(op: Op) -> None:
-    torch.compiler.reset()
-    compiled = torch.compile(lambda x, t: op(x, t, *rest(op, 2)), backend="eager", fullgraph=True)
-    x = example(op)
+    calls = [(op.function, rest(op, 2)) for op in GATES]
+    compiled = torch.compile(lambda xs, t: [f(x, t, *r) for (f, r), x in zip(calls, xs)], fullgraph=True)
+    xs = [example(op) for op in GATES]
     for t in (0.1, 0.7, 1, 2, 0.0):
-        same(compiled(x, t), op.reference(x, t, *rest(op, 2)))
+        for op, x, y in zip(GATES, xs, compiled(xs, t)):
+            same(y, op.reference(x, t, *rest(op, 2)))
 
 
-@pytest.mark.parametrize("op", INPLACE, ids=label)
-def test_compile_inplace(op: Op) -> None:
+def test_compile_inplace() -> None:
     torch.compiler.reset()
-    x = example(op)
-    expected = op.reference(x, *op.example)
-    torch.compile(lambda x: op(x, *op.example, inplace=True), backend="eager", fullgraph=True)(x)
-    same(x, expected)
+    calls = [(op.function, op.example) for op in INPLACE]
+    xs = [example(op) for op in INPLACE]
+    expected = [op.reference(x, *op.example) for op, x in zip(INPLACE, xs)]
+    torch.compile(lambda xs: [f(x, *r, inplace=True) for (f, r), x in zip(calls, xs)], fullgraph=True)(xs)
+    for x, due in zip(xs, expected):
+        same(x, due)
 
 
 def test_every_gate_has_a_public_function() -> None:

@@ -1,4 +1,4 @@
-"""The eager backend's gates whose threshold learns: values, gradients, transforms, forward-mode AD, torch.compile, the module."""
+"""The eager backend's gates whose threshold learns: values, gradients, transforms, forward-mode AD, the module."""
 
 from __future__ import annotations
 
@@ -149,22 +149,6 @@ def test_forward_mode(op: LearnedGate) -> None:
         outputs = outputs_of(op(x, dual, BANDWIDTH))
         tangents = [torch.autograd.forward_ad.unpack_dual(o).tangent for o in outputs]
     assert sum((o * g).sum() for o, g in zip(tangents, gradients, strict=True)) == expected.dt.sum()
-
-
-@pytest.mark.parametrize("op", OPS, ids=by_id)
-def test_compile_in_one_graph(op: LearnedGate) -> None:
-    torch.compiler.reset()
-    compiled = torch.compile(lambda x, t: op(x, t, BANDWIDTH), backend="eager", fullgraph=True)
-    for dtype in (torch.float32, torch.bfloat16):
-        x, t, gradients = example(op, dtype)
-        x, t = x.requires_grad_(), t.requires_grad_()
-        expected = truth(op, x, t, BANDWIDTH, gradients)
-        recorded = outputs_of(compiled(x, t))
-        for output, value in zip(recorded, expected.outputs, strict=True):
-            same(output.detach(), value)
-        dx, dt = torch.autograd.grad(recorded, (x, t), gradients)
-        equal(dx, expected.dx)
-        equal(dt, expected.dt.sum(0).float())
 
 
 @pytest.mark.parametrize("op", OPS, ids=by_id)

@@ -1,4 +1,4 @@
-"""Losses in eager torch: the tests of the Triton path over again, then transforms, torch.compile and modules."""
+"""Losses in eager torch: the tests of the Triton path over again, then transforms and modules."""
 
 from __future__ import annotations
 
@@ -195,32 +195,6 @@ def test_func_grad_of_a_weight_or_a_setting_is_an_error(argument: str) -> None:
     x, others = torch.rand(3), {"target": torch.rand(3), "threshold": 0.5}
     with pytest.raises(ValueError, match=f"{argument} requires grad"):
         torch.func.grad(lambda v: tt.threshold_mse_loss(x, **{**others, argument: v}))(torch.rand(3))
-
-
-@pytest.mark.slow
-@some_cells
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_compile(cell: Cell, reduction: str) -> None:
-    """One graph, forward and backward, with settings as numbers and as tensors; tests/test_inductor.py has the values."""
-    for kind in ("number", "class"):
-        torch._dynamo.reset()
-        case = setup(cell, torch.float32, torch.device("cpu"), kind=kind, weighted=True)
-        compiled = torch.compile(lambda x, case=case: case(reduction, x), backend="eager", fullgraph=True)
-        x = case.input.detach().requires_grad_()
-        output = compiled(x)
-        (gradient,) = torch.autograd.grad(output, x, torch.ones_like(output))
-        assert_loss(case, reduction, output.detach(), gradient)
-
-
-@some_cells
-def test_compile_traces_forward_and_backward(cell: Cell) -> None:
-    torch._dynamo.reset()
-    case = setup(cell, torch.bfloat16, torch.device("cpu"))
-    x = case.input.detach().requires_grad_()
-    output = torch.compile(lambda x: case("mean", x), backend="aot_eager", fullgraph=True)(x)
-    output.backward()
-    assert x.grad is not None
-    assert_loss(case, "mean", output.detach(), x.grad)
 
 
 def test_meta_tensors() -> None:

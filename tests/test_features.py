@@ -33,7 +33,6 @@ from .kernels.test_features import (
     functional_calls,
     in_double,
     of_dtype,
-    outcome,
     plain,
 )
 from .losses import Cell
@@ -170,25 +169,16 @@ def test_make_fx(case: Case, mode: str, device: torch.device) -> None:
 # ------------------------------------------------------------------------------------------- torch.compile and export
 
 
-@pytest.mark.slow
-@one_of_each
-def test_compile_with_dynamic_shapes(case: Case) -> None:
-    """One graph for every size, forward and backward."""
+def test_compile_without_gradients_under_autocast() -> None:
+    """A program of every loss. Inductor leaves out roundings to bfloat16 between ops; tests/test_inductor.py has all else."""
     torch.compiler.reset()
-    compiled = torch.compile(case.__call__, fullgraph=True, dynamic=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for shape in ((6, 5), (9, 7), (4, 8)):
-            leaves = case.leaves(torch.device("cpu"), shape=shape)
-            agree(case, outcome(compiled(*leaves), leaves), plain(case, leaves))
-
-
-@pytest.mark.parametrize("case", [case for case in ONE_EACH if case.cell], ids=str)
-def test_compile_without_gradients_under_autocast(case: Case) -> None:
-    torch.compiler.reset()
-    compiled = torch.compile(case.__call__, fullgraph=True, backend="aot_eager")
-    leaves = of_dtype(case, torch.bfloat16).leaves(torch.device("cpu"), shape=SHAPE)
+    cases = [of_dtype(case, torch.bfloat16) for case in ONE_EACH if case.cell]
+    calls = [case.__call__ for case in cases]
+    compiled = torch.compile(lambda xs: [call(x) for call, x in zip(calls, xs)], fullgraph=True, backend="aot_eager")
+    xs = [case.leaves(torch.device("cpu"), shape=SHAPE)[0] for case in cases]
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        agree(case, compiled(*leaves), case(*leaves))
+        for case, actual, x in zip(cases, compiled(xs), xs):
+            agree(case, actual, case(x))
 
 
 class Called(torch.nn.Module):
@@ -314,13 +304,32 @@ def test_modules_copied_and_stored(name: str, place: int) -> None:
         torch.testing.assert_close(results.detach(), expected.expand(results.shape))
 
 
-@pytest.mark.parametrize("name", tt.nn.__all__)
-def test_modules_compiled_and_exported(name: str) -> None:
+class Together(torch.nn.Module):
+    """Modules side by side, each with inputs of its own."""
+
+    def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
+        super().__init__()
+        self.each = torch.nn.ModuleList(modules)
+
+    def forward(self, inputs: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+        return [module(*values) for module, values in zip(self.each, inputs)]
+
+
+@pytest.mark.slow
+def test_modules_compiled() -> None:
     torch.compiler.reset()
+    modules = [MODULES[name][1]() for name in tt.nn.__all__]
+    inputs = [data(module) for module in modules]
+    expected = [module(*values).detach() for module, values in zip(modules, inputs)]
+    compiled = torch.compile(Together(copy.deepcopy(modules)), fullgraph=True)
+    for name, actual, due in zip(tt.nn.__all__, compiled(inputs), expected):
+        torch.testing.assert_close(actual.detach(), due, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("name", tt.nn.__all__)
+def test_modules_exported(name: str) -> None:
     module = MODULES[name][1]()
     expected = module(*data(module)).detach()
-    compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*data(module)).detach(), expected)
     program = torch.export.export(module, data(module))
     torch.testing.assert_close(program.module()(*data(module)).detach(), expected)
     assert set(program.state_dict) == set(module.state_dict())

@@ -204,40 +204,36 @@ def test_batched_gradients(op: GradientGate, batched: str) -> None:
 
 
 @gradient_gates
-@pytest.mark.parametrize("threshold", [0.5, torch.tensor(0.5), torch.full((8,), 0.5)], ids=["number", "0dim", "w"])
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compile(op: GradientGate, threshold: Any, backend: str) -> None:
+def test_compile(op: GradientGate) -> None:
     """The identity also where the compiled function returns nothing else: the alias keeps its backward."""
     torch.compiler.reset()
-    for function in (op, lambda x, t: op(x * 2, t) * 3, lambda x, t: op(op(x, t), t).sin()):
-        compiled = torch.compile(function, backend=backend, fullgraph=True)
-        x = example().requires_grad_()
-        g = inputs(0.5, torch.float32, (8,), CPU)
-        y = compiled(x, threshold)
-        equal(y.detach(), function(x, threshold).detach())
-        (dx,) = torch.autograd.grad(y, x, g)
-        (expected,) = torch.autograd.grad(function(x, threshold), x, g)
-        equal(dx, expected)
+    thresholds = 0.5, torch.tensor(0.5), torch.full((8,), 0.5)
+
+    def alone(xs: list[Tensor], *thresholds: Any) -> list[Tensor]:
+        return [op(x, t) for x, t in zip(xs, thresholds)]
+
+    def within(xs: list[Tensor], *thresholds: Any) -> list[Tensor]:
+        scaled = [op(x * 2, t) * 3 for x, t in zip(xs, thresholds)]
+        return scaled + [op(op(x, t), t).square() for x, t in zip(xs[len(thresholds) :], thresholds)]
+
+    for function, given in ((within, thresholds), *((alone, (t,)) for t in thresholds)):
+        found = []
+        for run in (torch.compile(function, fullgraph=True), function):
+            xs = [example().requires_grad_() for _ in range(2 * len(given))]
+            ys = run(xs, *given)
+            g = [inputs(0.5, torch.float32, (8,), CPU) for _ in ys]
+            found.append([y.detach() for y in ys] + list(torch.autograd.grad(ys, xs[: len(ys)], g)))
+        for actual, expected in zip(*found, strict=True):
+            equal(actual, expected)
 
 
 @gradient_gates
 def test_compile_of_transforms_and_changing_numbers(op: GradientGate) -> None:
     torch.compiler.reset()
     x, w = example(), inputs(0.5, torch.float32, (8,), CPU)
-    compiled = torch.compile(torch.func.grad(lambda x, t: (op(x, t) * w).sum()), backend="eager")
+    compiled = torch.compile(torch.func.grad(lambda x, t: (op(x, t) * w).sum()))
     for t in (0.5, 0.7, 1.0):
         equal(compiled(x, t), thresholded(w, t))
-
-
-@pytest.mark.slow
-@gradient_gates
-def test_inductor(op: GradientGate) -> None:
-    torch.compiler.reset()
-    x, g = example().requires_grad_(), inputs(0.5, torch.float32, (8,), CPU)
-    for function in (op, lambda x, t: op(x * 2, t) * 2):
-        (dx,) = torch.autograd.grad(torch.compile(function, fullgraph=True)(x, 0.5), x, g)
-        (expected,) = torch.autograd.grad(function(x, 0.5), x, g)
-        equal(dx, expected)
 
 
 # ------------------------------------------------------------------------------------------------------- many gradients
@@ -349,7 +345,7 @@ def test_inside_of_compiled_code(op: ForeachGate) -> None:
     torch.compiler.reset()
     made = [parameter(example()), parameter(example().flip(0)), parameter(None, example())]
 
-    @torch.compile(backend="eager")
+    @torch.compile
     def step(threshold: Any) -> None:
         op(made, threshold)
 
@@ -363,20 +359,31 @@ def test_inside_of_compiled_code(op: ForeachGate) -> None:
 
 @pytest.mark.slow
 @foreach
-@pytest.mark.parametrize("threshold", [1.0, [1.0, 0.5], torch.tensor(1.0), torch.tensor([1.0, 0.5])], ids=str)
-def test_compiled_in_one_graph(op: ForeachGate, threshold: Any) -> None:
+def test_compiled_in_one_graph(op: ForeachGate) -> None:
     """Thresholds on the CPU are not read while a graph is made, so that they may change."""
     torch.compiler.reset()
-    compiled = torch.compile(lambda made, t: op(made, t, return_kept=True), backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(
+        lambda lists, thresholds: [op(made, t, return_kept=True) for made, t in zip(lists, thresholds)], fullgraph=True
+    )
     for scale in (1, 2):
-        made = [parameter(example()), parameter(example().flip(0)), parameter(None, example())]
-        t = threshold * scale if isinstance(threshold, (float, Tensor)) else [scale * each for each in threshold]
-        if len(each(threshold, 3)) == 2:
-            made.pop()
-        expected = [thresholded(p.grad, v) for p, v in zip(made, each(t, len(made)), strict=True) if p.grad is not None]
-        compiled(made, t)
-        for g, due in zip(gradients(made), expected, strict=True):
-            same(g, due)
+        thresholds = (
+            1.0 * scale,
+            [1.0 * scale, 0.5 * scale],
+            torch.tensor(1.0) * scale,
+            torch.tensor([1.0, 0.5]) * scale,
+        )
+        lists, expected = [], []
+        for t in thresholds:
+            made = [parameter(example()), parameter(example().flip(0)), parameter(None, example())]
+            if len(each(t, 3)) == 2:
+                made.pop()
+            lists.append(made)
+            pairs = zip(made, each(t, len(made)), strict=True)
+            expected.append([thresholded(p.grad, v) for p, v in pairs if p.grad is not None])
+        compiled(lists, thresholds)
+        for made, due in zip(lists, expected):
+            for g, one in zip(gradients(made), due, strict=True):
+                same(g, one)
 
 
 @foreach
@@ -688,14 +695,14 @@ def test_compiled_modules_and_steps() -> None:
     net, other = model(), model()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with tt.GradientThreshold(optimizer, T):
-        actual = train(net, optimizer, run=torch.compile(net, backend="aot_eager", fullgraph=True))
+        actual = train(net, optimizer, run=torch.compile(net, fullgraph=True))
     expected = train(other, torch.optim.SGD(other.parameters(), lr=0.1), before=lambda: by_hand(other, T))
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e)
     p = parameter(example())
     optimizer = torch.optim.SGD([p], lr=1.0)
     tt.GradientThreshold(optimizer, 1.0)
-    torch.compile(optimizer.step, backend="eager")()
+    torch.compile(optimizer.step)()
     same(p.detach(), -thresholded(example(), 1.0) + 0.0)
 
 

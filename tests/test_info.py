@@ -14,7 +14,6 @@ from triton_thresh import backend, tuning
 from triton_thresh.__main__ import main
 
 from .conftest import INTERPRETED
-from .test_backend import WITHOUT_TRITON, python
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="once is enough")
 
@@ -37,14 +36,6 @@ def test_versions_place_and_settings(
     assert said[3] == "backend asked for: eager"
     assert said[4] == f"block sizes found by searches: {tmp_path}; a search may run: no"
     assert said[5] == "cpu: eager (asked for)"
-
-
-@pytest.mark.slow
-def test_without_triton() -> None:
-    done = python(WITHOUT_TRITON + "from triton_thresh.__main__ import main\nmain(['info'])")
-    assert done.returncode == 0, done.stderr
-    assert "triton is not installed: every op runs in eager torch" in done.stdout
-    assert "cpu: eager (auto: tensors on cpu run in eager torch)" in done.stdout
 
 
 @pytest.mark.parametrize("has", [True, False], ids=["triton", "no triton"])

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
+from ..rows import square
 
-def sampled(*axes: Sequence[Any]) -> list[Any]:
-    """The product, marked but for a Latin square: a case for each choice of all axes but the last."""
-    found = []
-    for places in itertools.product(*(range(len(axis)) for axis in axes)):
-        values = [axis[place] for axis, place in zip(axes, places)]
-        found.append(case(sum(places) % len(axes[-1]) == 0, *values))
-    return found
+sampled = functools.partial(square, mark=pytest.mark.ptx)
 
 
 def some(values: Sequence[Any], kept: Callable[[Any], bool]) -> list[Any]:
