@@ -48,9 +48,9 @@ def without_gpu(config: pytest.Config, items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Slow are, beside what is marked so, the notebooks and every case of a test but one for each op, base and rule it names."""
-    without_gpu(config, items)
     wanted = config.getoption("--matrix")
     deselect(config, items, [item for item in items if (item.get_closest_marker("matrix") is not None) != wanted])
+    without_gpu(config, items)
     seen = set()
     for item in items:
         test, _, case = item.nodeid.partition("[")

@@ -150,8 +150,8 @@ def _all_cases() -> list[object]:
     """Each kernel in bf16 on sm_90, for one gate in every form, for the losses with each base and each rule once.
 
     Other targets and dtypes differ in what the backends make of a kernel: there a tensor per channel is compiled where the
-    kernel takes one, and `make test` compiles one op of each kind of kernel. `make matrix` compiles the other forms that this
-    lists, `python -m benchmarks compile` all there are.
+    kernel takes one, and `make test` compiles one op of each kind of kernel, for targets that may be soft. `make matrix`
+    compiles the other forms that this lists, `python -m benchmarks compile` all there are.
     """
     found: dict[str, object] = {}
     for target, gpu in TARGETS.items():
@@ -169,7 +169,8 @@ def _all_cases() -> list[object]:
             if not (whole or narrow):
                 continue
             form = f"{target} {case.jit.fn.__module__} {case.jit.fn.__qualname__} {case.arguments} {case.num_warps}"
-            first = case.op in ALL_FORMS or narrow if whole else case.op in EVERYWHERE and (target, case.dtype) != AGAIN
+            elsewhere = case.op in EVERYWHERE and case.kernel != "forward-hard" and (target, case.dtype) != AGAIN
+            first = case.op in ALL_FORMS or narrow if whole else elsewhere
             marks = [] if first else [pytest.mark.matrix]
             found.setdefault(form, pytest.param(target, case, id=f"{target}-{case}", marks=marks))
     return list(found.values())
