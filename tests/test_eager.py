@@ -368,6 +368,7 @@ def test_gradcheck(op: Op, as_tensor: bool) -> None:
 # -------------------------------------------------------------------------------------------------------- torch.compile
 
 
+@pytest.mark.slow
 def test_compile_with_changing_numbers() -> None:
     """A program of every gate: its number may become another, a whole one, or 0."""
     torch.compiler.reset()

@@ -203,6 +203,7 @@ def test_batched_gradients(op: GradientGate, batched: str) -> None:
     same(dx, thresholded(g, 0.5))
 
 
+@pytest.mark.slow
 @gradient_gates
 def test_compile(op: GradientGate) -> None:
     """The identity also where the compiled function returns nothing else: the alias keeps its backward."""
@@ -227,6 +228,7 @@ def test_compile(op: GradientGate) -> None:
             equal(actual, expected)
 
 
+@pytest.mark.slow
 @gradient_gates
 def test_compile_of_transforms_and_changing_numbers(op: GradientGate) -> None:
     torch.compiler.reset()
@@ -340,6 +342,7 @@ def test_meta_gradients(op: ForeachGate) -> None:
     assert op([p, p], [0.5, 0.7], return_kept=True).device.type == "meta"
 
 
+@pytest.mark.slow
 @foreach
 def test_inside_of_compiled_code(op: ForeachGate) -> None:
     torch.compiler.reset()
