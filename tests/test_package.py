@@ -112,14 +112,15 @@ def environments(built: Built, tmp_path_factory: pytest.TempPathFactory) -> dict
     """Interpreters of new environments, which see where torch is but not the project, by what is installed in each."""
     outer = "\n".join(path for path in sys.path if path.endswith(("site-packages", "dist-packages")))
     made = {}
-    for name, what in {"wheel": (built.wheel,), "editable": ("-e", built.source)}.items():
+    for name, what in {"wheel": (built.wheel,), "editable": ("-e", built.source), "nothing": ()}.items():
         folder = tmp_path_factory.mktemp(name)
         run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
         (site,) = folder.glob("lib/python*/site-packages")
         (site / "outer.pth").write_text(outer)
         made[name] = python = folder / "bin" / "python"
-        pip = (sys.executable, "-m", "pip", "--python", python)
-        run(*pip, "install", *OFFLINE, "--ignore-installed", *what, cwd=folder)
+        if what:
+            pip = (sys.executable, "-m", "pip", "--python", python)
+            run(*pip, "install", *OFFLINE, "--ignore-installed", *what, cwd=folder)
     return made
 
 
@@ -206,7 +207,9 @@ def test_others_give_the_same_wheel(built: Built, way: str, tmp_path: Path) -> N
     assert packaged(wheel(what, tmp_path / "wheel")) == packaged(built.wheel)
 
 
-@pytest.mark.parametrize(("installed", "in_clone"), [("wheel", False), ("wheel", True), ("editable", False)])
+@pytest.mark.parametrize(
+    ("installed", "in_clone"), [("wheel", False), ("wheel", True), ("editable", False), ("nothing", True)]
+)
 def test_kernels_are_found(
     built: Built, environments: dict[str, Path], installed: str, in_clone: bool, tmp_path: Path
 ) -> None:
