@@ -170,7 +170,7 @@ def test_make_fx(case: Case, mode: str, device: torch.device) -> None:
 
 
 def test_compile_without_gradients_under_autocast() -> None:
-    """A program of every loss. Inductor leaves out roundings to bfloat16 between ops; tests/test_inductor.py has all else."""
+    """A program of every loss. It makes its targets, and Inductor would not round those; tests/test_inductor.py has all else."""
     torch.compiler.reset()
     cases = [of_dtype(case, torch.bfloat16) for case in ONE_EACH if case.cell]
     calls = [case.__call__ for case in cases]
