@@ -21,13 +21,14 @@ OTHERS = {f"sm_{capability}": GPUTarget("cuda", capability, 32) for capability i
 
 def main(targets: list[str]) -> None:
     aot.TARGETS.update(OTHERS)
-    found = json.loads(RESULT.read_text(encoding="utf-8"))["targets"] if RESULT.exists() else {}
+    found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     for target in targets or OTHERS:
         reports = [compiled.compile_case(case, target) for case in cases.cases(("fp32", "bf16"), 32)]
-        found[target] = {"kernels": len(reports), "spills": sum(bool(report.spills) for report in reports)}
+        spills = sum(bool(report.spills) for report in reports)
+        by = {"triton": triton.__version__, "commit": records.commit()}
+        found[target] = {"kernels": len(reports), "spills": spills, **by}
         print(target, found[target], flush=True)
-        made = {"triton": triton.__version__, "commit": records.commit(), "targets": found}
-        RESULT.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -351,7 +351,8 @@ HARDWARE = {
 
 
 def _is_one_of(device: str, names: str) -> bool:
-    return any(part.split()[-1] in device for part in names.split(", "))
+    """If this device is one of these names: "NVIDIA A100" is not an A10, "NVIDIA GeForce RTX 2080 Ti" is an RTX 20."""
+    return any(re.search(rf"\b{name}([5-9]0)?\b", device) for name in names.split(", "))
 
 
 def compiled_for() -> dict[str, str]:
@@ -362,8 +363,8 @@ def compiled_for() -> dict[str, str]:
             spills = sum(bool(line["spills"]) for line in lines if line["target"] == target)
             made[target] = _yes(spills, lines[0]["triton"])
     others = loaded("targets.json")
-    for target, counts in others["targets"].items() if others else ():
-        made[target] = _yes(counts["spills"], others["triton"])
+    for target, counts in (others or {}).items():
+        made[target] = _yes(counts["spills"], counts["triton"])
     return made
 
 

@@ -243,12 +243,33 @@ def test_only_step_and_float16_losses_move_fewer_bytes_when_compiled() -> None:
 def test_hardware_claims_nothing_that_was_not_done() -> None:
     compiled = {line["target"] for path in (records.RESULTS / "compile").rglob("*.jsonl") for line in _lines(path)}
     if others := tables.loaded("targets.json"):
-        compiled |= {*others["targets"]}
+        compiled |= {*others}
     for line in tables.hardware().splitlines()[2:-1]:
         name, target, made, executed, ran, measured = (cell.strip() for cell in line.strip("|").split("|"))
         assert (made != "no") == (target.strip("`") in compiled), name
         assert (ran == executed == "no") or measured != "no"
     assert compiled <= set(tables.HARDWARE.values())
+
+
+@pytest.mark.parametrize(
+    ("device", "target"),
+    [
+        ("NVIDIA H200", "sm_90"),
+        ("NVIDIA H100 80GB HBM3", "sm_90"),
+        ("NVIDIA A100-SXM4-80GB", "sm_80"),
+        ("NVIDIA A10", "sm_86"),
+        ("NVIDIA GeForce RTX 3090", "sm_86"),
+        ("NVIDIA L40S", "sm_89"),
+        ("NVIDIA GeForce RTX 5090", "sm_120"),
+        ("Tesla T4", "sm_75"),
+        ("NVIDIA GeForce RTX 2080 Ti", "sm_75"),
+        ("AMD Instinct MI300X", "gfx942"),
+        ("NVIDIA RTX 2000 Ada Generation", None),
+    ],
+)
+def test_a_device_stands_in_its_own_row_alone(device: str, target: str | None) -> None:
+    rows = [made for names, made in tables.HARDWARE.items() if tables._is_one_of(device, names)]
+    assert rows == ([target] if target else [])
 
 
 def test_versions_are_those_that_were_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
