@@ -15,7 +15,9 @@ import pytest
 import triton_thresh as tt
 from docs import hooks, tables
 from docs.readme import pages, updated
-from triton_thresh import functional
+from triton_thresh import functional, gates, reference, registry
+from triton_thresh.bases import BASES, Base
+from triton_thresh.rules import RULES, Rule
 
 from .conftest import INTERPRETED
 from .rows import OPS
@@ -23,6 +25,9 @@ from .test_docs import assert_same, ran
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DEVICE_FUNCTIONS = set(
+    re.findall(r"^def (\w+)", (ROOT / "kernels" / "pointwise.py").read_text(encoding="utf-8"), re.MULTILINE)
+)
 
 
 def _blocks(document: str, language: str) -> list[str]:
@@ -92,6 +97,32 @@ def test_readme_links_lead_somewhere() -> None:
     assert len(targets) > 8
     for target in targets:
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("row", [*registry.GATES.values(), registry.KEEP_LARGE], ids=lambda row: str(row.name))
+def test_every_gate_has_its_functions(row: registry.Gate) -> None:
+    """On a CPU without Triton's interpreter a forgotten device function would not be missed."""
+    device, host = [row.value or row.name], [row.name]
+    if row.saves == "two bits":
+        device.append(f"{row.name}_backward")
+        host.append(f"{row.name}_backward")
+    elif row.learns:
+        device += [f"{row.name}_learned", f"{row.name}_learned_backward"]
+    for name in device:
+        assert name in DEVICE_FUNCTIONS, f"kernels/pointwise.py has no {name}, which the row {row.name} needs"
+    for name in host:
+        assert hasattr(reference, name), f"reference.py has no {name}, which the row {row.name} needs"
+    names = gates.SIGNATURES[row.name]
+    assert 1 <= row.operands <= len(names), (
+        f"the row {row.name} has {row.operands} operands, its function takes {[*names]}"
+    )
+    assert 1 <= len(row.example) <= len(names), f"the example of the row {row.name} is not what its function takes"
+
+
+@pytest.mark.parametrize("part", [*BASES, *RULES], ids=lambda part: str(part.__name__))
+def test_every_base_and_rule_has_its_device_function(part: type[Base | Rule]) -> None:
+    name = part.snake_name()
+    assert name in DEVICE_FUNCTIONS, f"kernels/pointwise.py has no {name}, which {part.__name__} needs"
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -63,6 +63,7 @@ def of_a_gate(name: str, threshold: str, *rest: float, learns: bool = False) -> 
         mistake(lambda: op(X, np.ones(3)), TypeError, name, threshold, NUMBER, "ndarray"),
         mistake(lambda: op(X, [0.1, 0.2, 0.3]), TypeError, name, threshold, NUMBER, "list"),
         mistake(lambda: op(X, torch.ones(2)), ValueError, name, threshold, "(2,)", "broadcast", "(2, 3)"),
+        mistake(lambda: op(X, X.amax(1)), ValueError, name, "(2, 1) does, which keepdim=True or unsqueeze(1) gives"),
         mistake(lambda: op(X, ELSEWHERE), RuntimeError, name, f"{threshold} is on meta", "expected cpu"),
     ]
     if not learns:

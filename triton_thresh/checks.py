@@ -303,7 +303,17 @@ def _check_broadcasts(op: str, name: str, value: Tensor, input: Tensor) -> None:
     if len(shape) > len(target) or any(s != 1 and s != t for s, t in zip(reversed(shape), reversed(target))):
         raise ValueError(
             f"{op}: {name} has shape {tuple(shape)}, which does not broadcast to the input's shape {tuple(target)}"
+            + _one_per_row(tuple(shape), tuple(target))
         )
+
+
+def _one_per_row(shape: tuple[int, ...], target: tuple[int, ...]) -> str:
+    """A hint, if the shape is the input's without one of its dimensions, as a reduction over that one leaves it."""
+    for dim in range(len(target) - 1, -1, -1):
+        if shape == (*target[:dim], *target[dim + 1 :]):
+            kept = (*target[:dim], 1, *target[dim + 1 :])
+            return f"; {kept} does, which keepdim=True or unsqueeze({dim}) gives"
+    return ""
 
 
 def _sizes(tensor: Tensor) -> Sequence[int]:
