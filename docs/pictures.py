@@ -71,7 +71,7 @@ def labels_panel(axes: Axes) -> None:
         own = [record for record in found if record.provider == provider]
         x, y = [record.labels for record in own], [record.extra_bytes / 2**20 for record in own]
         axes.plot(x, y, color=COLORS[kind], marker=marker, label=LABELS[kind])
-        axes.annotate(f" {y[-1]:,.0f} MiB", (x[-1], y[-1]), va="center", fontsize=8)
+        axes.annotate(f"{y[-1]:,.0f} MiB", (x[-1], y[-1]), (7, 0), textcoords="offset points", va="center", fontsize=8)
     rows, features = found[0].rows, found[0].features
     axes.set(xscale="log", yscale="log", xlabel="labels", ylabel="MiB beyond inputs and gradients")
     axes.set(title=f"Memory of a training step, {rows} rows of {features} features, float32")

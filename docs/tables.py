@@ -296,8 +296,8 @@ def compiled() -> str:
         spills = sum(bool(line["spills"]) for line in lines)
         links = ", ".join(f"[{target}]({(folder / target).relative_to(ROOT).as_posix()}.md)" for target in targets)
         parts.append(
-            f"Triton {lines[0]['triton']}, commit {lines[0]['commit']}: {len(lines)} kernels, {spills or 'none'} of them "
-            f"with spills. A cell has the most instructions that an element takes forward and backward, in bfloat16, over "
+            f"Triton {lines[0]['triton']}, commit {lines[0]['commit']}: {len(lines):,} kernels, {spills or 'none'} of them "
+            f"spilling. A cell has the most instructions that an element takes forward and backward, in bfloat16, over "
             f"all kinds of thresholds. Registers, vector widths and every single kernel: {links}."
         )
         table = []
@@ -421,7 +421,7 @@ def status() -> str:
     lines = [
         ["State", f"alpha, version {tt.__version__}: before 1.0 a minor version may change names"],
         ["Correct", "every op against plain torch, on every change, with the kernels in Triton's interpreter"],
-        ["Compiled for", f"{targets}: {count} kernels, {spills or 'no'} spills"],
+        ["Compiled for", f"{targets}: {count:,} kernels, {spills or 'none'} of them spilling"],
         [
             "Executed",
             f"{tested}. On every change the PTX for sm_90, by an interpreter on a CPU: a share of the kernels' tests",
