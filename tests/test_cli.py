@@ -75,11 +75,11 @@ def test_what_is_typed_wrongly_is_said_in_a_line(
 
 def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: Any, **__: Any) -> None:
-        raise AssertionError("Torch not compiled with CUDA enabled")
+        raise AssertionError("Torch not compiled with CUDA enabled. This could be because of many things.")
 
     monkeypatch.setattr(torch, "empty", missing)
     assert main(["explain", "step", "--device", "cuda"]) == 2
-    assert "--device: 'cuda': Torch not compiled with CUDA enabled" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("--device: 'cuda': Torch not compiled with CUDA enabled\n")
 
 
 def test_tune_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

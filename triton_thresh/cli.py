@@ -175,7 +175,9 @@ def _device(text: str | None) -> torch.device:
         device = torch.device(text or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise typer.BadParameter(f"{text!r}: {str(error).splitlines()[0]}", param_hint="--device") from None
+        raise typer.BadParameter(
+            f"{text!r}: {str(error).splitlines()[0].partition('. ')[0]}", param_hint="--device"
+        ) from None
     return device
 
 
