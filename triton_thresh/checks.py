@@ -211,14 +211,15 @@ def check_held(op: str, name: str, value: float, dtype: torch.dtype) -> float:
 def check_integer(op: str, name: str, value: float, dtype: torch.dtype) -> int:
     """A number truncated to an integer dtype that can hold it, as ATen does; 0 or 1 for bool.
 
-    ATen wraps a negative integer around in an unsigned dtype, and no fraction.
+    ATen wraps a negative integer around in an unsigned dtype, and no fraction. Since torch 2.15 it takes 255.5 as 255 in
+    uint8, and refused it before; here it is 255 with every torch.
     """
     if dtype is torch.bool:
         return int(bool(value))
     info = torch.iinfo(dtype)
     if info.min == 0 and not isinstance(value, (float, torch.SymFloat)) and -info.max <= value < 0:
         value += info.max + 1
-    if not info.min <= value <= info.max:
+    if not info.min <= value < info.max + 1:
         raise RuntimeError(f"{op}: {name} is {value}, which {dtype} cannot hold; expected {info.min} to {info.max}")
     return int(value)
 
