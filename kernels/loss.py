@@ -51,7 +51,7 @@ def _valid(target, values, MASK: tl.constexpr, IGNORE: tl.constexpr):
 @triton.jit
 def _smoothed(target, values, UNIT: tl.constexpr, SMOOTHING: tl.constexpr, COMPUTE: tl.constexpr):
     """The target that base and rule see."""
-    y = target.to(COMPUTE)
+    y = operand.widen(target, COMPUTE)
     if SMOOTHING is not None:
         share = values[SMOOTHING].to(COMPUTE)
         smooth = tl.fma(y, 1.0 - share, 0.5 * share)
@@ -101,7 +101,7 @@ def _load(
     COMPUTE: tl.constexpr,
 ):
     """Input and smoothed target of the elements base + lane in the compute type, where they count, and the operands."""
-    x = operand.read(x_ptr + base + lane, mask).to(COMPUTE)
+    x = operand.widen(operand.read(x_ptr + base + lane, mask), COMPUTE)
     target = operand.read(y_ptr + base + lane, mask)
     values = operand.load_all(operands, KINDS, base, lane, mask)
     valid = _valid(target, values, MASK, IGNORE)
@@ -471,7 +471,7 @@ def _descend_tile(
     WRITES: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    x = operand.read(x_ptr + base + lane, mask).to(COMPUTE)
+    x = operand.widen(operand.read(x_ptr + base + lane, mask), COMPUTE)
     values = operand.load_all(operands, KINDS, base, lane, mask)
     if SCALE is not None:
         x *= values[SCALE].to(COMPUTE)
