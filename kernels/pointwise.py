@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 OPERAND = tl.constexpr(-1)
+LOG_2 = tl.constexpr(0.6931471805599453)
 
 # ---------------------------------------------------------------------------------------------------------------- gates
 
@@ -215,33 +216,54 @@ def huber(x, y, p, s):
 
 
 @triton.jit
-def _log_of_ratio(f, root):
-    """log(1 + f) for float32 f in [sqrt(1/2) - 1, sqrt(2) - 1] and root = 1 / sqrt(1 + f): 2 asinh(f root / 2).
-
-    v = f root times a polynomial of degree 2 in v**2, relative error 4.6e-8. One in f takes three instructions more.
-    """
-    v = f * root
-    h = v * v
-    q = tl.fma(h, 0.004572396632283926, -0.04166238382458687)
-    return v * tl.fma(q, h, 1.0)
+def _asinh_factor(h):
+    """2 asinh(v / 2) / v for float32 h = v**2 up to 1/2, relative error 5.5e-8. 2 asinh(v / 2) is log1p(e) for v = e rsqrt(1 + e),
+    and -log(1 - s) for v = s rsqrt(1 - s). A polynomial in e takes three instructions more."""
+    q = tl.fma(h, -0.0005965743912383914, 0.0046594650484621525)
+    q = tl.fma(q, h, -0.04166441038250923)
+    return tl.fma(q, h, 1.0)
 
 
 @triton.jit
-def _logs(x):
-    """log x and log(1 - x), clamped at -100, for x in [0, 1]; other x give some number. Half the instructions of two tl.log.
+def _split(v, EXTRA: tl.constexpr = 0):
+    """2**23 k, m, 1 / sqrt(m) and 1 / v for float32 v = 2**(k + EXTRA) m from 2**-126 on, m in [sqrt(1/2), sqrt(2)); of other v
+    some numbers. 1 / v is for an EXTRA of 0."""
+    bits = v.to(tl.int32, bitcast=True) - (EXTRA << 23)
+    k = (bits - 0x3F3504F3) & -0x800000
+    m = (bits - k).to(tl.float32, bitcast=True)
+    root = tl.rsqrt(m)
+    inverse = ((root * root).to(tl.int32, bitcast=True) - k).to(tl.float32, bitcast=True)
+    return k.to(tl.float32), m, root, inverse
 
-    float32: v = 2**k m with m in [sqrt(1/2), sqrt(2)), log v = k log 2 + log m. x is scaled by 2**23, so that denormals count;
-    for k = 0 log(1 - x) takes f = m - 1 = -x, which 1 - x has rounded. float64: that rounding is added again.
+
+@triton.jit
+def _log_of(k, f, root, UNIT: tl.constexpr):
+    """log(2**k (1 + f)) UNIT for float32 f in [sqrt(1/2) - 1, sqrt(2) - 1], root = 1 / sqrt(1 + f), and 2**23 k.
+
+    log(1 + f) is 2 asinh(v / 2) for v = f root: v times a polynomial of degree 2 in v**2, relative error 4.6e-8.
     """
-    rest = 1.0 - x
-    if x.dtype == tl.float64:
-        log_x = tl.log(tl.abs(x))
-        log_rest = tl.log(rest) + ((1.0 - rest) - x)
+    v = f * root
+    h = v * v
+    q = tl.fma(h, 0.004572396632283926 * UNIT, -0.04166238382458687 * UNIT)
+    return tl.fma(k, UNIT * LOG_2 / 8388608, v * tl.fma(q, h, UNIT))
+
+
+@triton.jit
+def _logs(small, large):
+    """log small, clamped at -100, and log large for small = 1 - large in [0, 1/2]; of others some numbers.
+
+    float32: small is scaled by 2**23, so that denormals count; log large takes the exact one. float64: log large has the rounding
+    of 1 - small added again.
+    """
+    if small.dtype == tl.float64:
+        log_small = tl.log(tl.abs(small))
+        log_large = tl.log(large) + ((1.0 - large) - small)
     else:
-        k, m, root, _ = _split(tl.abs(x) * 8388608.0)
-        log_x = tl.fma((k - 23).to(tl.float32), 0.6931471805599453, _log_of_ratio(m - 1.0, root))
-        log_rest, _ = _log_and_inverse(rest, x)
-    return tl.maximum(log_x, -100.0), tl.where(rest == 0.0, -100.0, log_rest)
+        k, m, root, _ = _split(tl.abs(small) * 8388608.0, 23)
+        log_small = _log_of(k, m - 1.0, root, 1.0)
+        v = small * tl.rsqrt(large)
+        log_large = _minus(v) * _asinh_factor(v * v)
+    return tl.maximum(log_small, -100.0), log_large
 
 
 @triton.jit
@@ -249,27 +271,28 @@ def bce(x, y, p, s):
     """l = -(y log x + (1 - y) log(1 - x)), logs clamped at -100; dl/dx = (x - y) / max(x (1 - x), 1e-12); NaN where x or y lies
     outside [0, 1].
 
-    x (1 - x) >= 0 just where 0 <= x <= 1. Elsewhere y becomes NaN, and with it loss and slope: the logs are finite.
+    x (1 - x) >= 0 just where 0 <= x <= 1. Elsewhere y becomes NaN, and with it loss and slope.
     """
-    variance = x * (1.0 - x)
+    rest = 1.0 - x
+    variance = x * rest
     y = tl.where((variance >= 0.0) & _is_probability(y), y, float("nan"))
-    log_x, log_rest = _logs(x)
-    loss = tl.fma(y - 1.0, log_rest, _minus(y * log_x))
+    log_small, log_large = _logs(tl.minimum(x, rest), tl.maximum(x, rest))
+    share = tl.where(x < rest, y, 1.0 - y)
+    loss = tl.fma(share - 1.0, log_large, _minus(share * log_small))
     variance = tl.maximum(variance, tl.full([], 1e-12, x.dtype))  # a bare 1e-12 would be a float32
     if x.dtype == tl.float64:
         slope = (x - y) / variance
     else:
         r = tl.rsqrt(variance)
         slope = (x - y) * (r * r)
-    return loss, slope, x, 1.0 - x, 1.0
+    return loss, slope, x, rest, 1.0
 
 
 @triton.jit
 def _decay(x):
-    """log1p(e) for e = exp(-|x|), sigmoid(|x|) and sigmoid(-|x|).
+    """v and p, whose product is log1p(e) for e = exp(-|x|); sigmoid(|x|) and sigmoid(-|x|).
 
-    float32: rsqrt(1 + e)**2 replaces a division; log1p(e) = 2 asinh(v / 2) for v = e rsqrt(1 + e) is v times a polynomial of
-    degree 3 in v**2, relative error 5.5e-8. One in e takes three instructions more.
+    float32: rsqrt(1 + e)**2 replaces a division.
     float64: log(u) e / (u - 1) with u = fl(1 + e).
     """
     if x.dtype == tl.float64:
@@ -277,24 +300,23 @@ def _decay(x):
         u = 1.0 + e
         r = 1.0 / u
         er = e * r
-        log1p = tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
+        v = tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
+        p = 1.0
     else:
         e = tl.exp2(_minus(tl.abs(1.4426950408889634 * x)))
         root = tl.rsqrt(1.0 + e)
         r = root * root
         er = e * r
-        h = e * er
-        q = tl.fma(h, -0.0005965743912383914, 0.0046594650484621525)
-        q = tl.fma(q, h, -0.04166441038250923)
-        log1p = (e * root) * tl.fma(q, h, 1.0)
-    return log1p, r, er
+        v = e * root
+        p = _asinh_factor(e * er)
+    return v, p, r, er
 
 
 @triton.jit
 def _logistic(x):
-    """log1p(exp(-|x|)), sigmoid(x), sigmoid(-x), and the slope of the first."""
-    log1p, r, er = _decay(x)
-    return log1p, tl.where(x >= 0.0, r, er), tl.where(x >= 0.0, er, r), er * r
+    """v and p, whose product is log1p(exp(-|x|)); sigmoid(x), sigmoid(-x), and the slope of the first."""
+    v, p, r, er = _decay(x)
+    return v, p, tl.where(x >= 0.0, r, er), tl.where(x >= 0.0, er, r), er * r
 
 
 @triton.jit
@@ -311,8 +333,8 @@ def _predictions(x, s, rest):
 @triton.jit
 def bce_with_logits(x, y, p, s):
     """l = (1 - y) x + w (max(-x, 0) + log1p(exp -|x|)) with w = 1 + (pos_weight - 1) y; dl/dx = (1 - y) - w (1 - sigmoid)."""
-    log1p, sigmoid, rest, dq = _logistic(x)
-    softplus = tl.maximum(_minus(x), 0.0) + log1p  # a NaN that maximum drops comes back through the logarithm
+    log1p, factor, sigmoid, rest, dq = _logistic(x)
+    softplus = tl.fma(log1p, factor, tl.maximum(_minus(x), 0.0))  # a NaN that maximum drops comes back through the logarithm
     slope = sigmoid - y
     if len(p) == 1:
         w = tl.fma(p[0].to(x.dtype) - 1.0, y, 1.0)
@@ -320,17 +342,6 @@ def bce_with_logits(x, y, p, s):
         slope = tl.fma(_minus(w), rest, 1.0 - y)
     q, rest = _predictions(x, sigmoid, rest)
     return tl.fma(1.0 - y, x, softplus), slope, q, rest, dq
-
-
-@triton.jit
-def _split(v):
-    """k, m, 1 / sqrt(m) and 1 / v for float32 v = 2**k m from 2**-126 on, m in [sqrt(1/2), sqrt(2)); of other v some numbers."""
-    bits = v.to(tl.int32, bitcast=True)
-    k = (bits - 0x3F3504F3) >> 23
-    m = (bits - (k << 23)).to(tl.float32, bitcast=True)
-    root = tl.rsqrt(m)
-    inverse = ((root * root).to(tl.int32, bitcast=True) - (k << 23)).to(tl.float32, bitcast=True)
-    return k, m, root, inverse
 
 
 @triton.jit
@@ -343,8 +354,8 @@ def _log_and_inverse(v, rest):
         inverse = 1.0 / tl.where(v > 0.0, v, 1.0)
     else:
         k, m, root, inverse = _split(v)
-        ratio = tl.where(k == 0, _minus(rest), m - 1.0)
-        log = tl.fma(k.to(tl.float32), 0.6931471805599453, _log_of_ratio(ratio, root))
+        ratio = tl.where(k == 0.0, _minus(rest), m - 1.0)
+        log = _log_of(k, ratio, root, 1.0)
     return log, inverse
 
 
@@ -359,8 +370,9 @@ def _exponent(CONSTANT: tl.constexpr, p, AT: tl.constexpr, like):
 
 
 @triton.jit
-def _power_of(v, exponent):
-    """v**g and v**(g - 1) for 0 <= v and a tensor g; at v = 0 the first is 0 (1 for g = 0), and the second times g is 0."""
+def _power_of(v, exponent, scale=1.0):
+    """scale v**g and scale v**(g - 1) for 0 <= v and a tensor g; at v = 0 the first is 0 (scale for g = 0), and the second times g
+    is 0."""
     g = exponent.to(v.dtype)
     if v.dtype == tl.float64:
         live = v > 0.0
@@ -369,27 +381,24 @@ def _power_of(v, exponent):
     else:
         live = v >= 1.1754943508222875e-38
         k, m, root, inverse = _split(v)
-        log2 = tl.fma(_log_of_ratio(m - 1.0, root), 1.4426950408889634, k.to(tl.float32))
-        w = tl.exp2(g * tl.where(live, log2, -3.0e38))
-    w = tl.fma(v, 0.0, w)  # NaN where v is
+        w = tl.exp2(g * tl.where(live, _log_of(k, m - 1.0, root, 1 / LOG_2), -3.0e38))
+    w = tl.fma(v, 0.0, w) * scale  # NaN where v is
     return w, w * inverse
 
 
 @triton.jit
-def _power(v, CONSTANT: tl.constexpr, p, AT: tl.constexpr):
-    """v**g and v**(g - 1) for 0 <= v; g is 0, 1, 2, 3 or 4, or the operand at AT. For g = 0 the second is to meet that factor."""
+def _power(v, CONSTANT: tl.constexpr, p, AT: tl.constexpr, scale=1.0):
+    """scale v**g and scale v**(g - 1) for 0 <= v; g is 0, 1, 2, 3 or 4, or the operand at AT. For g = 0 the second is to meet that
+    factor."""
     if CONSTANT == OPERAND:
-        w, less = _power_of(v, p[AT])
+        w, less = _power_of(v, p[AT], scale)
     elif CONSTANT == 0:
-        w, less = tl.fma(v, 0.0, 1.0), 0.0
-    elif CONSTANT == 1:
-        w, less = v, 1.0
-    elif CONSTANT == 2:
-        w, less = v * v, v
-    elif CONSTANT == 3:
-        w, less = v * v * v, v * v
+        w, less = tl.fma(v, 0.0, scale), 0.0
     else:
-        w, less = (v * v) * (v * v), v * v * v
+        less = scale
+        for _ in tl.static_range(CONSTANT - 1):
+            less *= v
+        w = less * v
     return w, less
 
 
@@ -424,11 +433,11 @@ def focal(x, y, p, s):
     if HARD:
         positive = y == 1.0
         z = _signed(x, y)
-        log1p, pt, u, dq = _logistic(z)
-        ce = tl.maximum(_minus(z), 0.0) + log1p
+        log1p, factor, pt, u, dq = _logistic(z)
+        ce = tl.fma(log1p, factor, tl.maximum(_minus(z), 0.0))
         g = _exponent(s[2], p, len(p) - 1, x)
         if s[2] == OPERAND:
-            softplus = tl.maximum(z, 0.0) + log1p
+            softplus = tl.fma(log1p, factor, tl.maximum(z, 0.0))
             if x.dtype == tl.float64:
                 w = tl.exp(g * _minus(softplus))
             else:
@@ -444,20 +453,19 @@ def focal(x, y, p, s):
         sigmoid, rest = tl.where(positive, pt, u), tl.where(positive, u, pt)
     else:
         y = _unit(y)
-        log1p, r, er = _decay(x)
+        log1p, factor, r, er = _decay(x)
         wrong = tl.where(x >= 0.0, 1.0 - y, y)  # the share of the target that the sign of x misses
-        ce = tl.maximum(tl.abs(wrong * x), 0.0) + log1p  # 0 inf, a NaN, is dropped
+        ce = tl.fma(log1p, factor, tl.maximum(tl.abs(wrong * x), 0.0))  # 0 inf, a NaN, is dropped
         u = tl.fma(wrong, r - er, er)
         g = _exponent(s[2], p, len(p) - 1, x)
-        w, less = _power(u, s[2], p, len(p) - 1)
-        dq = er * r
-        loss = w * ce
-        slope = tl.fma(w, wrong - er, less * (tl.fma(wrong, 2.0, -1.0) * g * dq * _finite(ce)))
-        slope = tl.where(x >= 0.0, slope, _minus(slope))
+        balance = 1.0
         if s[1] == OPERAND:
             balance = tl.fma(2.0 * p[0].to(x.dtype) - 1.0, y, 1.0 - p[0].to(x.dtype))
-            loss *= balance
-            slope *= balance
+        w, less = _power(u, s[2], p, len(p) - 1, balance)
+        dq = er * r
+        loss = w * ce
+        slope = tl.fma(w, wrong - er, less * (tl.fma(wrong, 2.0 * g, -1.0 * g) * dq * _finite(ce)))
+        slope = tl.where(x >= 0.0, slope, _minus(slope))
         sigmoid, rest = tl.where(x >= 0.0, r, er), tl.where(x >= 0.0, er, r)
     q, rest = _predictions(x, sigmoid, rest)
     return loss, slope, q, rest, dq
@@ -476,7 +484,7 @@ def asymmetric(x, y, p, s):
         x = tl.where(positive | (y == 0.0), x, float("nan"))
     else:
         y = _unit(y)
-    log1p, sigmoid, sigmoid_neg, dq = _logistic(x)
+    log1p, factor, sigmoid, sigmoid_neg, dq = _logistic(x)
     clip, eps = p[len(p) - 2].to(x.dtype), p[len(p) - 1].to(x.dtype)
     q, rest = _predictions(x, sigmoid, sigmoid_neg)
     over = q - clip
@@ -506,14 +514,14 @@ def asymmetric(x, y, p, s):
         log_eps, _ = _log_and_inverse(eps, 1.0 - eps)
         floor = tl.where(eps > 0.0, log_eps, float("-inf"))
         seen = sigmoid >= eps
-        log_p = tl.where(seen, tl.minimum(x, 0.0) - log1p, floor)
+        log_p = tl.where(seen, tl.fma(_minus(log1p), factor, tl.minimum(x, 0.0)), floor)
         known = (hit >= eps) & (hit > 0.0)
         log_hit, inverse = _log_and_inverse(hit, miss)
         log_q = tl.where(known, log_hit, floor)
         most = tl.maximum(floor, 0.0)  # where a share of 0 meets an infinity
         log = tl.minimum(y * log_p, most) + tl.minimum(other * log_q, most)
         missed, gained = other * dmiss, y * sigmoid_neg
-        dlog = tl.where(seen, gained, 0.0) - tl.where(known, missed * inverse, 0.0)
+        dlog = tl.fma(_minus(missed), tl.where(known, inverse, 0.0), tl.where(seen, gained, 0.0))
         u, du = tl.fma(other, miss, gained), tl.fma(_minus(y), dq, missed)
         if s[1] != OPERAND and s[1] == s[2]:
             g = s[1]
