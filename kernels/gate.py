@@ -75,8 +75,7 @@ def forward(
         inside = column + lane < width
     base = block * (8 * row) + column
     left = n - base
-    x_ptr += base
-    y_ptr += base
+    x_ptr += base  # but not y_ptr: made this early, that address went to the stack in some kernels
     low = tl.zeros([COLS], dtype=tl.int32)
     high = tl.zeros([COLS], dtype=tl.int32)
     values = ()
@@ -92,7 +91,7 @@ def forward(
             else:
                 vs = vs + (operand.load_all(operands, KINDS, base, j * row + lane, inside),)
         for j in tl.static_range(8):
-            code = _select(xs[j], vs[j], y_ptr + (j * row + lane), inside, FUNCTION, COMPUTE, PROMOTED)
+            code = _select(xs[j], vs[j], y_ptr + base + (j * row + lane), inside, FUNCTION, COMPUTE, PROMOTED)
             if BITS >= 1:
                 low |= (code & 1) << j
             if BITS == 2:
@@ -107,7 +106,7 @@ def forward(
                 vs = values
             else:
                 vs = operand.load_all(operands, KINDS, base, o, valid)
-            code = _select(x, vs, y_ptr + o, valid, FUNCTION, COMPUTE, PROMOTED)
+            code = _select(x, vs, y_ptr + base + o, valid, FUNCTION, COMPUTE, PROMOTED)
             if BITS >= 1:
                 low |= (code & 1) << j
             if BITS == 2:
@@ -301,9 +300,9 @@ def backward_code(
             cs = ()
             vs = ()
             for j in tl.static_range(8):  # all loads in flight before the first store
-                gs = gs + (operand.read(g_ptr + base + (j * width + o), inside),)
-                if features is None:
+                if features is None:  # before g: up to 48 registers fewer
                     cs = cs + (_count(count_ptr, group * 8 + j, o, width, features, inside),)
+                gs = gs + (operand.read(g_ptr + base + (j * width + o), inside),)
                 if BY_COLUMN:
                     vs = vs + (values,)
                 else:

@@ -30,11 +30,9 @@ def read(pointer, mask):
 @triton.jit
 def widen(x, COMPUTE: tl.constexpr):
     """x in the compute type. By bits the upper bfloat16 of a register takes one instruction, a mask; by a cast, two."""
-    if x.dtype == tl.bfloat16 and COMPUTE == tl.float32:
-        wide = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    else:
-        wide = x.to(COMPUTE)
-    return wide
+    if x.dtype == tl.bfloat16:
+        x = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return x.to(COMPUTE)
 
 
 @triton.jit

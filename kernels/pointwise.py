@@ -217,8 +217,11 @@ def huber(x, y, p, s):
 
 @triton.jit
 def _asinh_factor(h):
-    """2 asinh(v / 2) / v for float32 h = v**2 up to 1/2, relative error 5.5e-8. 2 asinh(v / 2) is log1p(e) for v = e rsqrt(1 + e),
-    and -log(1 - s) for v = s rsqrt(1 - s). A polynomial in e takes three instructions more."""
+    """2 asinh(v / 2) / v for float32 h = v**2 up to 1/2, relative error 5.5e-8.
+
+    2 asinh(v / 2) is log1p(e) for v = e rsqrt(1 + e), and -log(1 - s) for v = s rsqrt(1 - s). A polynomial in e takes three
+    instructions more.
+    """
     q = tl.fma(h, -0.0005965743912383914, 0.0046594650484621525)
     q = tl.fma(q, h, -0.04166441038250923)
     return tl.fma(q, h, 1.0)
@@ -226,8 +229,10 @@ def _asinh_factor(h):
 
 @triton.jit
 def _split(v, EXTRA: tl.constexpr = 0):
-    """2**23 k, m, 1 / sqrt(m) and 1 / v for float32 v = 2**(k + EXTRA) m from 2**-126 on, m in [sqrt(1/2), sqrt(2)); of other v
-    some numbers. 1 / v is for an EXTRA of 0."""
+    """2**23 k, m, 1 / sqrt(m) and 2**-EXTRA / v for float32 v = 2**(k + EXTRA) m from 2**-126 on, m in [sqrt(1/2), sqrt(2)).
+
+    Of other v some numbers. The exponent stays in its place, which spares a shift.
+    """
     bits = v.to(tl.int32, bitcast=True) - (EXTRA << 23)
     k = (bits - 0x3F3504F3) & -0x800000
     m = (bits - k).to(tl.float32, bitcast=True)
@@ -334,7 +339,8 @@ def _predictions(x, s, rest):
 def bce_with_logits(x, y, p, s):
     """l = (1 - y) x + w (max(-x, 0) + log1p(exp -|x|)) with w = 1 + (pos_weight - 1) y; dl/dx = (1 - y) - w (1 - sigmoid)."""
     log1p, factor, sigmoid, rest, dq = _logistic(x)
-    softplus = tl.fma(log1p, factor, tl.maximum(_minus(x), 0.0))  # a NaN that maximum drops comes back through the logarithm
+    # a NaN that maximum drops comes back through the logarithm
+    softplus = tl.fma(log1p, factor, tl.maximum(_minus(x), 0.0))
     slope = sigmoid - y
     if len(p) == 1:
         w = tl.fma(p[0].to(x.dtype) - 1.0, y, 1.0)
@@ -371,8 +377,7 @@ def _exponent(CONSTANT: tl.constexpr, p, AT: tl.constexpr, like):
 
 @triton.jit
 def _power_of(v, exponent, scale=1.0):
-    """scale v**g and scale v**(g - 1) for 0 <= v and a tensor g; at v = 0 the first is 0 (scale for g = 0), and the second times g
-    is 0."""
+    """scale v**g and scale v**(g - 1) for 0 <= v and a tensor g; at v = 0 that is 0 (scale if g = 0), g times the second 0."""
     g = exponent.to(v.dtype)
     if v.dtype == tl.float64:
         live = v > 0.0
@@ -388,8 +393,10 @@ def _power_of(v, exponent, scale=1.0):
 
 @triton.jit
 def _power(v, CONSTANT: tl.constexpr, p, AT: tl.constexpr, scale=1.0):
-    """scale v**g and scale v**(g - 1) for 0 <= v; g is 0, 1, 2, 3 or 4, or the operand at AT. For g = 0 the second is to meet that
-    factor."""
+    """scale v**g and scale v**(g - 1) for 0 <= v; g is 0, 1, 2, 3 or 4, or the operand at AT.
+
+    For g = 0 the second is to meet that factor.
+    """
     if CONSTANT == OPERAND:
         w, less = _power_of(v, p[AT], scale)
     elif CONSTANT == 0:
