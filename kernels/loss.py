@@ -142,10 +142,9 @@ def _counted(x, y, valid, values, mask, RULE_STATIC: tl.constexpr, LEAST: tl.con
         positive = y > 0.5
     if mask is not None:
         valid = valid & mask
-    found = valid.to(tl.int32)
-    found |= (valid & positive).to(tl.int32) << 8
-    above = valid & (x >= least)
-    return found | above.to(tl.int32) << 16 | (above & positive).to(tl.int32) << 24
+    found = tl.where(positive, 0x101, 1)
+    found = tl.where(x >= least, found * 0x10001, found)
+    return tl.where(valid, found, 0)
 
 
 @triton.jit
