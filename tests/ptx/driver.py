@@ -91,7 +91,6 @@ class PtxDriver(StubDriver):
         self.note: Note | None = None
         self.also: Sequence[tuple[int, int]] = ()
         self.executed: Counter[str] = Counter()  # instructions of threads, by kernel
-        self.launched: Counter[str] = Counter()
         self.kernels: list[Kernel] = []
         self.changed = 0  # kernels whose text `rewrite` changed
         self._folder, self._rewrite, self._stack = folder, rewrite, ExitStack()
@@ -139,7 +138,6 @@ class PtxDriver(StubDriver):
             kernel = self.kernels[function]
             memory = Global([*spans, *self.also], kernel.program.threads, self.note)
             self.executed[source.name] += kernel.launch((x, y, z), values, memory)
-            self.launched[source.name] += 1
 
         return launch
 
