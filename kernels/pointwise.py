@@ -229,7 +229,7 @@ def _asinh_factor(h):
 
 @triton.jit
 def _split(v, EXTRA: tl.constexpr = 0):
-    """2**23 k, m, 1 / sqrt(m) and 2**-EXTRA / v for float32 v = 2**(k + EXTRA) m from 2**-126 on, m in [sqrt(1/2), sqrt(2)).
+    """2**23 k, m, 1 / sqrt(m) and 2**EXTRA / v for float32 v = 2**(k + EXTRA) m from 2**-126 on, m in [sqrt(1/2), sqrt(2)).
 
     Of other v some numbers. The exponent stays in its place, which spares a shift.
     """
