@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
 
 from . import backend, checks, eager, layout, reference, tuning
 from .checks import FLOATING, HALF, Operand, compute_dtype, is_exporting, round_to
@@ -93,9 +95,11 @@ def run(
 
 def _is_simple(row: Gate, input: Tensor, parameters: tuple[Any, ...], dtype: torch.dtype | None) -> bool:
     """True for an ordinary dense input and numbers that its dtype holds: nothing is left to check."""
+    if is_dynamo_compiling() or type(input) not in (Tensor, Parameter):
+        return False
     if dtype is not None or row.operands > 1 or not row.rounds:
         return False
-    return backend.is_plain(input) and checks.within(input.dtype, parameters, row.nonnegative)
+    return checks.within(input.dtype, parameters, row.nonnegative) and backend.is_plain(input)
 
 
 def _requires_grad(threshold: object) -> bool:
