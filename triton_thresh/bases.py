@@ -766,4 +766,14 @@ def check_range(
         raise ValueError(f"{name}: {field} must be {accepted}{hint}, got {value!r}")
 
 
-BASES: Sequence[type[Base]] = (BCE, BCEWithLogits, MSE, Focal, Asymmetric, Huber, EpsilonInsensitive, Quantile, Hinge)
+BASES: Sequence[type[Base]] = (
+    BCE,
+    BCEWithLogits,
+    MSE,
+    Focal,
+    Asymmetric,
+    Huber,
+    EpsilonInsensitive,
+    Quantile,
+    Hinge,
+)

@@ -406,7 +406,13 @@ class ByRank(Rule):
         return torch.minimum(k.clamp(min=self.min_kept), n)
 
 
-RULES: Sequence[type[Rule]] = (ByPrediction, ByOutcome, ByConfidence, ByProximity, ByLoss)
+RULES: Sequence[type[Rule]] = (
+    ByPrediction,
+    ByOutcome,
+    ByConfidence,
+    ByProximity,
+    ByLoss,
+)
 
 
 def logit(t: Operand) -> Operand:
