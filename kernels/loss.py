@@ -17,6 +17,7 @@ from . import operand
 
 @triton.jit
 def _part(values, START: tl.constexpr, COUNT: tl.constexpr):
+    """COUNT of the values, from START on."""
     part = ()
     for i in tl.static_range(COUNT):
         part = part + (values[START + i],)
@@ -100,7 +101,7 @@ def _load(
     IGNORE: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """Input and smoothed target of the elements base + lane in the compute type, where they count, and the operands."""
+    """Input and smoothed target of the elements base + lane in the compute type, True where they count, and the operands."""
     x = operand.widen(operand.read(x_ptr + base + lane, mask), COMPUTE)
     target = operand.read(y_ptr + base + lane, mask)
     values = operand.load_all(operands, KINDS, base, lane, mask)
@@ -109,13 +110,13 @@ def _load(
 
 
 @triton.jit
-def _chosen(loss, valid, values, MASK: tl.constexpr, KEPT: tl.constexpr, IGNORE: tl.constexpr):
-    """`loss` where an element counts and a rule kept it, else 0."""
+def _chosen(value, valid, values, MASK: tl.constexpr, KEPT: tl.constexpr, IGNORE: tl.constexpr):
+    """A loss or a slope where an element counts and a rule kept it, else 0."""
     if KEPT is not None:
-        loss = tl.where(values[KEPT] != 0, loss, 0.0)
+        value = tl.where(values[KEPT] != 0, value, 0.0)
     if MASK is not None or IGNORE is not None:
-        loss = tl.where(valid, loss, 0.0)
-    return loss
+        value = tl.where(valid, value, 0.0)
+    return value
 
 
 @triton.jit
@@ -132,7 +133,10 @@ def _divisor(n, operands, KINDS: tl.constexpr, DIVISOR: tl.constexpr, REDUCTION:
 
 @triton.jit
 def _counted(x, y, valid, values, mask, RULE_STATIC: tl.constexpr, LEAST: tl.constexpr, LABEL: tl.constexpr):
-    """1 for a valid element, 2**8 for a positive one, 2**16 for one predicted positive, 2**24 for both, added up."""
+    """1 for a valid element, 2**8 for a positive one, 2**16 for one predicted positive, 2**24 for both, added up.
+
+    A program adds at most 64 of these in a lane, one for each tile of its block, so that no byte overflows.
+    """
     least = values[LEAST].to(x.dtype)
     if RULE_STATIC[0] == "values":
         positive = y >= least
@@ -356,6 +360,7 @@ def _backward_tile(
     COMPUTE: tl.constexpr,
     REDUCTION: tl.constexpr,
 ):
+    """Store dx, which is the slope times g; for REDUCTION "none" each element loads its own g."""
     x, y, valid, values = _load(
         x_ptr, y_ptr, base, lane, mask, operands, KINDS, UNIT, SMOOTHING, MASK, IGNORE, COMPUTE
     )  # fmt: skip
