@@ -27,7 +27,7 @@ ONE_GRADIENT = (
     "only input and target get a gradient, and {name}.detach() would drop its own; take reduction='none' and multiply, in torch, "
     "by what depends on {name}"
 )
-RESCALE_PROGRAMS = 1024
+PROGRAMS = 1024  # of a launch whose programs stride over the elements
 FINISH = Config(4096, 8)  # sums 16,384 partial sums in 6.7 µs on an H100, where (1024, 4) takes 11.7
 NAMED_BASES: Mapping[str, type[Base]] = MappingProxyType(
     {name: base for base in BASES for name in [base.snake_name()] if name in ("bce", "bce_with_logits", "mse")}
@@ -68,7 +68,7 @@ def _call(
     if input.requires_grad and torch.is_grad_enabled():
         found = LOSS.record(input, target, operands, spec, way)
         return found if spec.stats else (found, found)
-    loss, stats, _ = _engine_forward(way, spec, input, target, operands, False)
+    loss, stats, _ = _forward_on(way, spec, input, target, operands, False)
     return loss, loss if stats is None else stats
 
 
@@ -343,8 +343,9 @@ def _finish_kernel(reduction: str, kinds: tuple[int, ...]) -> Kernel:
 
 @functools.cache
 def _count_kernel(kinds: tuple[int, ...], mask: int | None, ignore: int | None, config: Config) -> Kernel:
-    constants = dict(KINDS=kinds, MASK=mask, IGNORE=ignore, BLOCK=config.block)
-    return Kernel(device_code("loss").count, num_warps=config.num_warps, **constants)
+    return Kernel(
+        device_code("loss").count, num_warps=config.num_warps, KINDS=kinds, MASK=mask, IGNORE=ignore, BLOCK=config.block
+    )
 
 
 @functools.cache
@@ -386,7 +387,7 @@ def count_valid(way: str, input: Tensor, target: Tensor, options: Mapping[str, O
     config = tuning.default("loss", y.dtype.itemsize, tuning.lanes(x.device))
     out = torch.empty((), dtype=torch.int64, device=x.device).zero_()
     at = [names.index(name) if name in names else None for name in ("mask", "ignore_index")]
-    programs = min(blocks(x.numel(), config.block), RESCALE_PROGRAMS)
+    programs = min(blocks(x.numel(), config.block), PROGRAMS)
     _count_kernel(kinds, *at, config)(programs, y, out, x.numel(), packed)
     return out
 
@@ -422,11 +423,9 @@ def loss_forward(
     forward = _kernel("forward", spec, y.dtype, kinds, compute, config, x.dtype, x.device, programs == 1)
     forward(programs, x, y, dx, partials, counts, n, packed)
     if programs > 1:
-        at = (
-            len(packed) - len(spec.options) + spec.options.index("divisor")
-            if "divisor" in spec.options
-            else len(packed)
-        )
+        at = len(packed)  # the slice is empty if there is no divisor
+        if "divisor" in spec.options:
+            at += spec.options.index("divisor") - len(spec.options)
         finish = _finish_kernel(spec.reduction, kinds[at : at + 1])
         finish(1, partials, out, counts, stats, n, programs, packed[at : at + 1])
     return out, stats, dx
@@ -450,16 +449,16 @@ def rescaled(made: Tensor, gradient: Tensor, way: str) -> Tensor:
     """A gradient that forward made, times the upstream gradient, in place; moves nothing if that is 1."""
     if way != "triton" or not made.numel():
         return eager.rescaled(made, gradient)
-    own = made.data  # as there
+    own = made.data  # eager.rescaled says why
     kernel, block = _rescale_kernel(own.dtype, own.device)
-    kernel(min(blocks(own.numel(), block), RESCALE_PROGRAMS), gradient, own, own.numel())
+    kernel(min(blocks(own.numel(), block), PROGRAMS), gradient, own, own.numel())
     return own
 
 
 # ---------------------------------------------------------------------------------------------- autograd, eager and traced
 
 
-def _engine_forward(
+def _forward_on(
     way: str, spec: Spec, input: Tensor, target: Tensor, operands: Sequence[Operand], want_gradient: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss, its counts, and its gradient; None for what is not wanted."""
@@ -496,7 +495,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     fused = records and is_fused(spec.reduction, input.dtype)
     if input.numel():
-        return _engine_forward(way, spec, input, target, operands, fused)
+        return _forward_on(way, spec, input, target, operands, fused)
     stats = cells.count_stats(spec, input, target, operands) if spec.stats else None
     return formula(spec, input, target, operands), stats, torch.empty_like(input) if fused else None
 
