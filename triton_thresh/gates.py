@@ -21,7 +21,7 @@ from .launch import CHANNEL, ELEMENT, SHORT, Kernel, Packed, blocks, device_code
 from .registry import GATES, KEEP_LARGE, Gate
 from .tuning import Choice, Config
 
-ROWS = 32  # that a program of backward sums: partial sums and thresholds then cost 3/8 byte per element
+ROWS = 32  # a program of backward sums so many: partial sums and thresholds then cost 3/8 byte per element
 MANY = 1 << 22  # elements; torch keeps at most 16 MiB for the backward of fewer
 WIDEST = 1 << 27  # elements of a row; eight rows are then offset by less than 2**31
 COUNT_BLOCK = 2048  # bytes of a plane of bits that one program counts
@@ -72,10 +72,10 @@ def run(
     if _is_simple(row, input, parameters, dtype):
         on_cpu = input.is_cpu and backend.get_backend() != "triton"  # asked apart, since it takes a third of the time
         way = "eager" if on_cpu else backend.choose(input.device)[0]
-        own = eager.GATES.get(row.name)
-        to_torch = way == "eager" or _is_better_in_torch(row, input, parameters, False)
-        if own and to_torch and not inplace and input.dtype not in HALF:
-            return own(input, *parameters)
+        by_torch = eager.GATES.get(row.name)
+        wanted = way == "eager" or _is_better_in_torch(row, input, parameters, False)
+        if by_torch and wanted and not inplace and input.dtype not in HALF:
+            return by_torch(input, *parameters)
     else:
         parameters = _checked(row, input, parameters, dtype)
         way = backend.way(input, *parameters[: row.operands])
@@ -88,7 +88,7 @@ def run(
         return _on_triton(row, input, parameters, learns, dtype or input.dtype, inplace, input_gradient, return_fired)
     if way == "op" and (row.straight_through or learns):
         return _traced(row, input, parameters, learns, input_gradient, return_fired)
-    way = "eager" if way == "triton" else way
+    way = "eager" if way == "triton" else way  # "op" goes on as "formula" does: the gate is traced in plain torch
     output = _plain(row, input, parameters, way, learns, inplace=inplace, dtype=dtype, input_gradient=input_gradient)
     return (*output, reference.fired(input, parameters[0])) if return_fired else output
 
@@ -227,12 +227,12 @@ def _has_torch_kernel(row: Gate, input: Tensor, parameters: tuple[Any, ...]) -> 
     return row.name in eager.GATES and input.dtype in FLOATING and not isinstance(parameters[0], Tensor)
 
 
-def _rounded(own: torch.dtype, numbers: tuple[Any, ...], dtype: torch.dtype | None) -> tuple[Any, ...]:
-    """Numbers as torch's kernels round them; of a 16-bit type, and of numbers out of range, they would not as they should."""
-    if own not in HALF and checks.within(own, numbers, False):
+def _rounded(stored: torch.dtype, numbers: tuple[Any, ...], dtype: torch.dtype | None) -> tuple[Any, ...]:
+    """Numbers rounded to the input's dtype, where torch's kernels would round them otherwise: to 16 bits, or out of range."""
+    if stored not in HALF and checks.within(stored, numbers, False):
         return numbers
     first, *rest = numbers
-    return (round_to(first, own), *(rest if dtype else [round_to(value, own) for value in rest]))
+    return (round_to(first, stored), *(rest if dtype else [round_to(value, stored) for value in rest]))
 
 
 def _laid_out(output: Any, input: Tensor) -> Any:
@@ -271,12 +271,12 @@ class Call(NamedTuple):
 @functools.lru_cache(maxsize=4096)
 def _call(row: Gate, result: torch.dtype, records: bool, learns: bool, input_gradient: bool) -> Call:
     name = row.name if row.saves != "bit" or not learns else f"{row.name}_learned"
-    if not records:
+    if not records or row.saves not in ("bit", "two bits"):
         bits = 0
     elif row.saves == "two bits":
         bits = 1 if row.learns and not (learns or input_gradient) else 2
     else:
-        bits = {"bit": 2 if learns else 1}.get(row.saves, 0)
+        bits = 2 if learns else 1
     return Call(row, result, bits, row.straight_through or learns, input_gradient, row.value or name, name)
 
 
@@ -510,15 +510,15 @@ def _rows(
     if pattern is not None:
         unit = math.lcm(math.prod(pattern), features, 16)
         if unit <= WIDEST and (n >= 8 * unit or (pattern == (1, 1) and not counts)):
-            return _wide(unit, n, block), pattern
+            return _widened(unit, n, block), pattern
     unit = math.lcm(features, 16)
     if counts and (n < 8 * unit or unit > WIDEST):
         return features, pattern if pattern == (1, 1) else (0, 0)
-    return _wide(unit, n, block), (0, 0)
+    return _widened(unit, n, block), (0, 0)
 
 
 @functools.lru_cache(maxsize=4096)
-def _wide(unit: int, n: int, block: int) -> int:
+def _widened(unit: int, n: int, block: int) -> int:
     """Among the multiples of `unit` for which n elements still make eight rows, the one that wastes the fewest lanes."""
     fitting = [m * unit for m in range(1, max(8, block // unit) + 1) if n >= 8 * m * unit and m * unit <= WIDEST]
     return max(fitting, key=lambda width: width / (blocks(width, block) * block), default=unit)
@@ -706,18 +706,18 @@ def _setup(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Any, ...]) -> No
         ctx.own, ctx.dtype = threshold.shape, threshold.dtype
     if ctx.traced:
         ctx.mark_non_differentiable(*([bits] if row.counts else [count, bits]))
-        enough = ctx.call.bits >= (2 if ctx.needs_input_grad[1] or ctx.call.input_gradient else 1)
+        from_bits = ctx.call.bits >= (2 if ctx.needs_input_grad[1] or ctx.call.input_gradient else 1)
         ctx.saved = input.shape, None if row.counts else y.stride()
     else:
-        enough = row.saves != "input"
+        from_bits = row.saves != "input"
         (ctx.saved,) = saved
         if inplace:
             ctx.mark_dirty(input)
-    ctx.from_bits, ctx.stride = enough, y.stride()
-    if enough and not ctx.traced and (not row.reads_threshold or ctx.call.bits == 1):
+    ctx.from_bits, ctx.stride = from_bits, y.stride()
+    if from_bits and not ctx.traced and (not row.reads_threshold or ctx.call.bits == 1):
         values = tuple(0.0 if isinstance(value, Tensor) else value for value in values)
     ctx.numbers, tensors = parted(values)
-    ctx.save_for_backward(bits if enough else input, *tensors)
+    ctx.save_for_backward(bits if from_bits else input, *tensors)
 
 
 def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -987,9 +987,8 @@ def _bytes(call: Call, input: Tensor, operands: Sequence[Tensor], records: bool)
     forward = n * (size + call.result.itemsize) + read
     if row.counts and n:
         count = n // input.shape[-1] * compute_dtype(input.dtype).itemsize
-        forward += (
-            count + (1 if records else 2) * plane
-        )  # it reads a plane of bits, which no backward may have asked for
+        # the count reads a plane of bits, and writes it if no backward asked for it
+        forward += count + (1 if records else 2) * plane
     if not records:
         return forward, 0, 0
     if row.saves == "input":
