@@ -1,4 +1,4 @@
-"""One op from four pieces, registered twice: as an autograd.Function for eager calls, as an op of torch.library for traced ones.
+"""One op from its pieces, registered twice: as an autograd.Function for eager calls, as an op of torch.library for traced ones.
 
 An eager call through the dispatcher would cost 24 to 110 µs more; a compiler needs an op to see a fused kernel whole.
 """
@@ -56,8 +56,12 @@ class Fused:
         setup(ctx, arguments, outputs)           saves for backward
         backward(ctx, *gradients) -> gradients   of the first arguments; the rest have none
 
-    The op has `outputs` outputs. A caller gets the first `public` of them; the others are for backward. The op takes what its
-    schema says; `decode` turns that into the arguments. ctx.traced tells backward how it was called.
+    The op has `outputs` outputs. A caller gets the first `public` of them; the others are for backward. ctx.traced tells setup
+    and backward how it was called. The op takes what its schema says, and so do the pieces that only traced calls need:
+
+        decode(*flat) -> arguments    what the schema says, as `forward` takes it
+        fake(*flat) -> outputs        empty tensors of the right shape, stride and dtype
+        formula(*flat) -> outputs     the same in plain torch, for exported programs that are decomposed
     """
 
     def __init__(
@@ -110,7 +114,7 @@ class Fused:
 
     def _setup_of_op(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.traced = True
-        # where an op has lists of tensors, torch wants a list of None for every list that holds no number, be it empty
+        # where an op has lists of tensors, torch wants a list of None for each list without a number; an empty list is one
         lists = [self._has_list and isinstance(value, (list, tuple)) for value in inputs]
         whole = [is_list and all(isinstance(v, Tensor) for v in value) for is_list, value in zip(lists, inputs)]
         ctx.nothing = [[None] * len(value) if is_whole else None for is_whole, value in zip(whole, inputs)]
