@@ -380,7 +380,7 @@ def _power_of(v, exponent, scale=1.0):
     """scale v**g and scale v**(g - 1) for 0 <= v and a tensor g; at v = 0 that is 0 (scale if g = 0), g times the second 0."""
     g = exponent.to(v.dtype)
     if v.dtype == tl.float64:
-        live = v > 0.0
+        live = v >= tl.full([], 2.2250738585072014e-308, v.dtype)  # 1 / v of a denormal is infinite
         safe = tl.where(live, v, 1.0)
         w, inverse = tl.exp(g * tl.where(live, tl.log(safe), -1.0e300)), 1.0 / safe
     else:

@@ -69,6 +69,20 @@ def test_logits_twice_differentiated(base: Any, device: torch.device) -> None:
         assert not second.isnan().any(), (y, second)
 
 
+@pytest.mark.parametrize("base", [tt.Focal(0.25, 0.5), tt.Focal(0.25, 1.5), tt.Asymmetric(0.5, 1.5, None)], ids=str)
+def test_denormal_probabilities(base: Any, device: torch.device) -> None:
+    """Their inverse is infinite, in float64 too, but the slope of their power is not."""
+    x = torch.tensor([-740.0, 740.0, -88.0, 88.0], dtype=torch.float64, device=device)
+    y = torch.tensor([0, 1, 0, 1], device=device)
+    for logits in (x, x[2:].float()):
+        for target in (y[-len(logits) :], y[-len(logits) :].to(logits.dtype)):
+            loss, gradient = _run(base, logits, target, reduction="none")
+            assert loss.abs().max() < 1e-18
+            assert gradient.abs().max() < 1e-18
+            _, gradient = _run(tt.BCEWithLogits(), logits, target, tt.ByConfidence(0.5, 0.5), reduction="none")
+            assert gradient.abs().max() < 1e-18
+
+
 @pytest.mark.parametrize("dtype", NEAR, ids=str)
 def test_limits_of_focal_loss(dtype: torch.dtype, device: torch.device) -> None:
     x = torch.tensor([-INF, INF], dtype=dtype, device=device)
