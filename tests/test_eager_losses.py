@@ -347,3 +347,13 @@ def test_select_is_torch_where(dtype: torch.dtype, few: int, monkeypatch: pytest
                 assert found.dtype == dtype
                 assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
                 assert torch.equal(found.signbit()[~found.isnan()], expected.signbit()[~found.isnan()])
+
+
+@pytest.mark.parametrize("y", [-0.5, 1.5, torch.nan])
+def test_targets_outside_0_to_1_with_exponents_that_are_tensors(y: float) -> None:
+    """Also where the clamp of the logarithm leaves the gradient 0: the formula that autograd differentiates."""
+    x = torch.tensor([-20.0, -0.5, 20.0], requires_grad=True)
+    base = tt.Asymmetric(torch.tensor(4.0), torch.tensor(1.0))
+    loss = tt.threshold_loss(x, torch.full((3,), y), base=base, reduction="none")
+    assert loss.isnan().all()
+    assert torch.autograd.grad(loss.sum(), x)[0].isnan().all()

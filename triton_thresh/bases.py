@@ -589,7 +589,8 @@ class Asymmetric(_PowerLoss):
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         assert self.clip is not None
-        p, rest = sigmoids(x)
+        whole = torch.where(_is_probability(y), 1.0, torch.nan)  # times x, too: a gradient of 0 times NaN is NaN
+        p, rest = sigmoids(x * whole)
         miss = (p - self.clip).clamp(min=0)  # 1 - q
         hit = (rest + self.clip).clamp(max=1)
         low = self._floor()
@@ -600,7 +601,7 @@ class Asymmetric(_PowerLoss):
         factor = power(y * rest + (1 - y) * miss, self._exponent(y))
         if self.detach_focal:
             factor = factor.detach()
-        return times(_mixed(y, -log_p, -log_q), factor) * torch.where(_is_probability(y), 1.0, torch.nan)
+        return times(_mixed(y, -log_p, -log_q), factor) * whole
 
     def _has_closed_form(self) -> bool:
         return is_constant_exponent(self.gamma_neg) and is_constant_exponent(self.gamma_pos)
