@@ -49,11 +49,13 @@ def unrolled_once(graph: Any, loops: dict[tuple[Node, Node], set[Node]]) -> Any:
 
 
 def shortest_heavy(graph: Any, start: Node, weight: Callable[[Node], int]) -> list[Node]:
-    """The shortest of the paths from start to an end that weigh more than half as much as the heaviest."""
+    """The shortest of the paths from start to an end that are nearer in weight to the heaviest than to the lightest."""
     # node -> total weight of a path from it -> (length of the path, next node, total weight from there)
     ways: dict[Node, dict[int, tuple[int, Node | None, int]]] = {}
+    least: dict[Node, int] = {}
     for node in nx.dfs_postorder_nodes(graph, start):
         here = weight(node)
+        least[node] = here + min((least[to] for to in graph[node] if to in least), default=0)
         onward: list[tuple[int, int, Node | None, int]] = [
             (here + rest, length + 1, to, rest)
             for to in graph[node]
@@ -66,7 +68,7 @@ def shortest_heavy(graph: Any, start: Node, weight: Callable[[Node], int]) -> li
                 kept[total] = (length, to, rest)
                 shortest = length
     most = max(ways[start])
-    total = min(total for total in ways[start] if 2 * total > most or total == most)
+    total = min(total for total in ways[start] if 2 * total > most + least[start] or total == most)
     path = []
     place: Node | None = start
     while place is not None:
