@@ -21,7 +21,7 @@ help:
 	@echo "make test      every test this machine can run, and the notebooks"
 	@echo "make check     a quick subset of the tests"
 	@echo "make matrix    what make test runs a share of: products of base, rule, option, dtype, operand, target and compiler"
-	@echo "make ptx       the tests of kernels again, by the PTX they compile to, executed on the CPU: hours"
+	@echo "make ptx       the tests of kernels again, by the PTX they compile to, executed on the CPU: an hour or two"
 	@echo "make versions  the tests with the oldest and the newest Python, torch and Triton; downloads a torch for each"
 	@echo "make lint      ruff and mypy"
 	@echo "make gpu-test  the tests that need a GPU, alone"
