@@ -80,8 +80,9 @@ class Listing(ABC):
         """Counts on the hot path, and on the part of it in the loop that moves the most, if one moves anything.
 
         The hot path goes through each loop once. It is the shortest of those from entry to exit whose memory accesses
-        weigh nearly as much as any path's, where an access weighs its width squared. It is the full tile, not a tail
-        with its narrow accesses (some of which a full tile shares between elements), nor a way round the work.
+        are nearer in weight to the heaviest path's than to the lightest's, where an access weighs its width squared. It
+        is the full tile, not a tail with its narrow accesses (some of which a full tile shares between elements), nor a
+        way round the work.
         """
         graph = paths.reachable(self.start, lambda state: self.successors(state) if state.at < self.end else [])
         loops = paths.loops(graph, self.start)

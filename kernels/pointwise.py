@@ -295,7 +295,7 @@ def bce(x, y, p, s):
 
 @triton.jit
 def _decay(x):
-    """v and p, whose product is log1p(e) for e = exp(-|x|); sigmoid(|x|) and sigmoid(-|x|).
+    """part and factor, whose product is log1p(e) for e = exp(-|x|); sigmoid(|x|) and sigmoid(-|x|).
 
     float32: rsqrt(1 + e)**2 replaces a division.
     float64: log(u) e / (u - 1) with u = fl(1 + e).
@@ -305,23 +305,23 @@ def _decay(x):
         u = 1.0 + e
         r = 1.0 / u
         er = e * r
-        v = tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
-        p = 1.0
+        part = tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
+        factor = 1.0
     else:
         e = tl.exp2(_minus(tl.abs(1.4426950408889634 * x)))
         root = tl.rsqrt(1.0 + e)
         r = root * root
         er = e * r
-        v = e * root
-        p = _asinh_factor(e * er)
-    return v, p, r, er
+        part = e * root
+        factor = _asinh_factor(e * er)
+    return part, factor, r, er
 
 
 @triton.jit
 def _logistic(x):
-    """v and p, whose product is log1p(exp(-|x|)); sigmoid(x), sigmoid(-x), and the slope of the first."""
-    v, p, r, er = _decay(x)
-    return v, p, tl.where(x >= 0.0, r, er), tl.where(x >= 0.0, er, r), er * r
+    """part and factor, whose product is log1p(exp(-|x|)); sigmoid(x), sigmoid(-x), and the slope of the first."""
+    part, factor, r, er = _decay(x)
+    return part, factor, tl.where(x >= 0.0, r, er), tl.where(x >= 0.0, er, r), er * r
 
 
 @triton.jit
@@ -338,9 +338,9 @@ def _predictions(x, s, rest):
 @triton.jit
 def bce_with_logits(x, y, p, s):
     """l = (1 - y) x + w (max(-x, 0) + log1p(exp -|x|)) with w = 1 + (pos_weight - 1) y; dl/dx = (1 - y) - w (1 - sigmoid)."""
-    log1p, factor, sigmoid, rest, dq = _logistic(x)
+    part, factor, sigmoid, rest, dq = _logistic(x)
     # a NaN that maximum drops comes back through the logarithm
-    softplus = tl.fma(log1p, factor, tl.maximum(_minus(x), 0.0))
+    softplus = tl.fma(part, factor, tl.maximum(_minus(x), 0.0))
     slope = sigmoid - y
     if len(p) == 1:
         w = tl.fma(p[0].to(x.dtype) - 1.0, y, 1.0)
@@ -440,11 +440,11 @@ def focal(x, y, p, s):
     if HARD:
         positive = y == 1.0
         z = _signed(x, y)
-        log1p, factor, pt, u, dq = _logistic(z)
-        ce = tl.fma(log1p, factor, tl.maximum(_minus(z), 0.0))
+        part, factor, pt, u, dq = _logistic(z)
+        ce = tl.fma(part, factor, tl.maximum(_minus(z), 0.0))
         g = _exponent(s[2], p, len(p) - 1, x)
         if s[2] == OPERAND:
-            softplus = tl.fma(log1p, factor, tl.maximum(z, 0.0))
+            softplus = tl.fma(part, factor, tl.maximum(z, 0.0))
             if x.dtype == tl.float64:
                 w = tl.exp(g * _minus(softplus))
             else:
@@ -460,9 +460,9 @@ def focal(x, y, p, s):
         sigmoid, rest = tl.where(positive, pt, u), tl.where(positive, u, pt)
     else:
         y = _unit(y)
-        log1p, factor, r, er = _decay(x)
+        part, factor, r, er = _decay(x)
         wrong = tl.where(x >= 0.0, 1.0 - y, y)  # the share of the target that the sign of x misses
-        ce = tl.fma(log1p, factor, tl.maximum(tl.abs(wrong * x), 0.0))  # 0 inf, a NaN, is dropped
+        ce = tl.fma(part, factor, tl.maximum(tl.abs(wrong * x), 0.0))  # 0 inf, a NaN, is dropped
         u = tl.fma(wrong, r - er, er)
         g = _exponent(s[2], p, len(p) - 1, x)
         balance = 1.0
@@ -491,7 +491,7 @@ def asymmetric(x, y, p, s):
         x = tl.where(positive | (y == 0.0), x, float("nan"))
     else:
         y = _unit(y)
-    log1p, factor, sigmoid, sigmoid_neg, dq = _logistic(x)
+    part, factor, sigmoid, sigmoid_neg, dq = _logistic(x)
     clip, eps = p[len(p) - 2].to(x.dtype), p[len(p) - 1].to(x.dtype)
     q, rest = _predictions(x, sigmoid, sigmoid_neg)
     over = q - clip
@@ -521,7 +521,7 @@ def asymmetric(x, y, p, s):
         log_eps, _ = _log_and_inverse(eps, 1.0 - eps)
         floor = tl.where(eps > 0.0, log_eps, float("-inf"))
         seen = sigmoid >= eps
-        log_p = tl.where(seen, tl.fma(_minus(log1p), factor, tl.minimum(x, 0.0)), floor)
+        log_p = tl.where(seen, tl.fma(_minus(part), factor, tl.minimum(x, 0.0)), floor)
         known = (hit >= eps) & (hit > 0.0)
         log_hit, inverse = _log_and_inverse(hit, miss)
         log_q = tl.where(known, log_hit, floor)
