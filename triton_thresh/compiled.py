@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import backend, checks, eager, layout
-from .checks import FLOATING, HALF, Operand, compute_dtype, describe, round_to
+from .checks import FLOATING, HALF, Operand, compute_dtype, describe, kept, round_to
 
 COMPILES = os.environ.get("TRITON_THRESH_COMPILE") != "0"
 KEYWORDS = ("weight", "mask", "divisor", "reduction")
@@ -263,31 +263,41 @@ def _told(error: Exception) -> str:
 def _normalised(x: Tensor, values: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """The arguments of a program, and what the compiler would compile anew for.
 
-    Tensors go as .data, which is no view, because Dynamo compiles for the shape of a view's base too.
+    Tensors go as .data, which is no view, because Dynamo compiles for the shape of a view's base too. It would also compile for
+    two arguments that are one object, so each number is a tensor of its own.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    shapes = tuple([tuple(v.shape) for v in values if isinstance(v, Tensor) and v.dim()])
-    order, shape, own = layout.merged(tuple(x.shape), x.stride(), shapes)
-    supply = iter(own)
-    arguments: list[Any] = [x.permute(order).reshape(shape).data]
-    kinds: list[Any] = [x.dtype, len(shape)]
+    wide = [value for value in values if isinstance(value, Tensor) and value.dim()]
+    if x.is_contiguous() and all(each.shape == x.shape and each.is_contiguous() for each in wide):
+        supply = iter([each.view(-1) for each in (x, *wide)])
+    else:
+        supply = iter(_merged(x, wide))
+    first = next(supply).data
+    arguments: list[Any] = [first]
+    kinds: list[Any] = [x.dtype, first.dim()]
     for value in values:
-        if isinstance(value, Tensor):
-            if value.dim():
-                sizes = next(supply)
-                value = value.detach().reshape((1,) * (x.dim() - value.dim()) + tuple(value.shape))
-                value = value.permute(order).reshape(sizes).contiguous()
-                kinds.append((value.dtype, *[n != 1 for n in sizes]))
-            else:
-                kinds.append((value.dtype, value.device.type))
-            value = value.data
-        elif value is None or isinstance(value, (bool, str)):
+        if value is None or isinstance(value, (bool, str)):
             kinds.append((type(value), value))
-        else:
-            value = torch.scalar_tensor(round_to(float(value), dtype), dtype=dtype, device="cpu")
+        elif not isinstance(value, Tensor):
+            value = kept(round_to(float(value), dtype), dtype).data
             kinds.append((dtype, "cpu"))
+        elif value.dim():
+            value = next(supply).data
+            kinds.append((value.dtype, *[n != 1 for n in value.shape]))
+        else:
+            value = value.data
+            kinds.append((value.dtype, value.device.type))
         arguments.append(value)
     return arguments, kinds
+
+
+def _merged(x: Tensor, others: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Tensors in the memory order of the first, with as few dimensions as show how they broadcast."""
+    order, shape, own = layout.merged(tuple(x.shape), x.stride(), tuple([tuple(each.shape) for each in others]))
+    yield x.permute(order).reshape(shape)
+    for each, sizes in zip(others, own):
+        each = each.reshape((1,) * (x.dim() - each.dim()) + tuple(each.shape))
+        yield each.permute(order).reshape(sizes).contiguous()
 
 
 # --------------------------------------------------------------------------------------------------------------- autograd
