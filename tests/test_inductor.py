@@ -7,6 +7,7 @@ for each channel beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ import torch
 from torch import Tensor
 
 import triton_thresh as tt
+from triton_thresh import cells
+from triton_thresh.bases import BASES
+from triton_thresh.eager import closed_form, loss_and_slope
+from triton_thresh.rules import RULES, Unweighted
 
 from .programs import (
     CHANNELS,
@@ -182,3 +187,28 @@ def test_losses(kind: str, dtype: torch.dtype) -> None:
             slack = 8 * EPS * torch.maximum(size, size.mean()) + torch.finfo(dtype).eps / 2 * size
             worse = (actual.double() - truth).abs() - (eager.double() - truth).abs() - slack
             assert (worse <= 0).all(), f"{name}: the error is larger than eager's by {worse.max():.3g}"
+
+
+EDGES = (math.nan, math.inf, -math.inf, 1e4, -1e4, 88.0, -88.0, 2.0, -0.5, 0.0, -0.0, 0.001, 0.25, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("rules", [False, pytest.param(True, marks=pytest.mark.matrix)], ids=["no rule", "every rule"])
+def test_edges_of_closed_forms(rules: bool) -> None:
+    """For NaN, infinities and targets that are no labels the backend "inductor" gives what eager torch gives."""
+    x, y = (edges.contiguous() for edges in torch.cartesian_prod(torch.tensor(EDGES), torch.tensor(EDGES)).unbind(1))
+    forms = []
+    for base in (kind(*kind.example) for kind in BASES):
+        of_kind = [rule(*rule.example) for rule in RULES if rules and base.kind in rule.kinds]
+        for rule in (Unweighted(), *of_kind):
+            spec, operands = cells.specify(base, rule, {}, False, "none", torch.float32)
+            forms.append((spec, [torch.tensor(float(value)) for value in operands]))
+
+    def program(x: Tensor, y: Tensor, settings: list[list[Tensor]]) -> list[tuple[Tensor, Tensor] | None]:
+        return [closed_form(spec, x, y, own, None) for (spec, _), own in zip(forms, settings)]
+
+    for (spec, operands), found in zip(forms, compiled(program)(x, y, [operands for _, operands in forms])):
+        assert found is not None, spec.cell
+        for ours, theirs in zip(found, loss_and_slope(spec, x, y, operands)):
+            torch.testing.assert_close(
+                ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True, msg=f"{spec.cell}: {ours}, expected {theirs}"
+            )

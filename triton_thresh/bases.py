@@ -172,8 +172,10 @@ def _is_probability(x: Tensor) -> Tensor:
 
 
 def _nan_outside(variance: Tensor) -> Tensor:
-    """0 where p (1 - p) is not negative, which is just where p is in [0, 1]; else NaN."""
-    if not is_compiling() and are_few(variance):
+    """0 where p (1 - p) is not negative, which is just where p is in [0, 1]; else NaN. Inductor takes x * 0 for 0."""
+    if is_compiling():
+        return torch.where(variance >= 0, torch.zeros_like(variance), math.nan)
+    if are_few(variance):
         zero = kept(0.0, variance.dtype)
         return torch.where(variance >= zero, zero, kept(math.nan, variance.dtype))
     return _holds(torch.ge, variance, 0).reciprocal_().mul_(0)
@@ -345,11 +347,13 @@ class EpsilonInsensitive(Base):
         return torch.where(size <= self.epsilon, 0, size - self.epsilon)
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.loss(x, y) if isinstance(self.epsilon, Tensor) else F.softshrink(x - y, self.epsilon).abs_()
+        if isinstance(self.epsilon, Tensor) or is_compiling():  # Inductor's softshrink of NaN is 0
+            return self.loss(x, y)
+        return F.softshrink(x - y, self.epsilon).abs_()
 
     def slope(self, x: Tensor, y: Tensor) -> Tensor:
         d = x - y
-        if isinstance(self.epsilon, Tensor):
+        if isinstance(self.epsilon, Tensor) or is_compiling():
             return torch.where(d.abs() <= self.epsilon, 0, _sign(d))
         return _side(F.softshrink(d, self.epsilon))
 
@@ -712,7 +716,9 @@ def _holds(compare: Callable[..., Tensor], x: Tensor, bound: Operand) -> Tensor:
 
 
 def _side(d: Tensor, low: Operand = 1.0, high: Operand = 1.0) -> Tensor:
-    """-low where d < 0, high where d > 0, else 0, and NaN of NaN; off the tape."""
+    """-low where d < 0, high where d > 0, else 0, and NaN of NaN; off the tape. Inductor takes x * 0 for 0."""
+    if is_compiling():
+        return torch.where(d > 0, high, torch.where(d < 0, -low, d))
     above, below = _holds(torch.gt, d, 0), _holds(torch.lt, d, 0)
     return above.mul_(high).sub_(below.mul_(low)).add_(d.clamp(-1, 1).mul_(0))
 
@@ -728,9 +734,9 @@ def power(base: Tensor, exponent: Operand) -> Tensor:
             product = product * base
         return product
     wide = base.double()
-    live = wide > 1e-150
+    live = ~(wide <= 1e-150)  # NaN is
     at_zero = exponent == 0 if isinstance(exponent, Tensor) else float(exponent == 0)
-    return torch.where(live, torch.where(live, wide, 1) ** exponent, at_zero).to(base.dtype) + 0 * base.detach()
+    return torch.where(live, torch.where(live, wide, 1) ** exponent, at_zero).to(base.dtype)
 
 
 def power_slope(base: Tensor, exponent: Operand) -> Tensor:
