@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 import triton_thresh as tt
-from triton_thresh import eager
 
 from .gates import equal, label, same
 from .learned import BANDWIDTH, FLOATS, OPS, Case, cases, check, inputs, outputs_of, truth, upstream
@@ -54,14 +53,6 @@ def test_case(several: list[Case]) -> None:
 
 @pytest.mark.parametrize("several", together([c for c in CASES if c.layout.name == "contiguous"]))
 def test_input_gradient(several: list[Case]) -> None:
-    for case in several:
-        with failing(case):
-            check(case, CPU, input_gradient=True, special=False)
-
-
-@pytest.mark.parametrize("several", together([c for c in CASES if c.dtype == torch.float32]))
-def test_in_slices(several: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eager, "SLICE", 100)
     for case in several:
         with failing(case):
             check(case, CPU, input_gradient=True, special=False)

@@ -178,7 +178,7 @@ def _nan_outside(variance: Tensor) -> Tensor:
     if are_few(variance):
         zero = kept(0.0, variance.dtype)
         return torch.where(variance >= zero, zero, kept(math.nan, variance.dtype))
-    return _holds(torch.ge, variance, 0).reciprocal_().mul_(0)
+    return holds(torch.ge, variance, 0).reciprocal_().mul_(0)
 
 
 @dataclass(frozen=True)
@@ -440,7 +440,7 @@ class Hinge(Base):
     def slope(self, x: Tensor, y: Tensor) -> Tensor:
         turned = 1 - 2 * y
         reached = (-turned).mul_(x)
-        return turned.mul_(_holds(torch.gt, reached, self.margin).neg_().add_(1))
+        return turned.mul_(holds(torch.gt, reached, self.margin).neg_().add_(1))
 
 
 class _PowerLoss(Base):
@@ -631,11 +631,11 @@ class Asymmetric(_PowerLoss):
         if not want_slope:
             return value, x
         gained, lost = y * rest, p * rest
-        lost.mul_(other).mul_(_holds(torch.ge, p, self.clip))
+        lost.mul_(other).mul_(holds(torch.ge, p, self.clip))
         slope = lost / hit.clamp(min=torch.finfo(hit.dtype).tiny)
         if not far:
-            slope.mul_(_holds(torch.ge, hit, self.eps))
-        slope.addcmul_(gained, _holds(torch.ge, p, self.eps), value=-1).mul_(factor)
+            slope.mul_(holds(torch.ge, hit, self.eps))
+        slope.addcmul_(gained, holds(torch.ge, p, self.eps), value=-1).mul_(factor)
         if not self.detach_focal:
             steep = self._steepness(y, other, rest, missed, miss, factor)
             slope += lost.addcmul_(gained, p, value=-1).mul_(steep).mul_(cross.nan_to_num_(0.0, 0.0, 0.0))
@@ -710,7 +710,7 @@ def _sign(x: Tensor) -> Tensor:
     return torch.where(x > 0, 1, torch.where(x < 0, -1, x))
 
 
-def _holds(compare: Callable[..., Tensor], x: Tensor, bound: Operand) -> Tensor:
+def holds(compare: Callable[..., Tensor], x: Tensor, bound: Operand) -> Tensor:
     """1 where compare(x, bound) else 0, off the tape. A comparison that writes numbers is vectorised on a CPU; where is not."""
     return compare(x, bound).to(x.dtype) if is_compiling() else compare(x, bound, out=torch.empty_like(x))
 
@@ -719,7 +719,7 @@ def _side(d: Tensor, low: Operand = 1.0, high: Operand = 1.0) -> Tensor:
     """-low where d < 0, high where d > 0, else 0, and NaN of NaN; off the tape. Inductor takes x * 0 for 0."""
     if is_compiling():
         return torch.where(d > 0, high, torch.where(d < 0, -low, d))
-    above, below = _holds(torch.gt, d, 0), _holds(torch.lt, d, 0)
+    above, below = holds(torch.gt, d, 0), holds(torch.lt, d, 0)
     return above.mul_(high).sub_(below.mul_(low)).add_(d.clamp(-1, 1).mul_(0))
 
 

@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
-from .bases import Base
+from .backend import is_ordinary
+from .bases import Base, holds
 from .cells import Spec, chosen_of, divisor_of, element_loss, smoothed, valid_of, wide_parts
 from .checks import Operand, are_few, cast, compute_dtype, kept
+from .layout import summed
 from .rules import Element, Rule, select
 
 SLICE = 1 << 18
@@ -267,6 +269,88 @@ def binary_threshold(
     if result != input.dtype:
         return reference.binary_threshold(input, threshold, above_value, below_value, dtype=dtype)
     return select(torch.gt, input.detach(), threshold, above_value, below_value)
+
+
+# ----------------------------------------------------------------------------------------- gates whose threshold learns
+
+
+def learned(name: str, input: Tensor, threshold: Operand, bandwidth: float, input_gradient: bool, records: bool) -> Any:
+    """jumprelu, step and jumprelu_l0 by selections that are vectorised on a CPU, where torch.where takes six times as long."""
+    if records:
+        return _Learned.apply(input, threshold, name, bandwidth, input_gradient)  # type: ignore[no-untyped-call]
+    return _gated(name, input, threshold)[0]
+
+
+def _gated(name: str, input: Tensor, threshold: Operand) -> tuple[Any, Tensor]:
+    """The outputs, and by how much x is above its threshold: -inf where either is NaN, or both are the same infinity."""
+    x, t = reference.side_by_side(input, threshold)
+    excess = (x - t).nan_to_num_(-math.inf, math.inf, -math.inf)
+    if name == "step":
+        return cast(holds(torch.gt, excess, 0), input.dtype), excess
+    y = cast(_selected(x, excess, 0), input.dtype)
+    if name == "jumprelu":
+        return y, excess
+    return (y, holds(torch.gt, excess, 0).sum(-1, dtype=compute_dtype(input.dtype))), excess
+
+
+def _selected(value: Tensor, x: Tensor, bound: float) -> Tensor:
+    """value where x > bound, else 0; x is not NaN."""
+    selected: Tensor = torch.ops.aten.threshold_backward(value, x, bound)
+    return selected
+
+
+class _Learned(torch.autograd.Function):
+    """`_gated` with its gradients. A backward that is differentiated or transformed goes by the twins in reference.py."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, threshold: Operand, name: str, bandwidth: float, input_gradient: bool) -> Any:
+        outputs, excess = _gated(name, input, threshold)
+        ctx.name, ctx.bandwidth, ctx.input_gradient, ctx.dtype = name, bandwidth, input_gradient, input.dtype
+        ctx.number = None if isinstance(threshold, Tensor) else threshold
+        ctx.save_for_backward(excess, threshold if ctx.number is None else None)
+        ctx.set_materialize_grads(False)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        excess, tensor = ctx.saved_tensors
+        threshold = ctx.number if tensor is None else tensor
+        given, nothing = [g for g in gradients if g is not None], (None,) * 3
+        if not given:
+            return None, None, *nothing
+        dt: Tensor | None
+        if torch.is_grad_enabled() or not is_ordinary(*given):
+            above, window = excess > 0, excess.abs() < ctx.bandwidth / 2
+            values = threshold, ctx.bandwidth
+            dx, dt = reference.from_bits(ctx.name, gradients, above, window, values, ctx.dtype, ctx.input_gradient)
+        else:
+            dx, dt = _pulled_back(ctx, excess, threshold, gradients)
+        if dt is not None and ctx.needs_input_grad[1]:
+            return cast(dx, ctx.dtype), cast(summed(dt, tensor.shape), tensor.dtype), *nothing
+        return cast(dx, ctx.dtype), None, *nothing
+
+
+def _pulled_back(
+    ctx: Any, excess: Tensor, threshold: Operand, gradients: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor | None]:
+    """dx and the elementwise dt; None where nothing asks for it."""
+    wide = [None if g is None else cast(g, excess.dtype) for g in gradients]
+    of_value = None if ctx.name == "step" else wide[0]  # the gradient of x where x > t
+    of_step = None if ctx.name == "jumprelu" else wide[-1]  # that of 1 where x > t
+    if ctx.name == "jumprelu_l0" and of_step is not None:
+        of_step = of_step.unsqueeze(-1)
+    dx = torch.zeros_like(excess) if of_value is None else _selected(of_value, excess, 0)
+    if not (ctx.needs_input_grad[1] or ctx.input_gradient):
+        return dx, None
+    slopes = [] if of_step is None else [of_step / -ctx.bandwidth]
+    if of_value is not None:
+        t = torch.as_tensor(threshold, dtype=excess.dtype, device=excess.device)
+        slopes.append(of_value * (t.nan_to_num(0.0, 0.0, 0.0) / -ctx.bandwidth))  # an infinite t has no x in its window
+    dt = _selected(sum(slopes[1:], slopes[0]), excess.abs().neg_(), -ctx.bandwidth / 2)
+    return (dx - dt if ctx.input_gradient else dx), dt
+
+
+# ------------------------------------------------------------------------------------------------------------ by their name
 
 
 GATES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(

@@ -197,8 +197,12 @@ def _plain(
     records = input.requires_grad and torch.is_grad_enabled()
     function: Any = getattr(reference, row.name)
     keywords: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    if row.straight_through and way == "eager":
+        threshold, bandwidth = parameters
+        output = eager.learned(row.name, input, threshold, bandwidth, input_gradient, learns or records)
+        return output if input.is_contiguous() else _laid_out(output, input)
     if row.straight_through:
-        keywords = {"input_gradient": input_gradient, "learns": way != "eager" or learns or records}
+        keywords = {"input_gradient": input_gradient}
     elif way == "eager" and _has_torch_kernel(row, input, parameters):
         parameters = _rounded(input.dtype, parameters, dtype)
         if inplace and not records and row.name in eager.IN_PLACE:
@@ -666,17 +670,11 @@ def _backward_formula(
     call: Call, low: Tensor, high: Tensor | None, values: tuple[Operand, ...], gradients: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor | None]:
     """dx and the elementwise dt from bits, in plain torch: differentiable in the gradients and in the threshold."""
-    row, dtype = call.row, call.result
-    if call.bits == 1 and not row.straight_through:
+    if call.bits == 1 and not call.row.straight_through:
         assert gradients[0] is not None
         return torch.where(low, gradients[0], 0), None
-    wide = functools.reduce(torch.promote_types, _floating_dtypes(values), compute_dtype(dtype))
-    values = tuple(v.to(wide) if isinstance(v, Tensor) else v for v in values)
-    upstream = [torch.zeros_like(low, dtype=wide) if g is None else g.to(wide) for g in gradients]
-    upstream[1:] = [g.unsqueeze(-1).expand(low.shape) if g.dim() < low.dim() else g for g in upstream[1:]]
     high = torch.zeros_like(low) if high is None else high
-    dx, dt = getattr(reference, f"{row.name}_backward")(upstream, low, high, *values)
-    return (dx - dt if call.input_gradient else dx).to(dtype), dt
+    return reference.from_bits(call.row.name, gradients, low, high, values, call.result, call.input_gradient)
 
 
 def _backward_of_formula(

@@ -6,6 +6,7 @@ two bits also has `<name>_backward`, the twin of its device function, for a back
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -170,6 +171,25 @@ def binary_threshold(
 # -------------------------------------------------------------------------------------------- gates whose threshold learns
 
 
+def from_bits(
+    name: str,
+    gradients: Sequence[Tensor | None],
+    low: Tensor,
+    high: Tensor,
+    values: Sequence[Operand],
+    dtype: torch.dtype,
+    input_gradient: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """dx and the elementwise dt of a gate from its two bits: differentiable in the gradients and in the threshold."""
+    given = [v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+    wide = functools.reduce(torch.promote_types, given, compute_dtype(dtype))
+    values = tuple(v.to(wide) if isinstance(v, Tensor) else v for v in values)
+    upstream = [torch.zeros_like(low, dtype=wide) if g is None else g.to(wide) for g in gradients]
+    upstream[1:] = [g.unsqueeze(-1).expand(low.shape) if g.dim() < low.dim() else g for g in upstream[1:]]
+    dx, dt = globals()[f"{name}_backward"](upstream, low, high, *values)
+    return (dx - dt if input_gradient else dx).to(dtype), dt
+
+
 def straight_through(value: Tensor, estimate: Tensor) -> Tensor:
     """`value` bit for bit, with the gradient of `estimate` added to its own."""
     return value - (estimate.detach() - estimate).to(value.dtype)
@@ -200,14 +220,10 @@ def _apart(input: Tensor, threshold: Operand) -> tuple[Tensor, Tensor]:
     return x, t if isinstance(t, Tensor) else constant(t, x.dtype, x.device)
 
 
-def jumprelu(
-    input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gradient: bool = False, learns: bool = True
-) -> Tensor:
-    """x where x > t, else 0. The estimate may be left out where nothing learns."""
+def jumprelu(input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gradient: bool = False) -> Tensor:
+    """x where x > t, else 0."""
     x, t = _apart(input, threshold)
     value = cast(torch.where(x > t, x, 0), input.dtype)  # gradients meet in x's dtype, and are rounded once
-    if not learns:
-        return value
     return straight_through(value, _jump(_window(x, t, bandwidth), x, t, bandwidth, input_gradient))
 
 
@@ -219,15 +235,11 @@ def jumprelu_backward(
     return torch.where(above, g[0], 0), torch.where(window, g[0] * (finite / -bandwidth), 0)
 
 
-def step(
-    input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gradient: bool = False, learns: bool = True
-) -> Tensor:
-    """1 where x > t, else 0. The estimate may be left out where nothing learns."""
+def step(input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gradient: bool = False) -> Tensor:
+    """1 where x > t, else 0."""
     x, t = _apart(input, threshold)
     above = x > t
     value = above.to(input.dtype)
-    if not learns:
-        return value
     if isinstance(threshold, Tensor) or input_gradient:
         value = straight_through(value, _step(_window(x, t, bandwidth), x, t, bandwidth, input_gradient))
     return value if input_gradient else _in_graph(input, value)
@@ -245,15 +257,13 @@ def step_backward(g: Gradients, above: Tensor, window: Tensor, t: Operand, bandw
 
 
 def jumprelu_l0(
-    input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gradient: bool = False, learns: bool = True
+    input: Tensor, threshold: Operand, bandwidth: float = 1e-3, *, input_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
     """jumprelu, and how many elements of each row are above t, in float32 or wider."""
     x, t = _apart(input, threshold)
     above = x > t
     value = cast(torch.where(above, x, 0), input.dtype)
     count = above.sum(-1, dtype=compute_dtype(input.dtype))  # a 16-bit type cannot count past 256
-    if not learns:
-        return value, count
     window = _window(x, t, bandwidth)
     steps = _step(window, x, t, bandwidth, input_gradient)
     if not input_gradient:
