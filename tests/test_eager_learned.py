@@ -179,11 +179,9 @@ def test_grad_of_vmap(op: LearnedGate) -> None:
     assert tangent == expected.dx.sum() + expected.dt.sum()
 
 
-@pytest.mark.parametrize("slices", [1 << 18, 40])
 @pytest.mark.parametrize("spans", [(), (5,), (6, 5)], ids=str)
-def test_one_output_alone(spans: tuple[int, ...], slices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_output_alone(spans: tuple[int, ...]) -> None:
     """The other's gradient is not even zeros."""
-    monkeypatch.setattr(eager, "SLICE", slices)
     op = OPS[2]
     x, _, gradients = example(op)
     t = torch.full(spans, 0.5).requires_grad_()
