@@ -325,14 +325,11 @@ def _logistic(x):
 
 
 @triton.jit
-def _predictions(x, s, rest):
-    """sigmoid(x) and sigmoid(-x), but near 0 1/2 + x / 4 (to x**3 / 48), which crosses 1/2 where x crosses 0; rsqrt(2)**2 does
-    not."""
+def _prediction(x, sigmoid):
+    """sigmoid(x), but near 0 1/2 + x / 4 (to x**3 / 48), which crosses 1/2 where x crosses 0; rsqrt(2)**2 does not."""
     if x.dtype != tl.float64:
-        near = tl.abs(x) < 0.004
-        s = tl.where(near, tl.fma(x, 0.25, 0.5), s)
-        rest = tl.where(near, tl.fma(x, -0.25, 0.5), rest)
-    return s, rest
+        sigmoid = tl.where(tl.abs(x) < 0.004, tl.fma(x, 0.25, 0.5), sigmoid)
+    return sigmoid
 
 
 @triton.jit
@@ -346,8 +343,7 @@ def bce_with_logits(x, y, p, s):
         w = tl.fma(p[0].to(x.dtype) - 1.0, y, 1.0)
         softplus *= w
         slope = tl.fma(_minus(w), rest, 1.0 - y)
-    q, rest = _predictions(x, sigmoid, rest)
-    return tl.fma(1.0 - y, x, softplus), slope, q, rest, dq
+    return tl.fma(1.0 - y, x, softplus), slope, sigmoid, rest, dq
 
 
 @triton.jit
@@ -474,8 +470,7 @@ def focal(x, y, p, s):
         slope = tl.fma(w, wrong - er, less * (tl.fma(wrong, 2.0 * g, -1.0 * g) * dq * _finite(ce)))
         slope = tl.where(x >= 0.0, slope, _minus(slope))
         sigmoid, rest = tl.where(x >= 0.0, r, er), tl.where(x >= 0.0, er, r)
-    q, rest = _predictions(x, sigmoid, rest)
-    return loss, slope, q, rest, dq
+    return loss, slope, sigmoid, rest, dq
 
 
 @triton.jit
@@ -493,8 +488,7 @@ def asymmetric(x, y, p, s):
         y = _unit(y)
     part, factor, sigmoid, sigmoid_neg, dq = _logistic(x)
     clip, eps = p[len(p) - 2].to(x.dtype), p[len(p) - 1].to(x.dtype)
-    q, rest = _predictions(x, sigmoid, sigmoid_neg)
-    over = q - clip
+    over = _prediction(x, sigmoid) - clip
     # A NaN input or target reaches the loss by miss alone: other maxima drop it.
     miss = tl.maximum(over, 0.0, propagate_nan=tl.PropagateNan.ALL)
     hit = tl.minimum(sigmoid_neg + clip, 1.0)
@@ -540,7 +534,7 @@ def asymmetric(x, y, p, s):
     slope = w * dlog
     if not s[3]:
         slope = tl.fma(dw * du, tl.maximum(log, -3.0e38), slope)
-    return w * _minus(log), _minus(slope), q, rest, dq
+    return w * _minus(log), _minus(slope), sigmoid, sigmoid_neg, dq
 
 
 @triton.jit
@@ -617,7 +611,10 @@ def by_confidence(loss, slope, x, y, q, rest, dq, p, s):
     w, less = _power(u * inverse, s[1], p, len(p) - 1)
     steep = _exponent(s[1], p, len(p) - 1, x) * inverse
     pull = less * tl.fma(y, -2.0 * steep, steep) * _pulling(loss, dq, s)
-    sure = pt >= t
+    if s[0] == "logits":
+        sure = pt * ((1.0 - t) * inverse) >= u  # at an input of 0 pt = u, which are not quite 1/2
+    else:
+        sure = pt >= t
     return tl.where(sure, loss * w, loss), tl.where(sure, tl.fma(slope, w, pull), slope)
 
 
@@ -625,6 +622,8 @@ def by_confidence(loss, slope, x, y, q, rest, dq, p, s):
 def by_proximity(loss, slope, x, y, q, rest, dq, p, s):
     """w = 1 + factor (1 - d / range) where d = |q - t| < range, else 1; dw/dq = -(factor / range) sign(q - t), sign(0) = 0."""
     t, reach, factor = p[0].to(x.dtype), p[1].to(x.dtype), p[2].to(x.dtype)
+    if s[0] == "logits":
+        q = _prediction(x, q)
     u = q - t
     d, inverse = tl.abs(u), 1.0 / reach
     w = tl.fma(factor, tl.maximum(tl.fma(_minus(d), inverse, 1.0), 0.0), 1.0)
