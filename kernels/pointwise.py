@@ -481,13 +481,15 @@ def asymmetric(x, y, p, s):
     miss = 1 - q is max(p - clip, 0). For targets of 0 and 1 one logarithm serves: that of v, p or q, and 1 - p_t is 1 - v.
     """
     HARD: tl.constexpr = s[0]
+    clip, eps = p[len(p) - 2].to(x.dtype), p[len(p) - 1].to(x.dtype)
     if HARD:
         positive = y == 1.0
         x = tl.where(positive | (y == 0.0), x, float("nan"))
     else:
         y = _unit(y)
+        log_eps, _ = _log_and_inverse(eps, 1.0 - eps)  # first: where it is used, an eps for each channel made a spill
+        floor = tl.where(eps > 0.0, log_eps, float("-inf"))
     part, factor, sigmoid, sigmoid_neg, dq = _logistic(x)
-    clip, eps = p[len(p) - 2].to(x.dtype), p[len(p) - 1].to(x.dtype)
     over = _prediction(x, sigmoid) - clip
     # A NaN input or target reaches the loss by miss alone: other maxima drop it.
     miss = tl.maximum(over, 0.0, propagate_nan=tl.PropagateNan.ALL)
@@ -512,8 +514,6 @@ def asymmetric(x, y, p, s):
             w, dw = tl.where(positive, w_pos, w_neg), tl.where(positive, s[2] * less_pos, s[1] * less_neg)
     else:
         other = 1.0 - y
-        log_eps, _ = _log_and_inverse(eps, 1.0 - eps)
-        floor = tl.where(eps > 0.0, log_eps, float("-inf"))
         seen = sigmoid >= eps
         log_p = tl.where(seen, tl.fma(_minus(part), factor, tl.minimum(x, 0.0)), floor)
         known = (hit >= eps) & (hit > 0.0)
