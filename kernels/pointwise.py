@@ -612,7 +612,8 @@ def by_confidence(loss, slope, x, y, q, rest, dq, p, s):
     steep = _exponent(s[1], p, len(p) - 1, x) * inverse
     pull = less * tl.fma(y, -2.0 * steep, steep) * _pulling(loss, dq, s)
     if s[0] == "logits":
-        sure = pt * ((1.0 - t) * inverse) >= u  # at an input of 0 pt = u, which are not quite 1/2
+        # At an input of 0 pt = u, which are not quite 1/2, as 1 / t is not quite 2.
+        sure = pt * tl.where(t == 0.5, 1.0, (1.0 - t) * inverse) >= u
     else:
         sure = pt >= t
     return tl.where(sure, loss * w, loss), tl.where(sure, tl.fma(slope, w, pull), slope)

@@ -615,15 +615,6 @@ def test_roofline_times_and_bound() -> None:
     assert light.picoseconds(h200)["bytes"] == pytest.approx(4.125 / 4.8)
 
 
-# Of 2,352 kernels. Each keeps some values on the stack, and none should.
-SPILLED = {
-    ("sm_90", "softshrink", "forward1", "bf16", "channel-odd"),
-    ("sm_90", "asymmetric.ByPrediction", "forward", "bf16", "channel"),
-    ("sm_100", "bce_with_logits.ByConfidence", "forward", "bf16", "number"),
-    ("sm_100", "bce_with_logits.ByConfidence", "forward", "fp16", "number"),
-}
-
-
 def test_committed_compile_report_is_whole() -> None:
     pytest.importorskip("triton")
     from benchmarks.compiled import FOLDER, Line
@@ -633,8 +624,7 @@ def test_committed_compile_report_is_whole() -> None:
     for file in files:
         lines = [Line(**json.loads(line)) for line in file.read_text().splitlines()]
         assert {line.target for line in lines} == {"sm_80", "sm_90", "sm_100", "gfx942"}
-        spilled = {(line.target, line.op, line.kernel, line.dtype, line.operands) for line in lines if line.spills}
-        assert spilled == SPILLED
+        assert not [line for line in lines if line.spills]
         assert (file.parent / "roofline.png").exists()
 
 

@@ -283,6 +283,14 @@ def test_logit_at_the_threshold_is_above(device: torch.device) -> None:
     assert weights.round().tolist() == [1, 8, 8, 8]
 
 
+@pytest.mark.parametrize("y", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("base", ["bce_with_logits", "focal"])
+def test_a_logit_of_0_is_sure_at_a_half(base: str, y: float, device: torch.device) -> None:
+    """Every target is as probable as the threshold, so that the weight, 1, has a slope."""
+    case = _case(Cell(base, ByConfidence), torch.tensor([0.0, -0.0]), y, device, 0.5, 2.0)
+    assert_loss(case, "none", *run(case, "none"))
+
+
 @pytest.mark.parametrize("kind", ["number", "class"])
 def test_thresholds_outside_0_to_1_on_logits(kind: str, device: torch.device) -> None:
     x = torch.tensor([-1e4, -3.0, 0.0, 3.0, 1e4], device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from ..kernels import test_losses as loss_tests
 from ..kernels import test_options as option_tests
 from ..kernels.test_losses import DIAGONAL
 from ..losses import DTYPES, PAIRS, Cell, assert_loss, name, run, setup
+from .approximation import Mode
+from .driver import PtxDriver
 from .sample import case, sampled, some
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -116,6 +119,20 @@ def test_linear_loss(kind: str, device: torch.device) -> None:
 
 def test_linear_loss_without_gradient(device: torch.device) -> None:
     linear_tests.test_without_gradient_nothing_is_written(device)
+
+
+@pytest.mark.parametrize("mode", ["exact", "plus", "minus"])
+def test_logit_at_the_threshold(mode: Mode, compiled: PtxDriver, device: torch.device) -> None:
+    """A logit of 0 is sure at a half, however wrong the instructions are: the slope of the weight, -log 2, is there."""
+    x = torch.zeros(2, device=device, requires_grad=True)
+    compiled.approximate.mode = mode
+    try:
+        with tt.use_backend("triton"):
+            loss = tt.threshold_loss(x, torch.ones_like(x), tt.ByConfidence(0.5, 2.0), reduction="none")
+            (slope,) = torch.autograd.grad(loss, x, torch.ones_like(x))
+    finally:
+        compiled.approximate.mode = "exact"
+    torch.testing.assert_close(slope, torch.full_like(x, -0.5 - math.log(2)), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["number", "class"])
