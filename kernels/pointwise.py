@@ -43,7 +43,7 @@ def hardshrink(x, c, p):
 def softshrink(x, c, p):
     """y = x - t where x > t, x + t where x < -t, x where x is NaN, else 0."""
     t = p[0].to(c.dtype)
-    t = tl.where(t != t, float("inf"), t)
+    t = tl.where(t == t, t + 0.0, float("inf"))  # an x of -0.0 would keep its sign beside a t of -0.0
     y = tl.where(c <= t, tl.minimum(c + t, 0.0), c - t)  # a NaN that inf - inf makes is dropped
     return y, tl.where(tl.abs(c) <= t, 0, 1)
 

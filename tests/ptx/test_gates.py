@@ -43,6 +43,23 @@ def test_gate(op: Gate, dtype: torch.dtype, operand: Operand, device: torch.devi
     gate_tests.test_case(Case(op, dtype, operand, WHOLE), device)
 
 
+EDGES = (torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 0.5, -0.5, 1e-3, 6e4, -6e4)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=by_name)
+def test_softshrink_at_infinities_and_zeros(dtype: torch.dtype, device: torch.device) -> None:
+    """Triton's interpreter keeps a NaN that a minimum drops on every GPU."""
+    x, t = (edges.to(dtype) for edges in torch.cartesian_prod(torch.tensor(EDGES), torch.tensor(EDGES)).unbind(1))
+    x, t = x.contiguous().to(device), t.contiguous().to(device)
+    for threshold in (t, 0.0, -0.0, torch.inf):
+        y = tt.softshrink(x, threshold)
+        with tt.use_backend("eager"):
+            expected = tt.softshrink(x, threshold)
+        torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+        whole = ~expected.isnan()
+        assert torch.equal(y.signbit()[whole], expected.signbit()[whole])
+
+
 def _learned() -> Iterator[Any]:
     """Each op in bfloat16: forward with and without a gradient, backward and the count are four kernels."""
     for (place, op), (other, dtype), (kind, operand) in itertools.product(
