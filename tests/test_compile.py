@@ -209,8 +209,8 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubDriver]:
     tuning._settled.clear()
 
 
-def _call(row: Gate, learns: bool) -> gates.Call:
-    return gates._call(row, torch.float32, True, learns, False)
+def _variant(row: Gate, learns: bool) -> gates.Variant:
+    return gates._variant(row, torch.float32, True, learns, False)
 
 
 FIXED = [row for row in GATES.values() if not row.straight_through]
@@ -221,7 +221,7 @@ LEARNED = [row for row in GATES.values() if row.straight_through]
 def test_gate_numbers_are_not_specialised(stub: StubDriver, row: Gate) -> None:
     x = torch.randn(1)
     for value in (0.5, 1.0, 0.0, 16.0):
-        gates.forward(x, value, (value,) * (len(row.example) - 1), _call(row, False))
+        gates.forward(x, value, (value,) * (len(row.example) - 1), _variant(row, False))
     assert all(made.signature == stub.launches[0].signature for made in stub.launches)
     assert all(made.specialised <= {"groups"} for made in stub.launches)
 
@@ -232,10 +232,11 @@ def test_numbers_of_learned_gates_are_not_specialised(stub: StubDriver, row: Gat
     sizes = {"width", "features", "operands[0][1]", "operands[0][2]"}
     for value, shape in ((0.5, (64, 48)), (1.0, (64, 32)), (16.0, (400, 47)), (1.0, (1, 1))):
         x, t = torch.randn(shape), torch.zeros(shape[1:])
-        call = _call(row, True)
-        _, _, bits, saved = gates.forward(x, t, (value,), call)
+        variant = _variant(row, True)
+        _, _, bits, bit_layout = gates.forward(x, t, (value,), variant)
         assert bits is not None
-        gates._backward_code(call, (t, value), bits, saved, [x, *([x[:, 0]] if row.counts else [])], t.shape)
+        gradients = [x, *([x[:, 0]] if row.counts else [])]
+        gates._backward_code(variant, (t, value), bits, bit_layout, gradients, t.shape)
     assert all(made.specialised <= sizes for made in stub.launches)
     assert {made.kernel for made in stub.launches} == {"forward", "backward_code"} | (
         {"count"} if row.counts else set()

@@ -124,23 +124,18 @@ def interpreting() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def _is_undisturbed() -> bool:
-    """True if no compiler, tracer, transform, forward-mode AD or dispatch mode is at work."""
-    return not (
-        is_dynamo_compiling()
-        or _are_transforms_active()
-        or forward_ad._current_level >= 0
-        or _len_torch_dispatch_stack() > 0
-        or _is_tracing()
-    )
-
-
 def is_ordinary(*tensors: object) -> bool:
     """True if kernels may have these: ordinary tensors, and no compiler, tracer, transform or forward-mode AD at work.
 
     A tensor that torch has yet to negate (``z.conj().imag``) is not ordinary, because its memory does not hold its values.
     """
-    if not _is_undisturbed():
+    if (
+        is_dynamo_compiling()
+        or _are_transforms_active()
+        or forward_ad._current_level >= 0
+        or _len_torch_dispatch_stack() > 0
+        or _is_tracing()
+    ):
         return False
     for tensor in tensors:
         kind = type(tensor)
@@ -191,22 +186,32 @@ def way(input: Tensor, *others: object, compiles: bool = False) -> Way:
     `compiles` says that the op is a formula which Inductor may compile, if that is asked for.
     """
     if is_ordinary(input, *others):
+        if input.is_cpu and not compiles and (_override.get() or _setting[0]) != "triton":
+            return "eager"  # as `choose` finds out in three times the time
         return choose(input.device, compiles)[0]
     if compiles and _asked() == "inductor":
         return "formula"
     return "op" if is_one_op(input, *others) else "formula"
 
 
-def is_plain(input: Tensor) -> bool:
-    """True for a dense tensor that is ordinary: what costs least to ask before a call that takes 2 µs."""
+def way_of_plain(input: Tensor) -> Way | None:
+    """The way of one dense tensor that is ordinary, None for others: what costs least to ask before a call that takes 2 µs."""
     kind = type(input)
-    return (
-        (kind is Tensor or kind is Parameter)
-        and _is_undisturbed()
-        and input.layout is torch.strided
-        and not is_legacy_batchedtensor(input)
-        and not input.is_neg()
-    )
+    if (
+        (kind is not Tensor and kind is not Parameter)
+        or is_dynamo_compiling()
+        or _are_transforms_active()
+        or forward_ad._current_level >= 0
+        or _len_torch_dispatch_stack() > 0
+        or _is_tracing()
+        or input.layout is not torch.strided
+        or is_legacy_batchedtensor(input)
+        or input.is_neg()
+    ):
+        return None
+    if input.is_cpu and (_override.get() or _setting[0]) != "triton":
+        return "eager"
+    return choose(input.device)[0]
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -278,19 +277,26 @@ def learned(name: str, input: Tensor, threshold: Operand, bandwidth: float, inpu
     """jumprelu, step and jumprelu_l0 by selections that are vectorised on a CPU, where torch.where takes six times as long."""
     if records:
         return _Learned.apply(input, threshold, name, bandwidth, input_gradient)  # type: ignore[no-untyped-call]
-    return _gated(name, input, threshold)[0]
+    return _gated(name, input, threshold, False)[0]
 
 
-def _gated(name: str, input: Tensor, threshold: Operand) -> tuple[Any, Tensor]:
-    """The outputs, and by how much x is above its threshold: -inf where either is NaN, or both are the same infinity."""
+def _gated(name: str, input: Tensor, threshold: Operand, records: bool = True) -> tuple[Any, Tensor]:
+    """The outputs, and what they are selected by.
+
+    That is x - t, which is -inf where either is NaN, or both are the same infinity. Where no gradient is wanted of few elements
+    it is x > t, since a call takes more time than a pass over them.
+    """
     x, t = reference.side_by_side(input, threshold)
-    excess = (x - t).nan_to_num_(-math.inf, math.inf, -math.inf)
-    if name == "step":
-        return cast(holds(torch.gt, excess, 0), input.dtype), excess
-    y = cast(_selected(x, excess, 0), input.dtype)
-    if name == "jumprelu":
-        return y, excess
-    return (y, holds(torch.gt, excess, 0).sum(-1, dtype=compute_dtype(input.dtype))), excess
+    if not records and are_few(x):
+        by = x > t
+        y = by.to(input.dtype) if name == "step" else cast(torch.where(by, x, kept(0.0, x.dtype)), input.dtype)
+    else:
+        by = (x - t).nan_to_num_(-math.inf, math.inf, -math.inf)
+        y = cast(holds(torch.gt, by, 0) if name == "step" else _selected(x, by, 0), input.dtype)
+    if name != "jumprelu_l0":
+        return y, by
+    above = by if by.dtype is torch.bool else holds(torch.gt, by, 0)
+    return (y, above.sum(-1, dtype=compute_dtype(input.dtype))), by
 
 
 def _selected(value: Tensor, x: Tensor, bound: float) -> Tensor:
@@ -353,16 +359,12 @@ def _pulled_back(
 # ------------------------------------------------------------------------------------------------------------ by their name
 
 
-GATES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
-    {
-        "threshold": torch.threshold,
-        "hardshrink": hardshrink,
-        "softshrink": softshrink,
-        "keep_large": keep_large,
-        "binary_threshold": binary_threshold,
-    }
-)
+GATES: Mapping[str, Callable[..., Tensor]] = {
+    "threshold": torch.threshold,
+    "hardshrink": hardshrink,
+    "softshrink": softshrink,
+    "keep_large": keep_large,
+    "binary_threshold": binary_threshold,
+}
 SAME_KERNELS = frozenset({"threshold", "hardshrink", "softshrink", "keep_large"})  # on a GPU, forward and backward
-IN_PLACE: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
-    {"threshold": torch.threshold_, "hardshrink": hardshrink_}
-)
+IN_PLACE: Mapping[str, Callable[..., Tensor]] = {"threshold": torch.threshold_, "hardshrink": hardshrink_}

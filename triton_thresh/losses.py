@@ -121,7 +121,8 @@ def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that change something. A number that a compiler leaves open may be any."""
     given = {name: value for name, value in options.items() if value is not None or name == "label_smoothing"}
     share = given.get("label_smoothing", 1)
-    if share == 0 if type(share) is int else not checks.is_open(share) and share == 0:
+    is_known = type(share) is int or not checks.is_open(share)
+    if is_known and share == 0:
         del given["label_smoothing"]
     return given
 

@@ -32,7 +32,8 @@ class Gate:
         operands: how many of the arguments after the input may be tensors; the others are numbers.
         learns: the gate has a gradient for its threshold. With saves="bit" it then saves two bits, and its device functions are
             ``<name>_learned`` and ``<name>_learned_backward``.
-        rounds: numbers and 0-dim thresholds are rounded to a floating input's dtype.
+        straight_through: the threshold learns by a straight-through estimate, whatever it is, and is compared as it is given.
+            Other gates round numbers and 0-dim thresholds to a floating input's dtype.
         casts: on integer inputs numbers are cast to the input's dtype, and not compared by value.
         nonnegative: a number below 0 raises.
         counts: a second output gives how many elements of each row are above the threshold.
@@ -48,7 +49,7 @@ class Gate:
     saves: Literal["nothing", "bit", "two bits", "input"] = "bit"
     operands: int = 1
     learns: bool = False
-    rounds: bool = True
+    straight_through: bool = False
     casts: bool = True
     nonnegative: bool = False
     counts: bool = False
@@ -57,11 +58,6 @@ class Gate:
     inplace: bool = False
     dtypes: tuple[torch.dtype, ...] = FLOATING
     example: tuple[float, ...] = (0.5,)
-
-    @property
-    def straight_through(self) -> bool:
-        """True if the threshold learns by a straight-through estimate, whatever it is."""
-        return self.learns and self.saves == "two bits"
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,7 @@ _OPS: tuple[Op, ...] = (
         gradient="1 where x > θ, else 0; to θ: -θ/ε where |x - θ| < ε/2, else 0",
         saves="two bits",
         learns=True,
-        rounds=False,
+        straight_through=True,
         example=(0.5, 0.25),
     ),
     Gate(
@@ -169,7 +165,7 @@ _OPS: tuple[Op, ...] = (
         gradient="0; to θ: -1/ε where |x - θ| < ε/2, else 0",
         saves="two bits",
         learns=True,
-        rounds=False,
+        straight_through=True,
         reads_threshold=False,
         example=(0.5, 0.25),
     ),
@@ -179,7 +175,7 @@ _OPS: tuple[Op, ...] = (
         gradient="both, in one pass",
         saves="two bits",
         learns=True,
-        rounds=False,
+        straight_through=True,
         counts=True,
         value="jumprelu",
         example=(0.5, 0.25),
@@ -254,7 +250,7 @@ _OPS: tuple[Op, ...] = (
 )
 
 OPS: Mapping[str, Op] = MappingProxyType({op.name: op for op in _OPS})
-GATES: Mapping[str, Gate] = MappingProxyType({op.name: op for op in _OPS if isinstance(op, Gate)})
+GATES: Mapping[str, Gate] = {op.name: op for op in _OPS if isinstance(op, Gate)}
 
 
 def ops() -> Mapping[str, Op]:

@@ -14,7 +14,7 @@ from torch._C import _is_tracing
 from torch.compiler import is_dynamo_compiling
 
 from . import layout
-from .backend import choose, get_backend, is_plain, way
+from .backend import choose, way, way_of_plain
 from .checks import FLOATING, INTEGER, check_input, check_number
 from .fused import define
 from .launch import Kernel, blocks, device_code
@@ -122,7 +122,7 @@ def kth_largest(
     """
     if values.requires_grad:
         values = values.detach()
-    if is_plain(values) and values.is_cpu and get_backend() != "triton":
+    if values.is_cpu and way_of_plain(values) == "eager":
         return _select_on_cpu(values, int(k), by_row, any_nan, positive)
     how = way(values, k)
     if how not in ("eager", "triton"):  # there may be a tangent

@@ -188,7 +188,7 @@ def test_the_matrix_the_kernels_see(
 ) -> None:
     """A width that 16 divides, of the threshold's period; sums by column where eight rows fit."""
     x = torch.empty(shape)
-    width, pattern = family._rows(shape, x.stride(), family._own_shape(torch.empty(own)), counts, 512)
+    width, pattern = family._row_width(shape, x.stride(), family._threshold_shape(torch.empty(own)), counts, 512)
     assert (width if expected[0] else 0, pattern != (0, 0)) == expected
     assert width % 16 == 0 or x.numel() < 8 * 16 * shape[-1]
     assert not counts or width % shape[-1] == 0

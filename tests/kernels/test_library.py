@@ -239,10 +239,10 @@ def test_codes_fit_their_memory(block: int, monkeypatch: pytest.MonkeyPatch) -> 
             for op in ("jumprelu", "jumprelu_l0"):
                 tensor = threshold if isinstance(threshold, Tensor) else None
                 numbers = (0.5, 0.5)[tensor is not None :]
-                _, first, _, call, _ = gates._decode(x, tensor, numbers, op, False, 2)
-                width = gates._saved(x.dtype, x.device, x.shape, x.stride(), call, first).width
+                _, first, _, variant, _ = gates._decode(x, tensor, numbers, op, False, 2)
+                width = gates._bit_layout_of(x.dtype, x.device, x.shape, x.stride(), variant, first).width
                 used = 2 * width * -(-x.numel() // (8 * width))
-                memory = gates._memory(x, 2, OPS[op].counts).numel()
+                memory = gates._bit_memory(x, 2, OPS[op].counts).numel()
                 assert used <= memory <= 4 * used + 64 * shape[-1] + 64, (shape, threshold, op, used, memory)
 
 
