@@ -11,6 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 LIGHT := $(VENV)/light
 READY := $(VENV)/ready
+# pip compiles one module after the other; tests of packages are never imported.
+COMPILE := $(BIN)/python -m compileall -q -j 0 -x '/(tests?|pip)/' $(VENV) >/dev/null
 HAS_NBMAKE := $(BIN)/python -c 'import ipykernel, nbmake' 2>/dev/null
 HAS_GPU := $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null
 
@@ -52,12 +54,14 @@ $(LIGHT): pyproject.toml
 # What all else needs. An ipykernel found beside a GPU's torch would start that Python; the kernel installed here starts this one.
 $(READY): $(LIGHT)
 	@echo "$(VENV), once: Triton, and the tools to test and to measure with"
-	@$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install --quiet --no-compile "$(TRITON)"
-	@$(BIN)/pip install --quiet "setuptools>=77" wheel
+	@$(COMPILE) & \
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install --quiet --no-compile "$(TRITON)"; \
+	$(BIN)/pip install --quiet --no-compile "setuptools>=77" wheel; \
 	$(BIN)/pip install --quiet --no-compile --no-build-isolation --editable . --group dev \
 		|| $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable . \
-		|| echo "Not installed, which all that make runs can do without: it runs in this folder."
-	@$(BIN)/python -m compileall -q -j 0 $(VENV) >/dev/null || true  # some packages ship files for other Pythons
+		|| echo "Not installed, which all that make runs can do without: it runs in this folder."; \
+	wait
+	@$(COMPILE) || true  # some packages ship files for other Pythons
 	@if $(HAS_NBMAKE); then $(BIN)/python -m ipykernel install --sys-prefix >/dev/null; fi
 	@touch $@
 

@@ -6,8 +6,10 @@ combination, for which a GPU has time: interpreted and executed kernels are trie
 
 from __future__ import annotations
 
+import gc
 import os
 import re
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -21,6 +23,16 @@ SUBJECTS = {*OPS, *BASE_NAMES, *(rule.__name__ for rule in RULE_CLASSES)}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", action="store_true", help="run what is marked `matrix`, and nothing else")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Ten thousand cases are made and kept: to look for garbage among them took a quarter of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def deselect(config: pytest.Config, items: list[pytest.Item], left_out: list[pytest.Item]) -> None:

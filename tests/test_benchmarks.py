@@ -25,6 +25,7 @@ from benchmarks.records import MixedRecordsError, Record, Stamp, Writer
 from benchmarks.run import COMPILE, COPY, EAGER, GRAD, ONE_PASS, PACK, PROVIDERS, Bench, Plan, measure, plan
 from benchmarks.timing import CpuTimer, CudaTimer, Step, summarize
 from benchmarks.workloads import Inputs, Workload, WrongResultError
+from triton_thresh import cli, tune
 from triton_thresh.registry import OPS, Loss
 
 from .conftest import INTERPRETED
@@ -675,10 +676,13 @@ def test_tune_on_a_pretended_gpu(tmp_path: Path) -> None:
     table = json.loads((tmp_path / "table.json").read_text())
     assert set(table) == {"hardshrink/bfloat16/10", "mse.ByPrediction.none/bfloat16/10"}
     assert json.loads((tmp_path / "cache" / "pretended_GPU.json").read_text()) == table
-    environment["TRITON_THRESH_AUTOTUNE"] = "0"
-    refused = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2
-    assert "no search may run" in refused.stderr
+
+
+def test_tune_says_that_no_search_may_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(tune, "gpu", lambda: torch.device("cpu"))
+    monkeypatch.setenv("TRITON_THRESH_AUTOTUNE", "0")
+    assert cli.main(["tune"]) == 2
+    assert "no search may run" in capsys.readouterr().err
 
 
 def step(name: str, code: str, share: float = 0.9, **fields: Any) -> gpu.Step:

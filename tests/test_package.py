@@ -41,11 +41,13 @@ def gradient(backend):
 torch.testing.assert_close(gradient("triton"), gradient("eager"))
 print(json.dumps({name: m.__file__ for name, m in sys.modules.items() if name.split(".")[0] == "triton_thresh"}))
 """
-# The examples of every module.
+# The examples of every module; what one compiles, make test compiles where it runs them in the clone.
 EXAMPLES = """
 import doctest, importlib, json, pkgutil
+import torch
 import triton_thresh as tt
 
+torch.compiler.set_stance("force_eager")
 names = [name for _, name, _ in pkgutil.walk_packages(tt.__path__, "triton_thresh.") if not name.endswith("__main__")]
 modules = [tt, *map(importlib.import_module, names)]
 done = [doctest.testmod(module) for module in modules]
