@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+import itertools
 import pickle
 from collections.abc import Iterator
 from types import ModuleType
@@ -20,9 +21,9 @@ from triton_thresh.cells import element_loss, specify
 from triton_thresh.rules import select
 
 from .kernels.test_losses import *  # noqa: F403
-from .kernels.test_losses import _case, cells, reductions, some_cells, sweep
-from .losses import CELLS, NAMED, SETTINGS, SHAPE, Cell, Setup, assert_loss, run, setup, truth
-from .rows import BASE_NAMES, base_of
+from .kernels.test_losses import _case, cells, some_cells, sweep
+from .losses import CELLS, NAMED, PAIRS, REDUCTIONS, SETTINGS, SHAPE, Cell, Setup, assert_loss, run, setup, truth
+from .rows import BASE_NAMES, base_of, square
 
 VALUES = [0.15, 0.33, 0.52, 0.81]  # smooth points of every cell
 
@@ -53,14 +54,14 @@ def _smooth(cell: Cell, dtype: torch.dtype = torch.float64) -> Setup:
 
 
 @sweep
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("size", [6, 1000])
+@pytest.mark.parametrize(("size", "first"), [(6, "mean"), (1000, "none")])
 def test_slices_meet_their_operands(
-    cell: Cell, reduction: str, kind: str, size: int, monkeypatch: pytest.MonkeyPatch
+    cell: Cell, first: str, kind: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slice of one row, and one slice for all."""
+    """A slice of one row, and one slice for all; shapes are reduced and left whole by turns."""
     monkeypatch.setattr(eager, "SLICE", size)
-    for shape in ((40,), (6, 7), (3, 2, 5), (1, 30)):
+    turns = itertools.cycle(("mean", "none") if first == "mean" else ("none", "mean"))
+    for shape, reduction in zip(((40,), (6, 7), (3, 2, 5), (1, 30)), turns):
         case = setup(cell, torch.float32, torch.device("cpu"), shape=shape, kind=kind, weighted=True)
         assert_loss(case, reduction, *run(case, reduction))
 
@@ -118,8 +119,7 @@ def test_slopes_match_the_tape_of_the_value(cell: Cell) -> None:
 # ----------------------------------------------------------------------------------------------------------- transforms
 
 
-@cells
-@reductions
+@pytest.mark.parametrize(("cell", "reduction"), square(PAIRS, REDUCTIONS), ids=str)
 def test_gradcheck_forward_mode(cell: Cell, reduction: str) -> None:
     case = _smooth(cell)
     x = case.input.requires_grad_()
