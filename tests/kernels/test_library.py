@@ -123,6 +123,7 @@ def test_backward_ops_are_not_differentiated(device: torch.device) -> None:
         op(args[0].requires_grad_(), *args[1:]).sum().backward()
 
 
+@pytest.mark.slow
 @every_case
 def test_compiled_for_every_size(case: Case, device: torch.device) -> None:
     """One graph, which holds the op; values and gradients are those of the plain call."""
