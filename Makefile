@@ -55,12 +55,12 @@ $(LIGHT): pyproject.toml
 $(READY): $(LIGHT)
 	@echo "$(VENV), once: Triton, and the tools to test and to measure with"
 	@$(COMPILE) & \
-	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install --quiet --no-compile "$(TRITON)"; \
-	$(BIN)/pip install --quiet --no-compile "setuptools>=77" wheel; \
-	$(BIN)/pip install --quiet --no-compile --no-build-isolation --editable . --group dev \
+	{ $(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install --quiet --no-compile "$(TRITON)"; } \
+	&& $(BIN)/pip install --quiet --no-compile "setuptools>=77" wheel \
+	&& { $(BIN)/pip install --quiet --no-compile --no-build-isolation --editable . --group dev \
 		|| $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable . \
-		|| echo "Not installed, which all that make runs can do without: it runs in this folder."; \
-	wait
+		|| echo "Not installed, which all that make runs can do without: it runs in this folder."; }; \
+	status=$$?; wait; exit $$status
 	@$(COMPILE) || true  # some packages ship files for other Pythons
 	@if $(HAS_NBMAKE); then $(BIN)/python -m ipykernel install --sys-prefix >/dev/null; fi
 	@touch $@

@@ -429,6 +429,7 @@ def test_gradient_and_value_in_one_call_are_the_losss(name: str, dtype: torch.dt
         workloads.check(workload, workload.whole, workloads.WHOLE, strict=False)
 
 
+@pytest.mark.slow
 def test_compiled_providers_are_checked_and_recorded(
     bench: Bench, written: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -570,6 +571,7 @@ def test_compare_names_regressions_and_fails(tmp_path: Path, capsys: pytest.Capt
 # --------------------------------------------------------------------------------------------------------------- report
 
 
+@pytest.mark.slow
 def test_report_of_a_gpus_records(tmp_path: Path) -> None:
     """The committed fixture has made-up times; what is tested is what becomes of them."""
     found = records.read(FIXTURE)

@@ -551,6 +551,7 @@ def test_float16_keeps_a_scaled_gradient() -> None:
 # ---------------------------------------------------------------------------------------------------- under other machinery
 
 
+@pytest.mark.slow
 def test_inside_a_compiled_model() -> None:
     """The formula is traced with what stands around it."""
     loss_of = tt.fused_loss(focal)
@@ -625,6 +626,7 @@ def test_numbers_and_sizes_do_not_compile_again(traced: CompileCounter) -> None:
     assert traced.frame_count == 1
 
 
+@pytest.mark.slow
 def test_one_program_for_each_kind_of_call(traced: CompileCounter) -> None:
     """More kinds than the eight that Dynamo keeps for a function."""
     loss_of = tt.fused_loss(weighed)

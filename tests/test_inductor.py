@@ -178,6 +178,7 @@ def programs() -> Iterator[Any]:
             yield pytest.param(kind, dtype, rest, id=f"{name}-rest", marks=pytest.mark.matrix)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "dtype", "names"), list(programs()))
 def test_losses(kind: str, dtype: torch.dtype, names: list[str]) -> None:
     """The error against float64 is no larger than eager's, but for a few roundings of float32 and one to the dtype."""

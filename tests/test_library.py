@@ -74,6 +74,7 @@ def test_named_ops_under_transforms(case: Case) -> None:
 SOME = [pytest.param(case, marks=() if i // 2 % 2 == i % 2 else pytest.mark.matrix) for i, case in enumerate(NAMED)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SOME, ids=str)
 def test_opcheck_of_named_ops(case: Case) -> None:
     records = case.kind != "channel"

@@ -381,6 +381,7 @@ def batches(dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [torch.randn(rows, 12, generator=generator).to(dtype) for rows in (16, 24, 3)]
 
 
+@pytest.mark.slow
 def test_compiled() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(every, fullgraph=True, dynamic=True, backend="aot_eager")

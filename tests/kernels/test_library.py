@@ -61,6 +61,7 @@ def test_ops_give_what_calls_give(case: Case, device: torch.device) -> None:
     agree(case, [each[1] for each in batched], [2 * each for each in expected[1:]])
 
 
+@pytest.mark.slow
 @every_case
 def test_saved_bytes(case: Case, device: torch.device) -> None:
     """Of a loss whose gradient is ready that gradient; else its inputs; of a gate two bits an element, in at most twice that."""
@@ -146,6 +147,7 @@ def test_compiled_with_one_dynamic_dimension(device: torch.device) -> None:
     assert held(counter.graphs[-1]) == ["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in FUSED if case.kind in ("learned", "number")], ids=str)
 def test_strided_inputs(case: Case, device: torch.device) -> None:
     """Dense but permuted, and not dense: the layout of the output and the gradient too."""
