@@ -272,6 +272,8 @@ def binary_threshold(
 
 # ----------------------------------------------------------------------------------------- gates whose threshold learns
 
+LEARNED = frozenset({"jumprelu", "step", "jumprelu_l0"})
+
 
 def learned(name: str, input: Tensor, threshold: Operand, bandwidth: float, input_gradient: bool, records: bool) -> Any:
     """jumprelu, step and jumprelu_l0 by selections that are vectorised on a CPU, where torch.where takes six times as long."""

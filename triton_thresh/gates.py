@@ -213,7 +213,7 @@ def _in_torch(
     function: Any = getattr(reference, gate.name)
     records, is_eager = _records(gate, input, learns), way == "eager"
     keywords: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-    if gate.straight_through and is_eager:
+    if is_eager and gate.name in eager.LEARNED:
         threshold, bandwidth = parameters
         output = eager.learned(gate.name, input, threshold, bandwidth, input_gradient, records)
         return output if input.is_contiguous() else _laid_out(output, input)
@@ -658,8 +658,10 @@ def _backward_code(
     rows = ROWS if by_column else 8
     down, across = blocks(n, rows * width), blocks(width, config.block)
     dt = None
-    if shape is not None:
-        dt = g.new_empty(down * width, dtype=compute) if by_column else torch.empty_like(dx, dtype=compute)
+    if shape is not None and by_column:
+        dt = torch.empty(down * width, dtype=compute, device=g.device)
+    elif shape is not None:
+        dt = torch.empty_like(dx, dtype=compute)
     features = bit_layout.shape[-1] if variant.gate.counts else width
     kernel = _backward_code_kernel(
         f"{variant.key}_backward", kinds, compute, variant.bits, variant.input_gradient, by_column, rows // 8, config
