@@ -353,7 +353,8 @@ def _pulled_back(
     slopes = [] if of_step is None else [of_step / -ctx.bandwidth]
     if of_value is not None:
         t = torch.as_tensor(threshold, dtype=excess.dtype, device=excess.device)
-        slopes.append(of_value * (t.nan_to_num(0.0, 0.0, 0.0) / -ctx.bandwidth))  # an infinite t has no x in its window
+        # An infinite t has no x in its window. float32 holds the reciprocal of 0.001, and not 0.001.
+        slopes.append(of_value * (t.nan_to_num(0.0, 0.0, 0.0) * (-1.0 / ctx.bandwidth)))
     dt = _selected(sum(slopes[1:], slopes[0]), excess.abs().neg_(), -ctx.bandwidth / 2)
     return (dx - dt if ctx.input_gradient else dx), dt
 

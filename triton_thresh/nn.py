@@ -220,8 +220,8 @@ class JumpReLU(_Module):
         Parameter containing:
         tensor([0.5000, 0.5000, 0.5000, 0.5000], requires_grad=True)
         >>> activations, l0 = activation.l0(torch.tensor([[0.0, 0.5, 0.6, 2.0]]))
-        >>> l0
-        tensor([2.], grad_fn=<SubBackward0>)
+        >>> l0.detach()
+        tensor([2.])
     """
 
     threshold: nn.Parameter
