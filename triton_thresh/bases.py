@@ -734,7 +734,7 @@ def power(base: Tensor, exponent: Operand) -> Tensor:
             product = product * base
         return product
     wide = base.double()
-    live = ~(wide <= 1e-150)  # NaN is
+    live = ~(wide <= 1e-150)  # true of NaN, which is kept
     at_zero = exponent == 0 if isinstance(exponent, Tensor) else float(exponent == 0)
     return torch.where(live, torch.where(live, wide, 1) ** exponent, at_zero).to(base.dtype)
 

@@ -336,7 +336,7 @@ def _operands_of_numbers(
 def _round_operands(gate: Gate, input: Tensor, values: tuple[Any, ...], result: torch.dtype) -> KernelOperands:
     """Operands rounded as reference.compared does it, and the numbers after them to the dtype `result` of the output."""
     if gate.straight_through:
-        compute = functools.reduce(torch.promote_types, _floating_dtypes(values), compute_dtype(input.dtype))
+        compute = reference.widest(values, compute_dtype(input.dtype))
         return KernelOperands(values, (compute,) * len(values), compute, None)
     operands, dtypes = zip(*(_compared(gate, input, value) for value in values[: gate.operands]))
     promoted = functools.reduce(torch.promote_types, dtypes)
@@ -348,11 +348,6 @@ def _round_operands(gate: Gate, input: Tensor, values: tuple[Any, ...], result: 
     held = (compute,) * gate.operands + (storage,) * len(constants)
     narrow = promoted if not input.is_floating_point() and promoted in HALF else None
     return KernelOperands((*operands, *constants), held, compute, narrow)
-
-
-def _floating_dtypes(values: Sequence[Any]) -> list[torch.dtype]:
-    """The dtypes of the floating tensors among them."""
-    return [v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()]
 
 
 def _compared(gate: Gate, input: Tensor, threshold: Operand) -> tuple[Operand, torch.dtype]:
@@ -894,7 +889,7 @@ def _bit_layout_of(
     gate, like = variant.gate, torch.empty(tuple(size), dtype=dtype, device="meta")
     if stride is not None:
         like = like.as_strided(tuple(size), tuple(stride))
-    compute = functools.reduce(torch.promote_types, _floating_dtypes([threshold]), compute_dtype(dtype))
+    compute = reference.widest([threshold], compute_dtype(dtype))
     if not gate.straight_through:
         compute = compute_dtype(_compared(gate, like, threshold)[1])
     if like.numel() == 0:

@@ -171,6 +171,12 @@ def binary_threshold(
 # -------------------------------------------------------------------------------------------- gates whose threshold learns
 
 
+def widest(values: Sequence[Operand], dtype: torch.dtype) -> torch.dtype:
+    """A dtype, promoted by those of the floating tensors among the operands."""
+    given = [v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+    return functools.reduce(torch.promote_types, given, dtype)
+
+
 def from_bits(
     name: str,
     gradients: Sequence[Tensor | None],
@@ -181,8 +187,7 @@ def from_bits(
     input_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """dx and the elementwise dt of a gate from its two bits: differentiable in the gradients and in the threshold."""
-    given = [v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()]
-    wide = functools.reduce(torch.promote_types, given, compute_dtype(dtype))
+    wide = widest(values, compute_dtype(dtype))
     values = tuple(v.to(wide) if isinstance(v, Tensor) else v for v in values)
     upstream = [torch.zeros_like(low, dtype=wide) if g is None else g.to(wide) for g in gradients]
     upstream[1:] = [g.unsqueeze(-1).expand(low.shape) if g.dim() < low.dim() else g for g in upstream[1:]]
