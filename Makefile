@@ -16,7 +16,7 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 -x '/(tests?|pip)/' $(VENV) >/dev
 HAS_NBMAKE := $(BIN)/python -c 'import ipykernel, nbmake' 2>/dev/null
 HAS_GPU := $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null
 
-.PHONY: help demo test check matrix ptx versions lint gpu-test table docs bench report gpu clean
+.PHONY: help demo test test-kernels test-rest check matrix ptx versions lint gpu-test table docs bench report gpu clean
 
 help:
 	@echo "make demo      six short trainings: what each op does, and that it is the formula in torch (ARGS='--steps 100')"
@@ -68,10 +68,14 @@ $(READY): $(LIGHT)
 demo: $(LIGHT)
 	@$(BIN)/python -m examples.demo $(ARGS)
 
-# Two processes, since Triton reads TRITON_INTERPRET when it is imported: the kernels in the interpreter; everything else,
-# on a GPU the kernels too.
-test: $(READY)
+# Apart, since Triton reads TRITON_INTERPRET when it is imported: the kernels in the interpreter; everything else, on a GPU the
+# kernels too.
+test: test-kernels test-rest
+
+test-kernels: $(READY)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/kernels tests/interpreted $(ARGS)
+
+test-rest: $(READY)
 	@books=; if $(HAS_NBMAKE); then books="--nbmake --nbmake-timeout=240 notebooks"; \
 	else echo "The notebooks are not run: nbmake or ipykernel is not installed."; fi; \
 	if $(HAS_GPU); then \
@@ -81,8 +85,9 @@ test: $(READY)
 			--ignore=tests/kernels --doctest-modules triton_thresh $(ARGS); \
 	fi
 
+# Both at once, each in one process, since every process of a run collects all tests: that takes a quarter of this time.
 check: $(READY)
-	$(MAKE) test ARGS="-m 'not slow'"
+	@$(MAKE) -j2 --no-print-directory $(if $(filter output-sync,$(.FEATURES)),-O) test JOBS=0 ARGS="-m 'not slow'"
 
 gpu-test: $(READY)
 	$(BIN)/python -m pytest -q -m gpu tests $(ARGS)
