@@ -222,9 +222,14 @@ class _Shrink(torch.autograd.Function):
 def _loses_gradients(input: Tensor) -> bool:
     """True if torch's own backward, vectorised on a CPU, would drop gradients: those of NaN inputs.
 
-    A sum that is not NaN shows, at a tenth of the cost of the repair, that there are none.
+    A maximum or a sum that is not NaN shows, at a tenth of the cost of the repair, that there are none. Of 2**16 elements a
+    maximum takes half as long, since a sum wakes a second thread; but it copies a tensor whose elements do not lie in order.
     """
-    return torch.is_grad_enabled() and input.is_cpu and math.isnan(input.detach().sum().item())
+    if not (torch.is_grad_enabled() and input.is_cpu):
+        return False
+    x = input.data
+    found = x.max() if x.numel() and x.is_contiguous() else x.sum()
+    return math.isnan(found.item())
 
 
 def hardshrink_(input: Tensor, lambd: float) -> Tensor:
