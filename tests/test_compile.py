@@ -128,8 +128,14 @@ ELSEWHERE = {
 }  # the targets differ in little: the plain loss, the largest
 
 
-ALL_FORMS = ("hardshrink", "bce.ByPrediction", "bce_with_logits.ByPrediction")
-EVERYWHERE = ("hardshrink", "jumprelu", "asymmetric.Unweighted", "kth_largest")
+ALL_FORMS = ("hardshrink", "bce_with_logits.ByPrediction")
+EVERYWHERE = {
+    ("hardshrink", "forward1"),
+    ("jumprelu", "learned-forward2"),
+    ("jumprelu", "learned-backward"),
+    ("asymmetric.Unweighted", "forward"),
+    ("kth_largest", "rows"),
+}
 
 
 def _is_kept(target: str, case: Case) -> bool:
@@ -169,7 +175,7 @@ def _all_cases() -> list[object]:
             if not (whole or narrow):
                 continue
             form = f"{target} {case.jit.fn.__module__} {case.jit.fn.__qualname__} {case.arguments} {case.num_warps}"
-            elsewhere = case.op in EVERYWHERE and case.kernel != "forward-hard" and (target, case.dtype) != AGAIN
+            elsewhere = (case.op, case.kernel) in EVERYWHERE and (target, case.dtype) != AGAIN
             first = case.op in ALL_FORMS or narrow if whole else elsewhere
             marks = [] if first else [pytest.mark.matrix]
             found.setdefault(form, pytest.param(target, case, id=f"{target}-{case}", marks=marks))
