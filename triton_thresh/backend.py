@@ -124,18 +124,23 @@ def interpreting() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def is_ordinary(*tensors: object) -> bool:
-    """True if kernels may have these: ordinary tensors, and no compiler, tracer, transform or forward-mode AD at work.
-
-    A tensor that torch has yet to negate (``z.conj().imag``) is not ordinary, because its memory does not hold its values.
-    """
-    if (
+def _is_watched() -> bool:
+    """True while a compiler, a tracer, a transform, a dispatch mode or forward-mode AD is at work."""
+    return (
         is_dynamo_compiling()
         or _are_transforms_active()
         or forward_ad._current_level >= 0
         or _len_torch_dispatch_stack() > 0
         or _is_tracing()
-    ):
+    )
+
+
+def is_ordinary(*tensors: object) -> bool:
+    """True if kernels may have these: ordinary tensors, and no compiler, tracer, transform or forward-mode AD at work.
+
+    A tensor that torch has yet to negate (``z.conj().imag``) is not ordinary, because its memory does not hold its values.
+    """
+    if _is_watched():
         return False
     for tensor in tensors:
         kind = type(tensor)
@@ -199,11 +204,7 @@ def way_of_plain(input: Tensor) -> Way | None:
     kind = type(input)
     if (
         (kind is not Tensor and kind is not Parameter)
-        or is_dynamo_compiling()
-        or _are_transforms_active()
-        or forward_ad._current_level >= 0
-        or _len_torch_dispatch_stack() > 0
-        or _is_tracing()
+        or _is_watched()
         or input.layout is not torch.strided
         or is_legacy_batchedtensor(input)
         or input.is_neg()

@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
-from torch.nn import Parameter
 
 from . import backend, checks, eager, layout, reference, tuning
 from .backend import Way
@@ -104,12 +102,10 @@ def run(
 
 def _way_of_simple(gate: Gate, input: Tensor, parameters: tuple[Any, ...], dtype: torch.dtype | None) -> Way | None:
     """The way of an ordinary dense input and numbers that its dtype holds, where nothing is left to check; None of others."""
-    kind = type(input)
-    if (kind is not Tensor and kind is not Parameter) or is_dynamo_compiling():
-        return None
     if gate.straight_through or gate.operands > 1 or dtype is not None:
         return None
-    return backend.way_of_plain(input) if checks.within(input.dtype, parameters, gate.nonnegative) else None
+    way = backend.way_of_plain(input)
+    return way if way and checks.within(input.dtype, parameters, gate.nonnegative) else None
 
 
 def _requires_grad(threshold: object) -> bool:
