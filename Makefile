@@ -13,6 +13,9 @@ LIGHT := $(VENV)/light
 READY := $(VENV)/ready
 # pip compiles one module after the other; tests of packages are never imported.
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x '/(tests?|pip)/' $(VENV) >/dev/null
+PYTEST := $(BIN)/python -m pytest -q
+# Several processes, each with one thread.
+PYTEST_ON_CPU := OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist worksteal
 HAS_NBMAKE := $(BIN)/python -c 'import ipykernel, nbmake' 2>/dev/null
 HAS_GPU := $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null
 
@@ -51,7 +54,8 @@ $(LIGHT): pyproject.toml
 	@$(BIN)/pip install --quiet --no-compile --group demo
 	@touch $@
 
-# What all else needs. An ipykernel found beside a GPU's torch would start that Python; the kernel installed here starts this one.
+# Everything else needs this. An ipykernel found beside a GPU's torch would start that Python; the kernel installed here starts
+# this one.
 $(READY): $(LIGHT)
 	@echo "$(VENV), once: Triton, and the tools to test and to measure with"
 	@$(COMPILE) & \
@@ -68,42 +72,42 @@ $(READY): $(LIGHT)
 demo: $(LIGHT)
 	@$(BIN)/python -m examples.demo $(ARGS)
 
-# Apart, since Triton reads TRITON_INTERPRET when it is imported: the kernels in the interpreter; everything else, on a GPU the
-# kernels too.
+# Two runs, because Triton reads TRITON_INTERPRET when it is imported: one has the kernels in the interpreter, the other has
+# everything else, and on a GPU the kernels too.
 test: test-kernels test-rest
 
 test-kernels: $(READY)
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/kernels tests/interpreted $(ARGS)
+	TRITON_INTERPRET=1 $(PYTEST_ON_CPU) tests/kernels tests/interpreted $(ARGS)
 
 test-rest: $(READY)
 	@books=; if $(HAS_NBMAKE); then books="--nbmake --nbmake-timeout=240 notebooks"; \
 	else echo "The notebooks are not run: nbmake or ipykernel is not installed."; fi; \
 	if $(HAS_GPU); then \
-		$(BIN)/python -m pytest -q $$books tests --ignore=tests/interpreted --doctest-modules triton_thresh $(ARGS); \
+		$(PYTEST) $$books tests --ignore=tests/interpreted --doctest-modules triton_thresh $(ARGS); \
 	else \
-		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $$books tests --ignore=tests/interpreted \
-			--ignore=tests/kernels --doctest-modules triton_thresh $(ARGS); \
+		$(PYTEST_ON_CPU) $$books tests --ignore=tests/interpreted --ignore=tests/kernels \
+			--doctest-modules triton_thresh $(ARGS); \
 	fi
 
-# Both at once, each in one process, since every process of a run collects all tests: that takes a quarter of this time.
+# Both runs at once, each in one process, because every further process would collect all tests again. Collecting takes a quarter
+# of the time.
 check: $(READY)
 	@$(MAKE) -j2 --no-print-directory $(if $(filter output-sync,$(.FEATURES)),-O) test JOBS=0 ARGS="-m 'not slow'"
 
 gpu-test: $(READY)
-	$(BIN)/python -m pytest -q -m gpu tests $(ARGS)
+	$(PYTEST) -m gpu tests $(ARGS)
 
 matrix: $(READY)
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/kernels/matrix.py $(ARGS)
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --matrix tests/kernels $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --matrix tests --ignore=tests/interpreted \
-		--ignore=tests/kernels $(ARGS)
+	TRITON_INTERPRET=1 $(PYTEST_ON_CPU) tests/kernels/matrix.py $(ARGS)
+	TRITON_INTERPRET=1 $(PYTEST_ON_CPU) --matrix tests/kernels $(ARGS)
+	$(PYTEST_ON_CPU) --matrix tests --ignore=tests/interpreted --ignore=tests/kernels $(ARGS)
 
-# Everything exact, then what approximate instructions take part in, with each of them as wrong as NVIDIA documents.
+# First every instruction is exact. Then approximate ones are as wrong as NVIDIA documents, in the tests that execute them.
 ptx: $(READY)
-	OMP_NUM_THREADS=1 PTX_EVERYTHING=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/ptx $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -p tests.ptx.plugin tests/kernels tests/gpu/test_accuracy.py $(ARGS)
-	for mode in random plus minus; do OMP_NUM_THREADS=1 PTX_APPROXIMATE=$$mode $(BIN)/python -m pytest -q -n $(JOBS) \
-		--dist worksteal -p tests.ptx.plugin tests/kernels/test_gates.py tests/kernels/test_l*.py tests/kernels/test_options.py \
+	PTX_EVERYTHING=1 $(PYTEST_ON_CPU) tests/ptx $(ARGS)
+	$(PYTEST_ON_CPU) -p tests.ptx.plugin tests/kernels tests/gpu/test_accuracy.py $(ARGS)
+	for mode in random plus minus; do PTX_APPROXIMATE=$$mode $(PYTEST_ON_CPU) -p tests.ptx.plugin \
+		tests/kernels/test_gates.py tests/kernels/test_l*.py tests/kernels/test_options.py \
 		tests/gpu/test_accuracy.py $(ARGS) || exit; done
 
 versions:

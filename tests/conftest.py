@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Ten thousand cases are made and kept: to look for garbage among them took a quarter of the time, there and in tests."""
+    """No garbage is looked for among the ten thousand cases that are made and kept: that took a quarter of the time."""
     gc.disable()
     try:
         return (yield)
@@ -45,7 +45,7 @@ def deselect(config: pytest.Config, items: list[pytest.Item], left_out: list[pyt
 
 
 def without_gpu(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where there is no GPU, what needs one is skipped, a case of each test in the name of all: those are thousands."""
+    """Skip what needs a GPU where there is none. One case of each test stands for all of its cases, which are thousands."""
     if torch.cuda.is_available() or config.pluginmanager.has_plugin("tests.ptx.plugin"):
         return
     cases: dict[str, list[pytest.Item]] = {}
@@ -60,7 +60,7 @@ def without_gpu(config: pytest.Config, items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow are, beside what is marked so, the notebooks and every case of a test but one for each op, base and rule it names."""
+    """Mark as slow the notebooks, and every case of a test but the first for each op, base and rule that it names."""
     wanted = config.getoption("--matrix")
     deselect(config, items, [item for item in items if (item.get_closest_marker("matrix") is not None) != wanted])
     without_gpu(config, items)
