@@ -51,9 +51,8 @@ def _checked(name: str, origin: str) -> Backend:
 
 _setting = [_checked(os.environ.get("TRITON_THRESH_BACKEND") or "auto", "TRITON_THRESH_BACKEND")]
 _override: ContextVar[Backend | None] = ContextVar("triton_thresh_backend", default=None)
-_traced_overrides: list[
-    str
-] = []  # the same for Dynamo, which cannot trace a ContextVar; it traces anew when the list changes
+# The same for Dynamo, which cannot trace a ContextVar. It traces anew when the list changes.
+_traced_overrides: list[str] = []
 
 
 def set_backend(name: Backend) -> None:
@@ -155,7 +154,7 @@ def is_ordinary(*tensors: object) -> bool:
 def is_one_op(input: Tensor, *others: object, everywhere: bool = False) -> bool:
     """True if a call that is not ordinary should appear as a single op of torch.library.
 
-    Compilers and dispatch modes get the op on devices that Triton drives, because they would tear the fused kernel apart. Plain
+    Compilers and dispatch modes get the op on devices that Triton drives, because they would split the fused kernel. Plain
     torch goes to transforms, forward-mode AD and tensor subclasses, which differentiate or batch it; to `torch.jit.trace`; and
     to exporters, so that a program runs where this package is not installed (unless backend "triton" is asked for).
 
@@ -163,7 +162,7 @@ def is_one_op(input: Tensor, *others: object, everywhere: bool = False) -> bool:
     """
     if input.device.type not in OP_DEVICES and not (everywhere and is_compiling()):
         return False
-    # asked in the way that Dynamo answers without a node in its graph
+    # Dynamo answers this form of the question without a node in its graph.
     transform = torch._C._functorch.peek_interpreter_stack()
     if isinstance(transform, torch._C._functorch.CInterpreter) or forward_ad._current_level >= 0:
         return False
@@ -200,7 +199,7 @@ def way(input: Tensor, *others: object, compiles: bool = False) -> Way:
 
 
 def way_of_plain(input: Tensor) -> Way | None:
-    """The way of one dense tensor that is ordinary, None for others: what costs least to ask before a call that takes 2 µs."""
+    """The way of one dense tensor that is ordinary, None for others. It asks little, because some calls take 2 µs."""
     kind = type(input)
     if (
         (kind is not Tensor and kind is not Parameter)

@@ -164,7 +164,7 @@ class Kernel:
             if _is_nvidia(device):
                 described = compiled.function, compiled.packed_metadata, None, None, None  # for no hook
                 self._compiled[key] = compiled, compiled.run, described
-        elif _is_watched():
+        elif _is_profiled():
             found[0][(programs, 1, 1)](*arguments, *self._constants)
         else:
             _, run, described = found
@@ -174,7 +174,7 @@ class Kernel:
         return self._function[(programs,)](*arguments, *self._constants, num_warps=self._num_warps, **OPTIONS)
 
 
-def _is_watched() -> bool:
+def _is_profiled() -> bool:
     """True if a profiler has hooks on launches, for which Triton then describes them; empty ones cost a microsecond."""
     hooks = _hooks()
     enter, leave = hooks.launch_enter_hook, hooks.launch_exit_hook
