@@ -30,7 +30,7 @@ WIDEST = 1 << 27  # elements of a row; eight rows are then offset by less than 2
 COUNT_BLOCK = 2048  # bytes of a plane of bits that one program counts
 FIRED_BLOCK = 1024  # bytes of a group of rows that one program counts by feature, for ROWS groups
 BETTER_IN_TORCH = "auto: torch's own kernel does the same, and its call costs less"
-STEEP = (
+NO_SLOPE = (
     "its gradient is zero almost everywhere; pass {name}.detach() (from the data: x.detach().mean()), or take jumprelu, whose "
     "threshold learns"
 )
@@ -48,7 +48,7 @@ SIGNATURES: Mapping[str, dict[str, Any]] = MappingProxyType(
 
 
 KEYWORDS = frozenset({"dtype", "inplace", "input_gradient", "return_fired"})
-"""Keywords that a public function may pass on beside them."""
+"""The keywords that a public function may pass on, beside the parameters in SIGNATURES."""
 
 
 # ------------------------------------------------------------------------------------------------------------- the call
@@ -101,7 +101,7 @@ def run(
 
 
 def _way_of_simple(gate: Gate, input: Tensor, parameters: tuple[Any, ...], dtype: torch.dtype | None) -> Way | None:
-    """The way of an ordinary dense input and numbers that its dtype holds, where nothing is left to check; None of others."""
+    """The way of an ordinary dense input and numbers that its dtype holds, where nothing is left to check; None for others."""
     if gate.straight_through or gate.operands > 1 or dtype is not None:
         return None
     way = backend.way_of_plain(input)
@@ -165,7 +165,7 @@ def _checked_operands(gate: Gate, input: Tensor, values: Sequence[Any]) -> list[
     op, found = gate.name, []
     least: float = 0
     for name, value in zip(SIGNATURES[op], values):
-        operand = checks.check_operand(op, name, value, input, learns=gate.learns, why=STEEP)
+        operand = checks.check_operand(op, name, value, input, learns=gate.learns, why=NO_SLOPE)
         if not isinstance(operand, Tensor):
             if gate.nonnegative:
                 operand = least = checks.check_least(op, name, operand, least)
@@ -263,7 +263,7 @@ def _laid_out(output: Any, input: Tensor) -> Any:
 
 
 class Variant(NamedTuple):
-    """All of a call that chooses its kernels, beside its tensors and numbers."""
+    """Everything about a call that chooses its kernels, except its tensors and numbers."""
 
     gate: Gate
     result: torch.dtype
@@ -422,8 +422,8 @@ def forward(
     if variant.gate.counts:
         x = x.contiguous()
     operands = _kernel_operands(variant, x, (threshold, *rest))
-    into = inplace and layout.is_dense(input) and not layout.share_memory(threshold, input)
-    y = input.detach() if into else torch.empty_like(x, dtype=variant.result)
+    writes_input = inplace and layout.is_dense(input) and not layout.share_memory(threshold, input)
+    y = input.detach() if writes_input else torch.empty_like(x, dtype=variant.result)
     bit_layout = BitLayout(0, x.shape, x.stride(), None, operands.compute)
     count = torch.empty(x.shape[:-1], dtype=compute_dtype(x.dtype), device=x.device) if variant.gate.counts else None
     bits = _bit_memory(x, variant.bits, variant.gate.counts) if variant.traced else None
@@ -435,7 +435,7 @@ def forward(
     else:
         bit_layout, bits = _forward_by_block(variant, operands, x, y, bit_layout)
     if inplace:
-        if not into:
+        if not writes_input:
             input.detach().copy_(y)
         y = input
     elif variant.gate.counts and not input.is_contiguous():
@@ -653,12 +653,11 @@ def _backward_code(
         dt = torch.empty(down * width, dtype=compute, device=g.device)
     elif shape is not None:
         dt = torch.empty_like(dx, dtype=compute)
-    features = bit_layout.shape[-1] if variant.gate.counts else width
     kernel = _backward_code_kernel(
         f"{variant.key}_backward", kinds, compute, variant.bits, variant.input_gradient, by_column, rows // 8, config
     )
-    slices, counted = blocks(n, 8 * width), None if features == width else features
-    kernel(down * across, g, count, bits, dx, dt, n, slices, width, counted, arguments)
+    features = bit_layout.shape[-1] if variant.gate.counts and bit_layout.shape[-1] != width else None
+    kernel(down * across, g, count, bits, dx, dt, n, blocks(n, 8 * width), width, features, arguments)
     if dt is None or shape is None:
         return dx, None
     return dx, _summed_by_column(dt, shape, bit_layout) if by_column else layout.summed(dt, shape)
@@ -681,15 +680,22 @@ def _unpacked(bits: Tensor, bit_layout: BitLayout, plane: int) -> Tensor:
 
 
 def _gradients_of_bits(
-    variant: Variant, low: Tensor, high: Tensor | None, values: tuple[Operand, ...], gradients: Sequence[Tensor | None]
+    ctx: Any,
+    low: Tensor,
+    high: Tensor | None,
+    values: tuple[Operand, ...],
+    gradients: Sequence[Tensor | None],
+    learns: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """dx and the elementwise dt from bits, in plain torch: differentiable in the gradients and in the threshold."""
+    """dx and dt from bits, in plain torch: differentiable in the gradients and in the threshold."""
+    variant: Variant = ctx.variant
     if variant.bits == 1 and not variant.gate.straight_through:
         assert gradients[0] is not None
         return torch.where(low, gradients[0], 0), None
     high = torch.zeros_like(low) if high is None else high
     name, dtype = variant.gate.name, variant.result
-    return reference.from_bits(name, gradients, low, high, values, dtype, variant.input_gradient)
+    dx, dt = reference.from_bits(name, gradients, low, high, values, dtype, variant.input_gradient)
+    return dx, layout.summed(dt, ctx.threshold_shape).to(ctx.threshold_dtype) if learns else None
 
 
 def _gradients_of_formula(
@@ -773,8 +779,7 @@ def _backward_of_bits(
         dx, dt = _backward_code(variant, values, bits, bit_layout, given, ctx.threshold_shape if learns else None)
         return dx, None if dt is None else dt.to(ctx.threshold_dtype)
     high = _unpacked(bits, bit_layout, 1) if variant.bits == 2 else None
-    dx, dt = _gradients_of_bits(variant, _unpacked(bits, bit_layout, 0), high, values, gradients)
-    return dx, layout.summed(dt, ctx.threshold_shape).to(ctx.threshold_dtype) if learns and dt is not None else None
+    return _gradients_of_bits(ctx, _unpacked(bits, bit_layout, 0), high, values, gradients, learns)
 
 
 # The threshold of a traced gate is a tensor or, where that is None, the first of `numbers`. Its bits are in memory whose size
@@ -788,7 +793,7 @@ def _as_op(
     """A gate whose threshold may learn, as one op: two bits an element for backward, one where only the input learns.
 
     Other gates are plain torch when they are traced. Inductor fuses those with their neighbours, where they move no byte of their
-    own; as an op each would move 2s + 1/8 bytes an element each way.
+    own; as an op each would move 2 s + 1/8 bytes each way for an element of s bytes.
     """
     threshold, *constants = parameters
     tensor = threshold if isinstance(threshold, Tensor) else None
@@ -865,8 +870,7 @@ def _backward_as_op(
     more = size, stride, threshold, numbers, variant.gate.name, variant.input_gradient, variant.bits
     if not last:
         low, high = _bits_op(variant.result, bits, *more)
-        dx, dt = _gradients_of_bits(variant, low, high, values, gradients)
-        return dx, layout.summed(dt, ctx.threshold_shape).to(ctx.threshold_dtype) if learns and dt is not None else None
+        return _gradients_of_bits(ctx, low, high, values, gradients, learns)
     gradient, *counts = gradients
     count = counts[0] if variant.gate.counts else None
     if gradient is None:
@@ -895,20 +899,20 @@ def _bit_layout_of(
     return BitLayout(width, like.shape, like.stride(), pattern, compute)
 
 
-def _backward_kernel(
-    gradient: Tensor, of_count: Tensor | None, learns: bool, bits: Tensor, size: Any, stride: Any, *traced: Any
+def _traced_backward(
+    gradient: Tensor, count_gradient: Tensor | None, learns: bool, bits: Tensor, size: Any, stride: Any, *traced: Any
 ) -> tuple[Tensor, Tensor]:
     _, threshold, rest, variant, _ = _decode(gradient, *traced)
     bit_layout = _bit_layout_of(gradient.dtype, gradient.device, size, stride, variant, threshold)
     threshold_shape = threshold.shape if learns and isinstance(threshold, Tensor) else None
     values = (threshold if variant.gate.reads_threshold else 0.0, *rest)
-    upstream = [gradient] if of_count is None else [gradient, of_count]
+    upstream = [gradient] if count_gradient is None else [gradient, count_gradient]
     dx, dt = _backward_code(variant, values, bits, bit_layout, upstream, threshold_shape)
     return dx, gradient.new_empty(0) if dt is None else dt.to(threshold.dtype).contiguous()
 
 
 def _backward_fake(
-    gradient: Tensor, of_count: Tensor | None, learns: bool, bits: Tensor, size: Any, stride: Any, *traced: Any
+    gradient: Tensor, count_gradient: Tensor | None, learns: bool, bits: Tensor, size: Any, stride: Any, *traced: Any
 ) -> tuple[Tensor, Tensor]:
     threshold = traced[0]
     dx = gradient.new_empty(size) if stride is None else gradient.new_empty_strided(size, stride)
@@ -917,9 +921,14 @@ def _backward_fake(
     return dx, gradient.new_empty(threshold.shape, dtype=threshold.dtype)
 
 
-def _bits_kernel(dtype: torch.dtype, bits: Tensor, size: Any, stride: Any, *traced: Any) -> tuple[Tensor, Tensor]:
+def _traced_layout(dtype: torch.dtype, bits: Tensor, size: Any, stride: Any, *traced: Any) -> tuple[Variant, BitLayout]:
+    """The variant of a traced call, and how its bits lie."""
     _, threshold, _, variant, _ = _decode(torch.empty(0, dtype=dtype, device="meta"), *traced)
-    bit_layout = _bit_layout_of(dtype, bits.device, size, stride, variant, threshold)
+    return variant, _bit_layout_of(dtype, bits.device, size, stride, variant, threshold)
+
+
+def _traced_bits(dtype: torch.dtype, bits: Tensor, size: Any, stride: Any, *traced: Any) -> tuple[Tensor, Tensor]:
+    variant, bit_layout = _traced_layout(dtype, bits, size, stride, *traced)
     low = _unpacked(bits, bit_layout, 0)
     return low, _unpacked(bits, bit_layout, 1) if variant.bits == 2 else torch.zeros_like(low)
 
@@ -931,9 +940,8 @@ def _bits_fake(dtype: torch.dtype, bits: Tensor, size: Any, stride: Any, *traced
     return low, torch.empty_like(low)
 
 
-def _fired_of_bits(dtype: torch.dtype, bits: Tensor, size: Any, stride: Any, *traced: Any) -> Tensor:
-    _, threshold, _, variant, _ = _decode(torch.empty(0, dtype=dtype, device="meta"), *traced)
-    bit_layout = _bit_layout_of(dtype, bits.device, size, stride, variant, threshold)
+def _traced_fired(dtype: torch.dtype, bits: Tensor, size: Any, stride: Any, *traced: Any) -> Tensor:
+    _, bit_layout = _traced_layout(dtype, bits, size, stride, *traced)
     fired = torch.zeros(size[-1:], dtype=torch.int64, device=bits.device)
     if bit_layout.width:
         _count_fired(bits, fired, math.prod(bit_layout.shape), bit_layout.width)
@@ -948,13 +956,13 @@ _BITS = "Tensor bits, SymInt[] size, SymInt[]? stride"
 _backward_op = define(
     "gate_backward",
     f"(Tensor gradient, Tensor? count_gradient, bool learns, {_BITS}, {_TRACED}) -> (Tensor dx, Tensor dt)",
-    _backward_kernel,
+    _traced_backward,
     _backward_fake,
     of_backward=True,
 )
-_fired_op = define("gate_fired", f"(ScalarType dtype, {_BITS}, {_TRACED}) -> Tensor", _fired_of_bits, _fired_fake)
+_fired_op = define("gate_fired", f"(ScalarType dtype, {_BITS}, {_TRACED}) -> Tensor", _traced_fired, _fired_fake)
 _bits_op = define(
-    "gate_bits", f"(ScalarType dtype, {_BITS}, {_TRACED}) -> (Tensor low, Tensor high)", _bits_kernel, _bits_fake
+    "gate_bits", f"(ScalarType dtype, {_BITS}, {_TRACED}) -> (Tensor low, Tensor high)", _traced_bits, _bits_fake
 )
 
 
