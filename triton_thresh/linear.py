@@ -69,7 +69,7 @@ def _strays(marks: Marks, count: int) -> Tensor:
     return (marks.labels < -1) | (marks.labels >= count)
 
 
-def _check_range(marks: Marks, count: int) -> None:
+def _check_labels(marks: Marks, count: int) -> None:
     """On a CPU, where looking costs nothing, a label out of range is an error. On a device it makes the loss NaN."""
     strays = _strays(marks, count)
     if strays.any():
@@ -113,18 +113,18 @@ class _Scatter:
         """The target of labels start to start + width."""
         number, values = start // self._shape[1], self._values
         if self._bounds is None:
-            self._filled = torch.where(self._own == number, self._places, self._buffer.numel() - 1)
+            self._written = torch.where(self._own == number, self._places, self._buffer.numel() - 1)
         else:
             own = slice(self._bounds[number], self._bounds[number + 1])
-            self._filled, values = self._places[own], None if values is None else values[own]
+            self._written, values = self._places[own], None if values is None else values[own]
         if values is None:
-            self._buffer.index_fill_(0, self._filled, True)
+            self._buffer.index_fill_(0, self._written, True)
         else:
-            self._buffer.index_copy_(0, self._filled, values)
+            self._buffer.index_copy_(0, self._written, values)
         return self._buffer.narrow(0, 0, self._buffer.numel() - 1).view(self._shape).narrow(1, 0, width)
 
     def clear(self) -> None:
-        self._buffer.index_fill_(0, self._filled, 0)
+        self._buffer.index_fill_(0, self._written, 0)
 
 
 # ------------------------------------------------------------------------------------------------------------- the call
@@ -172,7 +172,7 @@ def run(
     traced = way == "op" or (way == "formula" and backend.is_one_op(input, *tensors, everywhere=True))
     if way == "formula" and not traced:
         if marks is not None and marks.labels.is_cpu and backend.is_ordinary(marks.labels):
-            _check_range(marks, count)
+            _check_labels(marks, count)
         return formula(input, weight, bias, scale, dense, marks, operands, spec)
     records = torch.is_grad_enabled()
     wants = [records and t is not None and t.requires_grad for t in (input, weight, bias, scale)]
@@ -283,7 +283,7 @@ def _specified(
     extra = losses.checked_options(OP, logits, logits, loss, reduction, asked)
     for name, value in (*loss.operands().items(), *weighing.operands().items()):
         checks.check_operand(OP, name, value, logits, why=ONE_GRADIENT)
-    loss, weighing = losses.closed(loss, logits), losses.closed(weighing, logits)
+    loss, weighing = losses.fixed_fields(loss, logits), losses.fixed_fields(weighing, logits)
     ordered = {name: extra[name] for name in cells.OPTIONS if name in extra}
     spec, operands = cells.specify(loss, weighing, ordered, False, reduction, checks.result_dtype(input))
     return spec, cells.rounded(operands, input.dtype)
@@ -365,7 +365,7 @@ def _forward(
 
 
 class _Loop:
-    """Everything that stays the same from chunk to chunk."""
+    """The chunks of a call, one after the other. The attributes stay the same from chunk to chunk."""
 
     def __init__(
         self,
@@ -386,7 +386,7 @@ class _Loop:
         self.operands = operands
         self.chunk = _chunk_of(input, self.count, chunk)
         self.wants = wants
-        self.element = {"triton": self._on_triton, "inductor": self._on_inductor}.get(way, self._on_eager)
+        self.sum_chunk = {"triton": self._on_triton, "inductor": self._on_inductor}.get(way, self._on_eager)
         self.factor = (
             None if input.dtype is torch.float16 else _factor(spec, operands, self.batch * self.count, input.dtype)
         )
@@ -400,10 +400,10 @@ class _Loop:
         scatter = None
         if marks is not None:
             if input.is_cpu:
-                _check_range(marks, count)
+                _check_labels(marks, count)
             scatter = _Scatter(marks, batch, count, self.chunk)
         d_input = torch.zeros_like(input, dtype=compute) if of_input or of_scale else None
-        wide = torch.float32 if input.dtype is torch.float16 else input.dtype
+        wide = _weight_gradient_dtype(input.dtype)
         d_weight = torch.empty((count, input.shape[1]), dtype=wide, device=input.device) if of_weight else None
         d_bias = new(count) if of_bias else None
         scaled = input if self.scale is None or not of_weight else (input * self.scale).to(input.dtype)
@@ -415,7 +415,7 @@ class _Loop:
             part = buffer.narrow(0, 0, batch * width).view(batch, width)
             torch.mm(input, rows.t(), out=part)
             target = dense.narrow(1, start, width) if scatter is None else scatter.fill(start, width)  # type: ignore[union-attr]
-            sums.append(self.element(part, target, [self._sliced(v, start, width) for v in self.operands], start))
+            sums.append(self.sum_chunk(part, target, [self._sliced(v, start, width) for v in self.operands], start))
             if scatter is not None:
                 scatter.clear()
             if d_input is not None:
@@ -547,6 +547,11 @@ def _affine_(logits: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tenso
     return logits
 
 
+def _weight_gradient_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the weight's gradient until backward: float32 for float16, in which it is not yet divided for the mean."""
+    return torch.float32 if dtype is torch.float16 else dtype
+
+
 def _factor(spec: Spec, operands: Sequence[Operand], count: int, dtype: torch.dtype) -> Operand | None:
     """1 / divisor; None for 1."""
     if spec.reduction != "mean":
@@ -652,8 +657,7 @@ def _decode(*flat: Any) -> tuple[Any, ...]:
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     *_, result, _, wants = rest
-    compute = compute_dtype(input.dtype)
-    wide = torch.float32 if input.dtype is torch.float16 else input.dtype
+    compute, wide = compute_dtype(input.dtype), _weight_gradient_dtype(input.dtype)
     none = input.new_empty(0)
     return (
         input.new_empty((), dtype=result),

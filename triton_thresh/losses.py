@@ -99,7 +99,7 @@ def _specified(
     extra = checked_options(op, input, target, loss, reduction, asked)
     for name, value in (*loss.operands().items(), *weighing.operands().items()):
         checks.check_operand(op, name, value, input, why=ONE_GRADIENT)
-    loss, weighing = closed(loss, input), closed(weighing, input)
+    loss, weighing = fixed_fields(loss, input), fixed_fields(weighing, input)
     if stats and not weighing.decides:
         extra["least_positive"] = _least_positive(op, loss, weighing)
     given = (*loss.operands().values(), *weighing.operands().values(), *extra.values())
@@ -133,13 +133,15 @@ def checked_options(
     """The options as operands."""
     extra: dict[str, Operand] = {}
     if "weight" in asked:
-        extra["weight"] = _wide(checks.check_operand(op, "weight", asked["weight"], input, why=ONE_GRADIENT), input)
+        extra["weight"] = _fixed_operand(
+            checks.check_operand(op, "weight", asked["weight"], input, why=ONE_GRADIENT), input
+        )
     if "mask" in asked:
         extra["mask"] = checks.check_mask(op, asked["mask"], input)
     if "ignore_index" in asked:
         extra["ignore_index"] = _ignored(op, asked["ignore_index"], target)
     if "divisor" in asked:
-        extra["divisor"] = _wide(checks.check_divisor(op, asked["divisor"], input, reduction), input)
+        extra["divisor"] = _fixed_operand(checks.check_divisor(op, asked["divisor"], input, reduction), input)
     if "label_smoothing" in asked:
         share = asked["label_smoothing"]
         if base.kind == "values":
@@ -147,7 +149,7 @@ def checked_options(
         share = checks.as_float(op, "label_smoothing", checks.check_number(op, "label_smoothing", share))
         if not checks.is_open(share) and not 0 <= share <= 1:
             raise ValueError(f"{op}: label_smoothing must be 0 to 1, got {share!r}")
-        extra["label_smoothing"] = _wide(share, input)
+        extra["label_smoothing"] = _fixed_operand(share, input)
     return extra
 
 
@@ -203,14 +205,14 @@ def _least_positive(op: str, base: Base, rule: Rule) -> Operand:
     return least
 
 
-def _wide(value: Operand, input: Tensor) -> Operand:
-    """A number that a compiler leaves open as a 0-dim tensor, which is as exact as the number."""
+def _fixed_operand(value: Operand, input: Tensor) -> Operand:
+    """The operand, or a 0-dim tensor for a number that a compiler leaves open. It is as exact as the number."""
     return value if isinstance(value, Tensor) else checks.held(value, torch.float64, input.device)
 
 
-def closed(part: Any, input: Tensor) -> Any:
-    """A base or a rule of which a compiler leaves no number open."""
-    changed = {name: _wide(value, input) for name, value in part.operands().items()} if is_compiling() else {}
+def fixed_fields(part: Any, input: Tensor) -> Any:
+    """A base or a rule with 0-dim tensors for the numbers that a compiler leaves open."""
+    changed = {name: _fixed_operand(value, input) for name, value in part.operands().items()} if is_compiling() else {}
     return replace(part, **changed) if changed else part
 
 
@@ -465,12 +467,13 @@ def _forward_on(
     """The loss, its counts, and its gradient; None for what is not wanted."""
     if way == "triton":
         return loss_forward(spec, input, target, operands, want_gradient)
+    found = None
     if way == "inductor":
-        options = _inductor_options(spec, input, operands)
-        found = engine(spec).value_and_gradient(input, (target, *operands), options, gradient=want_gradient)
+        options, own = _inductor_options(spec, input, operands), engine(spec)
+        found = own.value_and_gradient(input, (target, *operands), options, gradient=want_gradient)
         if found is None:
-            engine(spec).warn()
-    if way != "inductor" or found is None:
+            own.warn()
+    if found is None:
         found = eager.loss_forward(spec, input, target, operands, want_gradient)
     loss, gradient = found
     return loss, cells.count_stats(spec, input, target, operands) if spec.stats else None, gradient
@@ -609,7 +612,7 @@ LOSS = Fused(
 )
 
 
-def _backward_kernel(g: Tensor, input: Tensor, target: Tensor, tensors: Any, numbers: Any, text: str) -> Tensor:
+def _traced_backward(g: Tensor, input: Tensor, target: Tensor, tensors: Any, numbers: Any, text: str) -> Tensor:
     if not input.numel():
         return torch.empty_like(input)
     return loss_backward(cells.from_text(text, input.dtype), input, target, decoded(input, tensors, numbers), g)
@@ -622,7 +625,7 @@ def _backward_fake(g: Tensor, input: Tensor, *_: Any) -> Tensor:
 _backward_op = define(
     "loss_backward",
     f"(Tensor gradient, Tensor input, Tensor target, {TRACED}) -> Tensor",
-    _backward_kernel,
+    _traced_backward,
     _backward_fake,
     of_backward=True,
 )
@@ -643,7 +646,7 @@ def plan(
     return_stats: bool = False,
     **options: Any,
 ) -> backend.Plan:
-    """A call as `run` would make it: its checks, its way, its block size, and the bytes of its kernels."""
+    """How `run` would make a call: its way, its block size, and the bytes that its kernels move. It is checked likewise."""
     spec, *_, operands, way = _specified(op, input, target, base, rule, pos_weight, reduction, return_stats, options)
     given = [target, *(value for value in operands if isinstance(value, Tensor))]
     if target.requires_grad and torch.is_grad_enabled() and input.requires_grad:

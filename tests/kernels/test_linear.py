@@ -89,7 +89,7 @@ def test_without_gradient_nothing_is_written(device: torch.device) -> None:
 def test_a_device_meets_a_stray_label_with_nan(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """And writes nowhere else: the scatter of a device sends it behind the buffer."""
     if device.type == "cpu":
-        monkeypatch.setattr(linear, "_check_range", lambda marks, count: None)
+        monkeypatch.setattr(linear, "_check_labels", lambda marks, count: None)
     labels = torch.tensor([[0, 400], [-7, 2]], device=device)
     marks = linear._listed(labels, 2)
     assert linear._strays(marks, L).tolist() == [False, True, True, False]
