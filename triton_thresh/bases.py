@@ -154,17 +154,17 @@ class BCE(Base):
 
     def value_and_slope(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         other = 1 - y
-        strange = _nan_outside(y * other)
-        return strange - self._cross(x, y, other), self._slope(x, y, strange)
+        nan_or_zero = _nan_outside(y * other)
+        return nan_or_zero - self._cross(x, y, other), self._slope(x, y, nan_or_zero)
 
     @staticmethod
     def _cross(x: Tensor, y: Tensor, other: Tensor) -> Tensor:
         return y * x.log().clamp(min=-100) + other * (-x).log1p().clamp(min=-100)
 
     @staticmethod
-    def _slope(x: Tensor, y: Tensor, strange: Tensor) -> Tensor:
+    def _slope(x: Tensor, y: Tensor, nan_or_zero: Tensor) -> Tensor:
         variance = x * (1 - x)
-        return (x - y) / variance.clamp(min=1e-12) + _nan_outside(variance) + strange
+        return (x - y) / variance.clamp(min=1e-12) + _nan_outside(variance) + nan_or_zero
 
 
 def _is_probability(x: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ class BCEWithLogits(Base):
         """Compiled they share an exponential; torch's own functions take fewer passes over memory."""
         if not is_compiling():
             return self.value(x, y), self.slope(x, y)
-        p, rest, log1p_exp = _halves(x)
+        p, rest, log1p_exp = _logistic(x)
         softplus = log1p_exp - x.clamp(max=0)
         if self.pos_weight is None:
             return (1 - y) * x + softplus, p - y
@@ -291,19 +291,19 @@ class Huber(Base):
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         d = (x - y).abs()
-        near = _least(d, self.delta)  # with a selection instead, an infinite d would meet its gradient of 0
+        near = _minimum(d, self.delta)  # with a selection instead, an infinite d would meet its gradient of 0
         return 0.5 * near * near + self.delta * (d - near)
 
     def slope(self, x: Tensor, y: Tensor) -> Tensor:
         d = x - y
-        return _least(_least(d, self.delta).neg(), self.delta).neg()
+        return _minimum(_minimum(d, self.delta).neg(), self.delta).neg()
 
 
-def _least(x: Tensor, bound: Operand) -> Tensor:
+def _minimum(x: Tensor, bound: Operand) -> Tensor:
     return torch.minimum(x, bound) if isinstance(bound, Tensor) else x.clamp(max=bound)
 
 
-def _most(x: Tensor, bound: Operand) -> Tensor:
+def _maximum(x: Tensor, bound: Operand) -> Tensor:
     return torch.maximum(x, bound) if isinstance(bound, Tensor) else x.clamp(min=bound)
 
 
@@ -447,18 +447,18 @@ class _PowerLoss(Base):
     """A loss with a power for a factor: value and slope share most of what they are made of, if the exponent is a constant."""
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:
-        return self._closed(x, y, False)[0] if self._has_closed_form() else self.loss(x, y)
+        return self._closed_form(x, y, False)[0] if self._has_closed_form() else self.loss(x, y)
 
     def slope(self, x: Tensor, y: Tensor) -> Tensor | None:
-        return self._closed(x, y, True)[1] if self._has_closed_form() else None
+        return self._closed_form(x, y, True)[1] if self._has_closed_form() else None
 
     def value_and_slope(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
-        return self._closed(x, y, True) if self._has_closed_form() else None
+        return self._closed_form(x, y, True) if self._has_closed_form() else None
 
     def _has_closed_form(self) -> bool:
         raise NotImplementedError
 
-    def _closed(self, x: Tensor, y: Tensor, want_slope: bool) -> tuple[Tensor, Tensor]:
+    def _closed_form(self, x: Tensor, y: Tensor, want_slope: bool) -> tuple[Tensor, Tensor]:
         """Value and slope. A slope that is not wanted is some tensor."""
         raise NotImplementedError
 
@@ -518,11 +518,11 @@ class Focal(_PowerLoss):
     def _has_closed_form(self) -> bool:
         return is_constant_exponent(self.gamma)
 
-    def _closed(self, x: Tensor, y: Tensor, want_slope: bool) -> tuple[Tensor, Tensor]:
+    def _closed_form(self, x: Tensor, y: Tensor, want_slope: bool) -> tuple[Tensor, Tensor]:
         """``a_t m**gamma BCE`` and ``a_t (m**gamma (p - y) + gamma m**(gamma - 1) (1 - 2 y) p (1 - p) BCE)``, m = 1 - p_t."""
         gamma = self.gamma
         assert not isinstance(gamma, Tensor)
-        p, rest, log1p_exp = _halves(x)
+        p, rest, log1p_exp = _logistic(x)
         false, missed, share = (1 - y).mul_(p), y * rest, self._share(y)
         cross, miss = _cross_entropy(x, y, log1p_exp), false + missed
         factor = power(miss, gamma).mul_(share)
@@ -610,24 +610,24 @@ class Asymmetric(_PowerLoss):
     def _has_closed_form(self) -> bool:
         return is_constant_exponent(self.gamma_neg) and is_constant_exponent(self.gamma_pos)
 
-    def _closed(self, x: Tensor, y: Tensor, want_slope: bool) -> tuple[Tensor, Tensor]:
+    def _closed_form(self, x: Tensor, y: Tensor, want_slope: bool) -> tuple[Tensor, Tensor]:
         """``F C`` and ``F dC/dx + C dF/dx`` for the factor F and the cross entropy C; dF/dx is 0 where 1 - p_t is."""
         assert self.clip is not None
-        (p, rest, log1p_exp), other = _halves(x), 1 - y
+        (p, rest, log1p_exp), other = _logistic(x), 1 - y
         missed, hit = (p - self.clip).clamp_(min=0), (rest + self.clip).clamp_(max=1)  # 1 - q and q
         share = y * other  # 0 for hard targets, below 0 for a target outside [0, 1]
         hard = x.is_cpu and not is_compiling() and not share.any()
         miss = None if hard else (missed * other).addcmul_(y, rest)
         factor = self._factor(y, other, rest, missed, miss)
-        log_p = _most(x.clamp(max=0).sub_(log1p_exp), self._floor())
+        log_p = _maximum(x.clamp(max=0).sub_(log1p_exp), self._floor())
         far = self._is_far_from_floor()
         if far:
             cross = torch.log1p(-missed).mul_(other).addcmul_(y, log_p).neg_()
         else:
             near = torch.log1p(-missed.clamp(max=0.5))
-            cross = _mixed(y, log_p, _most(torch.where(missed < 0.5, near, hit.log()), self._floor())).neg_()
-        strange = None if hard else _nan_outside(share)
-        value = cross * factor if strange is None else (cross * factor).add_(strange)
+            cross = _mixed(y, log_p, _maximum(torch.where(missed < 0.5, near, hit.log()), self._floor())).neg_()
+        nan_or_zero = None if hard else _nan_outside(share)
+        value = cross * factor if nan_or_zero is None else (cross * factor).add_(nan_or_zero)
         if not want_slope:
             return value, x
         gained, lost = y * rest, p * rest
@@ -639,7 +639,7 @@ class Asymmetric(_PowerLoss):
         if not self.detach_focal:
             steep = self._steepness(y, other, rest, missed, miss, factor)
             slope += lost.addcmul_(gained, p, value=-1).mul_(steep).mul_(cross.nan_to_num_(0.0, 0.0, 0.0))
-        return value, slope if strange is None else slope.add_(strange)
+        return value, slope if nan_or_zero is None else slope.add_(nan_or_zero)
 
     def _factor(self, y: Tensor, other: Tensor, rest: Tensor, missed: Tensor, miss: Tensor | None) -> Tensor:
         """``(1 - p_t)**g``; `miss` is 1 - p_t, None for targets of 0 and 1. Products serve those, and equal exponents."""
@@ -681,7 +681,7 @@ def is_constant_exponent(exponent: Operand) -> bool:
     return not isinstance(exponent, Tensor) and not is_open(exponent) and exponent in CONSTANT_EXPONENTS
 
 
-def _halves(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _logistic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """sigmoid(x), sigmoid(-x) and ``log1p(exp(-|x|))``, off the tape; compiled, of one exponential."""
     if not is_compiling():
         return x.sigmoid(), (-x).sigmoid(), x.abs().neg_().exp_().log1p_()

@@ -122,7 +122,7 @@ def _value(element: Element, reduction: str, result: torch.dtype, _: ClosedForm 
 
 
 def _value_and_gradient(
-    element: Element, reduction: str, result: torch.dtype, closed: ClosedForm | None
+    element: Element, reduction: str, result: torch.dtype, closed_form: ClosedForm | None
 ) -> Callable[..., Any]:
     """The program of a call that wants a gradient; with "none" that is the slope, not yet rounded. The value comes second.
 
@@ -145,7 +145,7 @@ def _value_and_gradient(
             scaled = losses if factor is None else losses * factor
             return scaled.sum(), scaled if counts else losses
 
-        found = None if closed is None else closed(wide, factor, *values)
+        found = None if closed_form is None else closed_form(wide, factor, *values)
         if found is None:
             slope, (_, losses) = torch.func.grad_and_value(total, has_aux=True)(wide)
         else:
@@ -179,8 +179,8 @@ class Engine:
     with as few dimensions as show how they broadcast; numbers are 0-dim tensors; no gradient is recorded, and no autocast is on.
     """
 
-    def __init__(self, name: str, element: Element, closed: ClosedForm | None = None) -> None:
-        self.name, self.element, self.closed = name, element, closed
+    def __init__(self, name: str, element: Element, closed_form: ClosedForm | None = None) -> None:
+        self.name, self.element, self.closed_form = name, element, closed_form
         self._programs: dict[Any, Callable[..., Any] | None] = {}
         self._reason = "TRITON_THRESH_COMPILE=0 switches the compiler off"
         self._warned = False
@@ -224,14 +224,15 @@ class Engine:
             divisor = x.numel()
         arguments, kinds = _normalised(x, (weight, mask, divisor, g, *values))
         key = (make, reduction, result, x.device, *kinds)
-        program = self._programs.get(key, self)
-        if program is None:
-            return None
         try:
-            if program is self:
-                program = self._programs[key] = _compiled(make(self.element, reduction, result, self.closed), self.name)
+            if key not in self._programs:
+                made = make(self.element, reduction, result, self.closed_form)
+                self._programs[key] = _compiled(made, self.name)
+            program = self._programs[key]
+            if program is None:
+                return None
             with torch.no_grad(), no_autocast(x), _no_hooks():
-                return program(*arguments)  # type: ignore[operator]
+                return program(*arguments)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
