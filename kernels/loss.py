@@ -121,7 +121,7 @@ def _chosen(value, valid, values, MASK: tl.constexpr, KEPT: tl.constexpr, IGNORE
 
 @triton.jit
 def _divisor(n, operands, KINDS: tl.constexpr, DIVISOR: tl.constexpr, REDUCTION: tl.constexpr, COMPUTE: tl.constexpr):
-    """By what the sum is divided."""
+    """The number by which the sum is divided."""
     if REDUCTION != "mean":
         divisor = tl.full([], 1.0, COMPUTE)
     elif DIVISOR is None:
@@ -194,7 +194,7 @@ def _forward_tile(
     if REDUCTION == "none":
         tl.store(out_ptr + base + lane, loss.to(out_ptr.dtype.element_ty), mask=mask)
     elif dx_ptr is not None:
-        # divided first, since by 0 where nothing is valid
+        # Divided first, because the divisor is 0 where nothing is valid: the selection drops that infinity.
         slope = _chosen(slope * (1.0 / divisor), valid, values, MASK, KEPT, IGNORE)
         tl.store(dx_ptr + base + lane, slope.to(dx_ptr.dtype.element_ty), mask=mask)
     if mask is not None:

@@ -29,7 +29,7 @@ def read(pointer, mask):
 
 @triton.jit
 def widen(x, COMPUTE: tl.constexpr):
-    """x in the compute type. By bits the upper bfloat16 of a register takes one instruction, a mask; by a cast, two."""
+    """x in the compute type. The upper bfloat16 of a register takes one instruction by its bits, a mask, and two by a cast."""
     if x.dtype == tl.bfloat16:
         x = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     return x.to(COMPUTE)

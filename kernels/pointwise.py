@@ -231,7 +231,7 @@ def _asinh_factor(h):
 def _split(v, EXTRA: tl.constexpr = 0):
     """2**23 k, m, 1 / sqrt(m) and 2**EXTRA / v for float32 v = 2**(k + EXTRA) m from 2**-126 on, m in [sqrt(1/2), sqrt(2)).
 
-    Of other v some numbers. The exponent stays in its place, which spares a shift.
+    Other v give some numbers. The exponent stays in its place, which spares a shift.
     """
     bits = v.to(tl.int32, bitcast=True) - (EXTRA << 23)
     k = (bits - 0x3F3504F3) & -0x800000
@@ -255,7 +255,7 @@ def _log_of(k, f, root, UNIT: tl.constexpr):
 
 @triton.jit
 def _logs(small, large):
-    """log small, clamped at -100, and log large for small = 1 - large in [0, 1/2]; of others some numbers.
+    """log small, clamped at -100, and log large for small = 1 - large in [0, 1/2]; others give some numbers.
 
     float32: small is scaled by 2**23, so that denormals count; log large takes the exact one. float64: log large has the rounding
     of 1 - small added again.
@@ -596,7 +596,7 @@ def by_outcome(loss, slope, x, y, q, rest, dq, p, s):
 
 @triton.jit
 def _pulling(loss, dq, s):
-    """loss * dq, with which the slope of a weight pulls. Where an infinite logit has no slope, an infinite loss has no pull."""
+    """loss * dq, which the slope of a weight is multiplied by. Where the slope of an infinite logit is 0, so is this."""
     if s[0] == "logits":
         loss = _finite(loss)
     return loss * dq

@@ -29,7 +29,7 @@ OPERAND, MISSING = -1, -2
 
 @dataclass(frozen=True, eq=False)
 class Spec:
-    """Which loss is computed; made by `_spec`, once each. Operands travel beside it: the base's, the rule's, the options'."""
+    """The loss that is computed; made by `_spec`, once each. Operands travel beside it: the base's, the rule's, the options'."""
 
     base: type[Base]
     base_fields: tuple[str, ...]

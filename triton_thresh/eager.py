@@ -143,7 +143,7 @@ def _closed_form(
 def _differentiated(spec: Spec, x: Tensor, y: Tensor, operands: Sequence[Operand]) -> tuple[Tensor, Tensor]:
     """Value and slope of a loss that has no closed form for its slope.
 
-    What autograd saves here is gone when this returns: hooks on saved tensors do not see it.
+    The hooks on saved tensors of a caller do not see what autograd saves here, because it is gone when this returns.
     """
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
         leaf = x.detach().requires_grad_()
@@ -222,8 +222,9 @@ class _Shrink(torch.autograd.Function):
 def _loses_gradients(input: Tensor) -> bool:
     """True if torch's own backward, vectorised on a CPU, would drop gradients: those of NaN inputs.
 
-    A maximum or a sum that is not NaN shows, at a tenth of the cost of the repair, that there are none. Of 2**16 elements a
-    maximum takes half as long, since a sum wakes a second thread; but it copies a tensor whose elements do not lie in order.
+    A maximum or a sum that is not NaN shows, at a tenth of the cost of the repair, that there are none. A maximum of
+    2**16 elements takes half as long, because a sum wakes a second thread; but it copies a tensor whose elements do not lie in
+    order.
     """
     if not (torch.is_grad_enabled() and input.is_cpu):
         return False
@@ -290,8 +291,8 @@ def learned(name: str, input: Tensor, threshold: Operand, bandwidth: float, inpu
 def _gated(name: str, input: Tensor, threshold: Operand, records: bool = True) -> tuple[Any, Tensor]:
     """The outputs, and what they are selected by.
 
-    That is x - t, which is -inf where either is NaN, or both are the same infinity. Where no gradient is wanted of few elements
-    it is x > t, since a call takes more time than a pass over them.
+    That is x - t, which is -inf where either is NaN, or both are the same infinity. For few elements without a gradient it is
+    x > t, because a call takes more time than a pass over them.
     """
     x, t = reference.side_by_side(input, threshold)
     if not records and are_few(x):

@@ -252,7 +252,7 @@ def _rounded(stored: torch.dtype, numbers: tuple[Any, ...], dtype: torch.dtype |
 
 
 def _laid_out(output: Any, input: Tensor) -> Any:
-    """The output with the memory format of the input. That of torch.where may be the threshold's."""
+    """The output with the memory format of the input. torch.where may give it the threshold's."""
     if isinstance(output, tuple):
         return (_laid_out(output[0], input), *output[1:])
     like = torch.empty_like(input, dtype=output.dtype)
@@ -268,7 +268,7 @@ class Variant(NamedTuple):
     gate: Gate
     result: torch.dtype
     bits: int  # that forward saves of each element
-    by_column: bool  # the kernels see rows in which a threshold keeps to its columns
+    by_column: bool  # the kernels see rows, in which each column has its own entry of the threshold if that can be
     input_gradient: bool
     function: str  # the device function of y
     key: str  # the name in the tables of block sizes
@@ -364,7 +364,7 @@ def _compared(gate: Gate, input: Tensor, threshold: Operand) -> tuple[Operand, t
 
 
 class BitLayout(NamedTuple):
-    """Which element each bit belongs to. The kernels see the memory of a dense tensor as rows of `width` elements."""
+    """The place of each element's bit. The kernels see the memory of a dense tensor as rows of `width` elements."""
 
     width: int
     shape: tuple[int, ...]  # of the dense tensor

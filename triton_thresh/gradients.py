@@ -102,7 +102,9 @@ def threshold_grad(op: str, input: Tensor, threshold: Operand) -> Tensor:
         return input.view_as(input)
     if not ordinary and not isinstance(threshold, Tensor):
         threshold = checks.held(threshold, input.dtype, input.device)
-    if compiling:  # of a Function on the very argument of torch.func.grad, not on a view, Dynamo drops the backward
+    if (
+        compiling
+    ):  # Dynamo drops the backward of a Function on the argument of torch.func.grad itself, and keeps that on a view
         input = input.view_as(input)
     function = _Backward if compiling or ordinary or way == "op" else _TransformedBackward
     return function.apply(input, threshold, backend.get_backend() if ordinary else None)  # type: ignore[no-any-return, no-untyped-call]
@@ -226,7 +228,9 @@ def _check_apart(op: str, group: Group) -> None:
 
 
 def _thresholds_of(op: str, group: Group, thresholds: Any, on_triton: bool) -> list[float] | Tensor:
-    """A number for each gradient, or a tensor on their device. A CPU tensor is read, unless traced or given to Triton's CPU."""
+    """A number for each gradient, or a tensor on their device. A CPU tensor is read, except in traced calls and in Triton's
+    interpreter.
+    """
     device = group.gradients[0].device
     if isinstance(thresholds, Tensor):
         if thresholds.device.type != "cpu" and device.type == "cpu":
@@ -243,12 +247,13 @@ def _thresholds_of(op: str, group: Group, thresholds: Any, on_triton: bool) -> l
 
 # --------------------------------------------------------------------------------------------------------------- ranks
 
-FLATTENED = "_fsdp_flattened"  # with which FullyShardedDataParallel marks the parameters it shards
+FLATTENED = "_fsdp_flattened"  # the attribute by which FullyShardedDataParallel marks the parameters that it shards
 
 
 def _local(op: str, gradients: list[Tensor], places: list[int]) -> tuple[list[Tensor], dict[int, Any]]:
-    """This rank's part of gradients that are DTensors, as those of fully_shard; and for each its mesh and, for each
-    dimension of the mesh, whether the ranks along it hold the same instead of parts.
+    """This rank's part of gradients that are DTensors, as those of fully_shard are, and how each is spread over the ranks.
+
+    The latter is its mesh, and for each dimension of the mesh True if the ranks along it hold the same, not parts.
     """
     if set(map(type, gradients)) <= ORDINARY or not torch.distributed.is_available():
         return gradients, {}
@@ -283,7 +288,9 @@ def _over_ranks(pair: Tensor, spread: Any) -> Tensor:
 
 
 def _write(tensors: Sequence[Tensor], threshold: float | Tensor, lean: bool) -> list[Tensor]:
-    """reference.keep_large in place, and how many elements each kept; if `lean`, not that, by torch kernels of the same bits."""
+    """reference.keep_large in place, and how many elements each kept. If `lean`, a kernel of torch writes the
+    same bits for a number, and nothing is counted.
+    """
     if lean and isinstance(threshold, float) and not math.isnan(threshold):
         rounded = round_to(threshold, tensors[0].dtype)
         for x in tensors:
@@ -298,7 +305,7 @@ def _write(tensors: Sequence[Tensor], threshold: float | Tensor, lean: bool) -> 
 
 
 def _eager_(group: Group, thresholds: Sequence[float | Tensor], count: bool) -> list[Tensor]:
-    """By torch's own ops; on a CPU small gradients of one shape run joined."""
+    """Run torch's own ops. On a CPU small gradients of one shape are joined."""
     lean = group.ordinary and not count
     if not (group.ordinary and group.gradients[0].device.type == "cpu"):
         return [kept for g, t in zip(group.gradients, thresholds) for kept in _write([g], t, lean)]
@@ -339,7 +346,7 @@ def threshold_gradients_(op: str, parameters: object, threshold: object, return_
 def _in_place(
     gradients: Sequence[Tensor | None], listed: Sequence[Tensor], op: str, threshold: object, return_kept: bool
 ) -> Tensor | None:
-    """The same in gradients, of which some may be missing, of the parameters listed."""
+    """`threshold_gradients_` for the gradients of the parameters listed; some may be missing."""
     thresholds = check_thresholds(op, threshold, len(listed))
     places = [place for place, g in enumerate(gradients) if g is not None]
     present, spread = _local(op, [g for g in gradients if g is not None], places)
@@ -352,7 +359,7 @@ def _in_place(
 
 
 def _in_groups(op: str, groups: list[Group], thresholds: Thresholds, count: bool) -> list[list[Tensor]]:
-    """Check all, then write; what each group kept, if it is counted."""
+    """Check all, then write. Returns what each group kept, if it is counted."""
     one_each = isinstance(thresholds, list) or (isinstance(thresholds, Tensor) and thresholds.dim() > 0)
     for group in groups:
         _check_gradients(op, group)
@@ -399,7 +406,7 @@ def _fraction(parameters: Sequence[Tensor], groups: list[Group], counts: list[li
 # --------------------------------------------------------------------------------------------------------------- Triton
 
 
-def _bits(value: float) -> int:
+def _bits_of(value: float) -> int:
     """The bits of a float64 as an int64."""
     (found,) = struct.unpack("q", struct.pack("d", value))
     return int(found)
@@ -444,16 +451,16 @@ def _launched(
     *,
     count: bool,
 ) -> list[Tensor]:
-    """Zero what is not large; with `count`, how many elements are kept, as an int64 tensor.
+    """Zero what is not large. With `count`, returns how many elements are kept, as an int64 tensor.
 
-    thresholds: a number for each tensor, or on their device a 0-dim tensor, or a 1-dim one in which each has its place.
+    `thresholds` has a number for each tensor, or is a tensor on their device: a 0-dim one, or one that `places` index.
     """
     dtype, device = tensors[0].dtype, tensors[0].device
     dense = tensors if all(map(Tensor.is_contiguous, tensors)) else [layout.dense(tensor) for tensor in tensors]
     if isinstance(thresholds, Tensor):
         pointer, own = thresholds.to(dtype).contiguous(), places if thresholds.dim() else [0] * len(places)
     else:
-        rounded = {t: _bits(round_to(t, dtype)) for t in set(thresholds)}
+        rounded = {t: _bits_of(round_to(t, dtype)) for t in set(thresholds)}
         pointer, own = None, list(map(rounded.__getitem__, thresholds))
     numel = sum(map(Tensor.numel, dense))
     config = tuning.choose("gate", op, dtype, numel, device).config
@@ -503,7 +510,7 @@ def plan_many(op: str, parameters: object, threshold: object) -> backend.Plan:
 
 
 def _traced_(gradients: list[Tensor], threshold: Any, *, return_kept: bool = False) -> Tensor:
-    """One threshold for all, or one for each; the kept fraction, or nothing."""
+    """`_in_place` as an op: its threshold is one for all, or one for each. Returns the kept fraction, or an empty tensor."""
     if isinstance(threshold, list) and len(threshold) == 1:
         (threshold,) = threshold
     kept = _in_place(gradients, gradients, "threshold_gradients_", threshold, return_kept)

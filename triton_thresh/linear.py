@@ -25,7 +25,7 @@ from .rules import ByRank, Rule
 
 OP = "linear_threshold_loss"
 CHUNK_BYTES = 1 << 24  # of a chunk's logits
-MULTIPLE = 64  # of which a chunk's length is one where it is longer, so that its rows are aligned
+MULTIPLE = 64  # a chunk that is longer has a multiple of this many labels, so that its rows are aligned
 
 ONE_GRADIENT = "only input, weight, bias and scale get a gradient; {name}.detach() drops its own"
 NOT_RANKED = (
@@ -70,7 +70,7 @@ def _strays(marks: Marks, count: int) -> Tensor:
 
 
 def _check_labels(marks: Marks, count: int) -> None:
-    """On a CPU, where looking costs nothing, a label out of range is an error. On a device it makes the loss NaN."""
+    """Raise for a label out of range on a CPU, where looking costs nothing. On a device it makes the loss NaN."""
     strays = _strays(marks, count)
     if strays.any():
         first = int(strays.nonzero()[0])

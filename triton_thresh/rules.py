@@ -83,7 +83,7 @@ class Rule(Settings):
         return self
 
     def least_positive(self, base: Base) -> Operand | None:
-        """From where on a prediction counts as positive if the rule does not decide; None on values, where nothing says it."""
+        """The least prediction that counts as positive if the rule does not decide; None on values, where nothing says it."""
         return {"logits": 0.0, "values": None}.get(base.kind, 0.5)
 
     def weight(self, element: Element) -> Tensor | None:

@@ -136,7 +136,7 @@ def kth_largest(
 
 
 def _select_on_cpu(values: Tensor, k: int, by_row: bool, any_nan: bool, positive: bool) -> Tensor:
-    """By torch's own ops. The host looks at what it found, which costs nothing on a CPU."""
+    """Select by torch's own ops. The host looks at the result, which costs nothing on a CPU."""
     rows = values if by_row or values.dim() == 1 else values.reshape(-1)
     n = rows.shape[-1]
     if positive:
@@ -158,9 +158,9 @@ def _select_on_cpu(values: Tensor, k: int, by_row: bool, any_nan: bool, positive
 
 
 def _kth_on_cpu(rows: Tensor, k: int, by_row: bool, and_largest: bool) -> tuple[Tensor, Tensor]:
-    """By torch.topk where few elements are on one side, which is then faster than torch.kthvalue; by that elsewhere.
+    """Select by torch.topk where few elements are on one side, because it is faster there, and by torch.kthvalue elsewhere.
 
-    Beside it the largest element, NaN if there is any; some tensor if nobody asks for it.
+    Returns the largest element too, which is NaN if there is any; some tensor if nobody asks for it.
     """
     n = rows.shape[-1]
     few = min(k, n + 1 - k)
