@@ -212,47 +212,53 @@ def _check_target(input: Tensor, count: int, target: Tensor | None, labels: Tens
             f"{OP}: expected one of target (dense or sparse) and labels (a list for each row), got {given}"
         )
     leading = tuple(input.shape[:-1])
-    if labels is not None:
-        if not isinstance(labels, Tensor):
-            raise TypeError(f"{OP}: labels must be a tensor, got {describe(labels)}")
-        if labels.dtype is not torch.int64:
-            raise TypeError(
-                f"{OP}: labels has dtype {labels.dtype}, expected int64: the numbers of each row's positive labels"
-            )
-        if labels.layout is not torch.strided:
-            raise TypeError(f"{OP}: labels has layout {labels.layout}, expected a dense (strided) tensor")
-        if labels.dim() != len(leading) + 1 or tuple(labels.shape[:-1]) != leading:
-            raise ValueError(
-                f"{OP}: labels has shape {tuple(labels.shape)}, expected {_shaped(leading, 'any')} for the rows of the input"
-            )
-        place = labels.device
-        name = "labels"
+    if target is None:
+        name, device = "labels", _check_lists(labels, leading)
     else:
-        if not isinstance(target, Tensor):
-            raise TypeError(f"{OP}: target must be a tensor, got {describe(target)}")
-        if target.layout not in (torch.strided, torch.sparse_coo, torch.sparse_csr):
-            raise TypeError(
-                f"{OP}: target has layout {target.layout}, expected a dense, sparse COO or sparse CSR tensor"
-            )
-        if target.dtype not in checks.REAL:
-            raise TypeError(f"{OP}: target has dtype {target.dtype}, expected a real dtype")
-        if tuple(target.shape) != (*leading, count):
-            raise ValueError(
-                f"{OP}: target has shape {tuple(target.shape)}, expected {_shaped(leading, count)} (no broadcasting)"
-            )
-        is_coo = target.layout is torch.sparse_coo
-        if (is_coo and target.dense_dim()) or (target.layout is torch.sparse_csr and target.dim() != 2):
-            raise TypeError(
-                f"{OP}: target is sparse in some of its dimensions, expected a COO tensor sparse in all, or CSR"
-            )
-        if target.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                f"{OP}: target requires grad, but {ONE_GRADIENT.format(name='target')}; threshold_loss with the logits gives it"
-            )
-        place = target.device
-        name = "target"
-    if place != input.device:
-        raise RuntimeError(f"{OP}: {name} is on {place}, expected {input.device}, where the input is")
+        name, device = "target", _check_entries(target, leading, count)
+    if device != input.device:
+        raise RuntimeError(f"{OP}: {name} is on {device}, expected {input.device}, where the input is")
+
+
+def _check_lists(labels: object, leading: tuple[int, ...]) -> torch.device:
+    """The device of `labels`, a list of positive labels for each row."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{OP}: labels must be a tensor, got {describe(labels)}")
+    if labels.dtype is not torch.int64:
+        raise TypeError(
+            f"{OP}: labels has dtype {labels.dtype}, expected int64: the numbers of each row's positive labels"
+        )
+    if labels.layout is not torch.strided:
+        raise TypeError(f"{OP}: labels has layout {labels.layout}, expected a dense (strided) tensor")
+    if labels.dim() != len(leading) + 1 or tuple(labels.shape[:-1]) != leading:
+        raise ValueError(
+            f"{OP}: labels has shape {tuple(labels.shape)}, expected {_shaped(leading, 'any')} for the rows of the input"
+        )
+    return labels.device
+
+
+def _check_entries(target: object, leading: tuple[int, ...], count: int) -> torch.device:
+    """The device of `target`, which has an entry for each label of each row, or is sparse."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"{OP}: target must be a tensor, got {describe(target)}")
+    if target.layout not in (torch.strided, torch.sparse_coo, torch.sparse_csr):
+        raise TypeError(f"{OP}: target has layout {target.layout}, expected a dense, sparse COO or sparse CSR tensor")
+    if target.dtype not in checks.REAL:
+        raise TypeError(f"{OP}: target has dtype {target.dtype}, expected a real dtype")
+    if tuple(target.shape) != (*leading, count):
+        raise ValueError(
+            f"{OP}: target has shape {tuple(target.shape)}, expected {_shaped(leading, count)} (no broadcasting)"
+        )
+    is_coo = target.layout is torch.sparse_coo
+    if (is_coo and target.dense_dim()) or (target.layout is torch.sparse_csr and target.dim() != 2):
+        raise TypeError(
+            f"{OP}: target is sparse in some of its dimensions, expected a COO tensor sparse in all, or CSR"
+        )
+    if target.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{OP}: target requires grad, but {ONE_GRADIENT.format(name='target')}; threshold_loss with the logits gives it"
+        )
+    return target.device
 
 
 def _shaped(leading: Sequence[int], last: object) -> str:
