@@ -206,9 +206,9 @@ def test_numbers_beyond_what_torch_takes(op: Op, number: float) -> None:
 
 def test_no_scalar_is_kept_for_another_device() -> None:
     """On a GPU it would be the work of one stream, or of a graph being captured."""
-    before = checks._kept.cache_info().currsize
+    before = checks._cached_constant.cache_info().currsize
     tt.binary_threshold(torch.empty(3, device="meta"), 0.5, 17.25, -3.75)
-    assert checks._kept.cache_info().currsize == before
+    assert checks._cached_constant.cache_info().currsize == before
 
 
 @pytest.mark.parametrize("op", GATES, ids=label)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from .checks import Operand, are_few, as_float, check_positive, is_open, kept
+from .checks import Operand, are_few, cached_constant, check_positive, check_range, is_open
 
 Kind = Literal["logits", "probabilities", "scores", "values"]
 BaseName = Literal["bce", "bce_with_logits", "mse"]
@@ -176,8 +176,8 @@ def _nan_outside(variance: Tensor) -> Tensor:
     if is_compiling():
         return torch.where(variance >= 0, torch.zeros_like(variance), math.nan)
     if are_few(variance):
-        zero = kept(0.0, variance.dtype)
-        return torch.where(variance >= zero, zero, kept(math.nan, variance.dtype))
+        zero = cached_constant(0.0, variance.dtype)
+        return torch.where(variance >= zero, zero, cached_constant(math.nan, variance.dtype))
     return holds(torch.ge, variance, 0).reciprocal_().mul_(0)
 
 
@@ -757,20 +757,6 @@ def times(loss: Tensor, factor: Tensor) -> Tensor:
 def _mixed(y: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """y * positive + (1 - y) * negative. A term without a share may be infinite."""
     return torch.where(y == 0, 0, y * positive) + torch.where(y == 1, 0, (1 - y) * negative)
-
-
-def check_range(
-    name: str, field: str, value: Operand | None, least: float, most: float = math.inf, hint: str = ""
-) -> None:
-    """A number from `least` to `most`. Tensors are not looked at, and the op that is called refuses what is neither."""
-    if not isinstance(value, (int, float)) or is_open(value):
-        return
-    number = as_float(name, field, value)
-    if not least <= number <= most or number == math.inf:
-        accepted = (
-            f"a finite number of {least:g} or more" if most == math.inf else f"a number from {least:g} to {most:g}"
-        )
-        raise ValueError(f"{name}: {field} must be {accepted}{hint}, got {value!r}")
 
 
 BASES: Sequence[type[Base]] = (

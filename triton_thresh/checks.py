@@ -133,22 +133,22 @@ def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def are_few(x: Tensor) -> bool:
-    """True if numbers may be passed as tensors that are kept. On a GPU such a tensor would be tied to a stream."""
+    """True if numbers may be passed as tensors that are cached. On a GPU such a tensor would be tied to a stream."""
     return x.is_cpu and x.numel() <= FEW
 
 
 @functools.lru_cache(maxsize=1024)
-def _kept(value: float, sign: float, dtype: torch.dtype) -> Tensor:
+def _cached_constant(value: float, sign: float, dtype: torch.dtype) -> Tensor:
     held = round_to(value, dtype) if dtype.is_floating_point else value
     return torch.full((), held, dtype=dtype, device="cpu")
 
 
-def kept(value: float, dtype: torch.dtype) -> Tensor:
-    """A number as a 0-dim CPU tensor, kept and not to be written to; its sign tells -0 from 0.
+def cached_constant(value: float, dtype: torch.dtype) -> Tensor:
+    """A number as a 0-dim CPU tensor, cached and not to be written to; its sign tells -0 from 0.
 
     An op of torch makes such a tensor of every number that it is given, which takes longer than a comparison of few elements.
     """
-    return _kept(value, math.copysign(1.0, value), dtype)
+    return _cached_constant(value, math.copysign(1.0, value), dtype)
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers
@@ -198,6 +198,20 @@ def as_float(op: str, name: str, value: float) -> float:
         return float(value) if type(value) is int else value
     except OverflowError:
         raise ValueError(f"{op}: {name} is an integer beyond what a float holds, expected a number within it") from None
+
+
+def check_range(
+    owner: str, field: str, value: Operand | None, least: float, most: float = math.inf, hint: str = ""
+) -> None:
+    """A number from `least` to `most`. Tensors are not looked at, and the op that is called refuses what is neither."""
+    if not isinstance(value, (int, float)) or is_open(value):
+        return
+    number = as_float(owner, field, value)
+    if not least <= number <= most or number == math.inf:
+        accepted = (
+            f"a finite number of {least:g} or more" if most == math.inf else f"a number from {least:g} to {most:g}"
+        )
+        raise ValueError(f"{owner}: {field} must be {accepted}{hint}, got {value!r}")
 
 
 def check_held(op: str, name: str, value: float, dtype: torch.dtype) -> float:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import backend, checks, eager, layout
-from .checks import FLOATING, HALF, Operand, compute_dtype, describe, kept, round_to
+from .checks import FLOATING, HALF, Operand, cached_constant, compute_dtype, describe, round_to
 
 COMPILES = os.environ.get("TRITON_THRESH_COMPILE") != "0"
 KEYWORDS = ("weight", "mask", "divisor", "reduction")
@@ -280,7 +280,7 @@ def _normalised(x: Tensor, values: Sequence[Any]) -> tuple[list[Any], list[Any]]
         if value is None or isinstance(value, (bool, str)):
             kinds.append((type(value), value))
         elif not isinstance(value, Tensor):
-            value = kept(round_to(float(value), dtype), dtype).data
+            value = cached_constant(round_to(float(value), dtype), dtype).data
             kinds.append((dtype, "cpu"))
         elif value.dim():
             value = next(supply).data

@@ -18,7 +18,7 @@ from . import reference
 from .backend import is_ordinary
 from .bases import Base, holds
 from .cells import Spec, chosen_of, divisor_of, element_loss, smoothed, valid_of, wide_parts
-from .checks import Operand, are_few, cast, compute_dtype, kept
+from .checks import Operand, are_few, cached_constant, cast, compute_dtype
 from .layout import summed
 from .rules import Element, Rule, select
 
@@ -266,11 +266,12 @@ def binary_threshold(
     """The reference, with a comparison that writes the output's own dtype; small inputs take the fewest calls instead."""
     result = dtype or input.dtype
     few = are_few(input)
-    t = kept(threshold, input.dtype) if few else threshold
+    t = cached_constant(threshold, input.dtype) if few else threshold
     if dtype is torch.bool and above_value and not below_value:
         return torch.gt(input, t)
     if few:
-        return torch.where(torch.gt(input, t), kept(above_value, result), kept(below_value, result))
+        above, below = cached_constant(above_value, result), cached_constant(below_value, result)
+        return torch.where(torch.gt(input, t), above, below)
     if result != input.dtype:
         return reference.binary_threshold(input, threshold, above_value, below_value, dtype=dtype)
     return select(torch.gt, input.detach(), threshold, above_value, below_value)
@@ -297,7 +298,7 @@ def _gated(name: str, input: Tensor, threshold: Operand, records: bool = True) -
     x, t = reference.side_by_side(input, threshold)
     if not records and are_few(x):
         by = x > t
-        y = by.to(input.dtype) if name == "step" else cast(torch.where(by, x, kept(0.0, x.dtype)), input.dtype)
+        y = cast(by if name == "step" else torch.where(by, x, cached_constant(0.0, x.dtype)), input.dtype)
     else:
         by = (x - t).nan_to_num_(-math.inf, math.inf, -math.inf)
         y = cast(holds(torch.gt, by, 0) if name == "step" else _selected(x, by, 0), input.dtype)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .bases import Base, Kind, Settings, check_range, power, power_slope
-from .checks import HALF, Operand, are_few, constant, kept, round_to
+from .bases import Base, Kind, Settings, power, power_slope
+from .checks import HALF, Operand, are_few, cached_constant, check_range, constant, round_to
 
 
 class Element:
@@ -52,8 +52,8 @@ def select(compare: Callable[..., Tensor], left: Tensor, right: Operand, a: Oper
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return torch.where(compare(left, right), _scalar(a, left), _scalar(b, left))
     if are_few(left):
-        bound = right if isinstance(right, Tensor) else kept(right, left.dtype)
-        return torch.where(compare(left, bound), kept(a, left.dtype), kept(b, left.dtype))
+        bound = right if isinstance(right, Tensor) else cached_constant(right, left.dtype)
+        return torch.where(compare(left, bound), cached_constant(a, left.dtype), cached_constant(b, left.dtype))
     a, b = round_to(a, left.dtype), round_to(b, left.dtype)
     if not 0 < a < math.inf:
         return torch.where(compare(left, right), _scalar(a, left), _scalar(b, left))
