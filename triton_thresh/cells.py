@@ -110,7 +110,9 @@ def from_text(text: str, result: torch.dtype) -> Spec:
 def specify(
     base: Base, rule: Rule, options: Mapping[str, Operand], stats: bool, reduction: str, result: torch.dtype
 ) -> tuple[Spec, tuple[Operand, ...]]:
+    """The loss of a base, a rule and options, and the operands of all three in the order of the spec."""
     rule = rule.on(base)
+    options = {name: options[name] for name in OPTIONS if name in options}
     bases, rules = base.operands(), rule.operands()
     make: Any = Spec if is_dynamo_compiling() else _spec  # Dynamo looks through a cache, and warns
     parts: Any = type(base), tuple(bases), base.static(), type(rule), tuple(rules), rule.static()

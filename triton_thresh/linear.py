@@ -287,11 +287,8 @@ def _specified(
     logits = input.detach().new_empty(()).expand(*input.shape[:-1], weight.shape[0])  # for the checks: no memory
     asked = losses.given_options({"divisor": divisor, "label_smoothing": smoothing})
     extra = losses.checked_options(OP, logits, logits, loss, reduction, asked)
-    for name, value in (*loss.operands().items(), *weighing.operands().items()):
-        checks.check_operand(OP, name, value, logits, why=ONE_GRADIENT)
-    loss, weighing = losses.fixed_fields(loss, logits), losses.fixed_fields(weighing, logits)
-    ordered = {name: extra[name] for name in cells.OPTIONS if name in extra}
-    spec, operands = cells.specify(loss, weighing, ordered, False, reduction, checks.result_dtype(input))
+    loss, weighing = losses.checked_fields(OP, loss, weighing, logits, ONE_GRADIENT)
+    spec, operands = cells.specify(loss, weighing, extra, False, reduction, checks.result_dtype(input))
     return spec, cells.rounded(operands, input.dtype)
 
 

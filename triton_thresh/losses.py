@@ -97,9 +97,7 @@ def _specified(
     checks.check_target(op, input, target)
     checks.check_reduction(op, reduction)
     extra = checked_options(op, input, target, loss, reduction, asked)
-    for name, value in (*loss.operands().items(), *weighing.operands().items()):
-        checks.check_operand(op, name, value, input, why=ONE_GRADIENT)
-    loss, weighing = fixed_fields(loss, input), fixed_fields(weighing, input)
+    loss, weighing = checked_fields(op, loss, weighing, input, ONE_GRADIENT)
     if stats and not weighing.decides:
         extra["least_positive"] = _least_positive(op, loss, weighing)
     given = (*loss.operands().values(), *weighing.operands().values(), *extra.values())
@@ -112,8 +110,7 @@ def _specified(
             extra["divisor"] = extra["kept"].sum()  # type: ignore[union-attr]
         elif "mask" in extra or "ignore_index" in extra:
             extra["divisor"] = count_valid(way, input, target, extra)
-    ordered = {name: extra[name] for name in cells.OPTIONS if name in extra}
-    spec, operands = cells.specify(loss, weighing, ordered, stats, reduction, result_dtype(input))
+    spec, operands = cells.specify(loss, weighing, extra, stats, reduction, result_dtype(input))
     return spec, input, target, cells.rounded(operands, input.dtype), way
 
 
@@ -210,7 +207,14 @@ def _fixed_operand(value: Operand, input: Tensor) -> Operand:
     return value if isinstance(value, Tensor) else checks.held(value, torch.float64, input.device)
 
 
-def fixed_fields(part: Any, input: Tensor) -> Any:
+def checked_fields(op: str, base: Base, rule: Rule, input: Tensor, why: str) -> tuple[Base, Rule]:
+    """Base and rule after the checks of their operands, with no number that a compiler leaves open."""
+    for name, value in (*base.operands().items(), *rule.operands().items()):
+        checks.check_operand(op, name, value, input, why=why)
+    return _fixed_fields(base, input), _fixed_fields(rule, input)
+
+
+def _fixed_fields(part: Any, input: Tensor) -> Any:
     """A base or a rule with 0-dim tensors for the numbers that a compiler leaves open."""
     changed = {name: _fixed_operand(value, input) for name, value in part.operands().items()} if is_compiling() else {}
     return replace(part, **changed) if changed else part
