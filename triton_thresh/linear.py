@@ -64,6 +64,16 @@ def _listed(labels: Tensor, batch: int) -> Marks:
     return Marks(labels.reshape(-1), rows.reshape(-1), None)
 
 
+def _by_row(target: Tensor | None, labels: Tensor | None, batch: int) -> tuple[Tensor | None, Marks | None]:
+    """The target with a row for each of the input's if it is dense, else its entries."""
+    if target is None:
+        assert labels is not None
+        return None, _listed(labels, batch)
+    if target.layout is not torch.strided:
+        return None, _marked(target, batch)
+    return target.reshape(batch, target.shape[-1]), None
+
+
 def _strays(marks: Marks, count: int) -> Tensor:
     """True where a label is out of range."""
     return (marks.labels < -1) | (marks.labels >= count)
@@ -160,13 +170,7 @@ def run(
     spec, operands = _specified(input, weight, base, rule, reduction, divisor, label_smoothing)
     operands = tuple([_as_rows(value, leading, batch) for value in operands])
     input = input.reshape(batch, input.shape[-1])
-    marks = dense = None
-    if labels is not None:
-        marks = _listed(labels, batch)
-    elif target is not None and target.layout is not torch.strided:
-        marks = _marked(target, batch)
-    elif target is not None:
-        dense = target.reshape(batch, count)
+    dense, marks = _by_row(target, labels, batch)
     tensors = (weight, bias, scale, dense, *(marks or ()), *operands)
     way = backend.way(input, *tensors, compiles=True)
     traced = way == "op" or (way == "formula" and backend.is_one_op(input, *tensors, everywhere=True))
