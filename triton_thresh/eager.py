@@ -277,15 +277,17 @@ def binary_threshold(
     return select(torch.gt, input.detach(), threshold, above_value, below_value)
 
 
-# ----------------------------------------------------------------------------------------- gates whose threshold learns
+# ------------------------------------------------------------------ gates whose threshold learns by a straight-through estimate
 
-LEARNED = frozenset({"jumprelu", "step", "jumprelu_l0"})
+STRAIGHT_THROUGH = frozenset({"jumprelu", "step", "jumprelu_l0"})
 
 
-def learned(name: str, input: Tensor, threshold: Operand, bandwidth: float, input_gradient: bool, records: bool) -> Any:
+def straight_through_gate(
+    name: str, input: Tensor, threshold: Operand, bandwidth: float, input_gradient: bool, records: bool
+) -> Any:
     """jumprelu, step and jumprelu_l0 by selections that are vectorised on a CPU, where torch.where takes six times as long."""
     if records:
-        return _Learned.apply(input, threshold, name, bandwidth, input_gradient)  # type: ignore[no-untyped-call]
+        return _StraightThrough.apply(input, threshold, name, bandwidth, input_gradient)  # type: ignore[no-untyped-call]
     return _gated(name, input, threshold, False)[0]
 
 
@@ -314,7 +316,7 @@ def _selected(value: Tensor, x: Tensor, bound: float) -> Tensor:
     return selected
 
 
-class _Learned(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     """`_gated` with its gradients. A backward that is differentiated or transformed goes by the twins in reference.py."""
 
     @staticmethod

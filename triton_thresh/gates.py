@@ -209,9 +209,9 @@ def _in_torch(
     function: Any = getattr(reference, gate.name)
     records, is_eager = _records(gate, input, learns), way == "eager"
     keywords: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-    if is_eager and gate.name in eager.LEARNED:
+    if is_eager and gate.name in eager.STRAIGHT_THROUGH:
         threshold, bandwidth = parameters
-        output = eager.learned(gate.name, input, threshold, bandwidth, input_gradient, records)
+        output = eager.straight_through_gate(gate.name, input, threshold, bandwidth, input_gradient, records)
         return output if input.is_contiguous() else _laid_out(output, input)
     if gate.straight_through:
         keywords = {"input_gradient": input_gradient}
