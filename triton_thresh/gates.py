@@ -760,7 +760,8 @@ def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
 
 def _lying_as_input(ctx: Any, dx: Tensor | None, dt: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """dx and dt in the input's layout, for a gate that counts: its kernels read the input as contiguous."""
-    if dx is None or dx.stride() == ctx.stride:  # what compilers leave open is not looked at further
+    # The usual end comes first: a compiler may leave sizes open, and a comparison of them would decide them.
+    if dx is None or dx.stride() == ctx.stride:
         return dx, dt
     if dt is not None and dt.shape == dx.shape:
         dt = layout.laid_out_as(dt, dx.shape, ctx.stride)
