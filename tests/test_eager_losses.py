@@ -357,3 +357,35 @@ def test_targets_outside_0_to_1_with_exponents_that_are_tensors(y: float) -> Non
     loss = tt.threshold_loss(x, torch.full((3,), y), base=base, reduction="none")
     assert loss.isnan().all()
     assert torch.autograd.grad(loss.sum(), x)[0].isnan().all()
+
+
+@pytest.mark.parametrize("gamma", [0.0, torch.tensor(0.0)], ids=["number", "tensor"])
+@pytest.mark.parametrize("y", [0.0, 0.25, 1.0])
+def test_a_power_of_0_keeps_nan(y: float, gamma: Any) -> None:
+    """NaN ** 0 is 1, so the cross entropy has to keep it: in every form of the loss."""
+    x, target = torch.tensor([torch.nan]), torch.tensor([y])
+    for base in (tt.Asymmetric(gamma, gamma), tt.Asymmetric(gamma, gamma, None, 0.0), tt.Focal(None, gamma)):
+
+        def loss_of(x: Tensor, base: tt.Asymmetric | tt.Focal = base) -> Tensor:
+            return tt.threshold_loss(x, target, base=base, reduction="none")
+
+        assert loss_of(x).isnan().all()
+        assert torch.func.vmap(loss_of)(x[None]).isnan().all()
+        assert torch.func.grad(lambda x: loss_of(x).sum())(x).isnan().all()
+
+
+@pytest.mark.parametrize("delta", [1.0, torch.tensor(1.0), torch.full((6,), 1.0)], ids=["number", "0-dim", "each"])
+def test_huber_at_its_limits(delta: Any) -> None:
+    """The formula's gradient is NaN for NaN, as that of torch is, and its curvature at the target is 1."""
+    x = torch.tensor([0.0, 0.5, -0.25, torch.inf, torch.nan, -3.0], requires_grad=True)
+    loss = tt.threshold_loss(x, torch.zeros(6), base=tt.Huber(delta), reduction="none")
+    (slope,) = torch.autograd.grad(loss.sum(), x, create_graph=True)
+    torch.testing.assert_close(slope.detach(), torch.tensor([0.0, 0.5, -0.25, 1.0, torch.nan, -1.0]), equal_nan=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), x)
+    assert curvature.tolist() == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+
+
+def test_huber_of_an_infinite_delta_is_half_the_square() -> None:
+    x = torch.tensor([0.0, 2.0, -3.0])
+    loss = tt.threshold_loss(x, torch.zeros(3), base=tt.Huber(torch.tensor(torch.inf)), reduction="none")
+    assert loss.tolist() == [0.0, 2.0, 4.5]

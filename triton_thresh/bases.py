@@ -290,17 +290,15 @@ class Huber(Base):
             check_positive("Huber", "delta", self.delta)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        d = (x - y).abs()
-        near = _minimum(d, self.delta)  # with a selection instead, an infinite d would meet its gradient of 0
-        return 0.5 * near * near + self.delta * (d - near)
+        d = x - y
+        near = self._near(d)  # with a selection instead, an infinite d would meet its gradient of 0
+        return near * (d - 0.5 * near)
 
     def slope(self, x: Tensor, y: Tensor) -> Tensor:
-        d = x - y
-        return _minimum(_minimum(d, self.delta).neg(), self.delta).neg()
+        return self._near(x - y)
 
-
-def _minimum(x: Tensor, bound: Operand) -> Tensor:
-    return torch.minimum(x, bound) if isinstance(bound, Tensor) else x.clamp(max=bound)
+    def _near(self, d: Tensor) -> Tensor:
+        return d.clamp(-self.delta, self.delta)  # type: ignore[arg-type]
 
 
 def _maximum(x: Tensor, bound: Operand) -> Tensor:
@@ -598,8 +596,8 @@ class Asymmetric(_PowerLoss):
         miss = (p - self.clip).clamp(min=0)  # 1 - q
         hit = (rest + self.clip).clamp(max=1)
         low = self._floor()
-        log_p = torch.where(p >= self.eps, F.logsigmoid(x), low)
-        known = (hit >= self.eps) & (hit > 0)
+        log_p = torch.where(p < self.eps, low, F.logsigmoid(x))
+        known = ~((hit < self.eps) | (hit <= 0))  # true of NaN, which is kept
         near, far = torch.where(miss < 0.5, miss, 0), torch.where(known, hit, 1)
         log_q = torch.where(known, torch.where(miss < 0.5, torch.log1p(-near), far.log()), low)
         factor = power(y * rest + (1 - y) * miss, self._exponent(y))
