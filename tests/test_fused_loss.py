@@ -136,6 +136,11 @@ def asymmetric(x: Tensor, y: Tensor, clip: Any = 0.05, negative: Any = 4.0) -> T
     return -factor * (y * p.clamp(min=1e-8).log() + (1 - y) * q.clamp(min=1e-8).log())
 
 
+def surplus(x: Tensor, y: Tensor) -> Tensor:
+    """Its slope is one number for all elements."""
+    return x - y
+
+
 def squared(x: Tensor, y: Tensor) -> Tensor:
     return (x - y) ** 2
 
@@ -223,6 +228,7 @@ FORMULAS: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...]]] = {
     "ppo": (ppo, (VALUES, 0.5)),
     "focal": (focal, (LABELS, 0.25, 1.5)),
     "asymmetric": (asymmetric, (LABELS,)),
+    "surplus": (surplus, (VALUES,)),
     "squared": (squared, (VALUES,)),
     "huber": (huber, (VALUES, 0.5)),
     "quantile": (quantile, (VALUES, 0.75)),
@@ -260,7 +266,7 @@ def test_formula(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ppo", "focal", "asymmetric", "gaussian", "generalized", "switched"])
+@pytest.mark.parametrize("name", ["ppo", "focal", "asymmetric", "surplus", "gaussian", "generalized", "switched"])
 def test_formula_compiled(name: str) -> None:
     check_formula(name)
 
@@ -410,6 +416,26 @@ def test_backward_twice(reduction: str, dtype: torch.dtype) -> None:
     assert torch.equal(once, kept)
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward(ones)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_slopes_and_losses_that_are_numbers_or_arguments(reduction: str) -> None:
+    """A slope of one number, and losses that are an argument, have memory of their own: it is written to."""
+    x, y = leaf(X), VALUES.clone()
+    check_reduction_of(surplus, x, y, reduction)
+    check_reduction_of(lambda x, y: y + 0 * x, x, y[:1], reduction)
+    loss = tt.fused_loss(lambda x, y: y)(x, y, reduction="none")
+    loss.detach().zero_()
+    assert torch.equal(y, VALUES)
+
+
+def check_reduction_of(formula: Callable[..., Tensor], x: Tensor, y: Tensor, reduction: str) -> None:
+    loss = tt.fused_loss(formula)(x, y, reduction=reduction)
+    (gradient,) = torch.autograd.grad(loss, x, torch.full_like(loss, 3))
+    value, slope = expected(formula, x, y, reduction=reduction)
+    close(loss, value, torch.float32)
+    close(gradient, 3 * slope, torch.float32)
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -114,7 +114,7 @@ def _value(element: Element, reduction: str, result: torch.dtype, _: ClosedForm 
     def program(x: Tensor, weight: Any, mask: Any, divisor: Any, g: Any, *values: Any) -> Tensor:
         losses = element_losses(element, x, values, weight, mask)
         if reduction == "none":
-            return losses.to(result)
+            return _own(losses, result)
         total = _sum(losses)
         return (total / _divisor(x, mask, divisor) if reduction == "mean" else total).to(result)
 
@@ -151,13 +151,18 @@ def _value_and_gradient(
         else:
             losses, slope = found
         if g is not None:
-            return slope.to(x.dtype), None
+            return _own(slope, x.dtype), None
         if reduction == "none":
-            return slope, losses.to(result)
+            return _own(slope, slope.dtype), _own(losses, result)
         value = _sum(losses) / divisor if reduction == "mean" and not counts else _sum(losses)
-        return slope.to(x.dtype), value.to(result)
+        return _own(slope, x.dtype), value.to(result)
 
     return program
+
+
+def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in a dtype and in memory of its own: it may be one number, expanded, or an argument of the formula."""
+    return tensor.to(dtype).clone(memory_format=torch.contiguous_format)
 
 
 def _sum(losses: Tensor) -> Tensor:
