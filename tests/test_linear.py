@@ -560,3 +560,12 @@ def test_closed_forms_match_the_formula_and_its_tape(base: Any) -> None:
     (tape,) = torch.autograd.grad(loss.sum(), x)
     torch.testing.assert_close(base.value(x.detach(), y), loss.detach(), rtol=1e-9, atol=1e-13)
     torch.testing.assert_close(base.slope(x.detach(), y), tape, rtol=1e-9, atol=1e-13)
+
+
+def test_under_another_default_device() -> None:
+    """Tensors of a CPU stay there, whatever device new tensors get."""
+    input, weight, labels = torch.ones(2, 3), torch.ones(5, 3), torch.tensor([[1], [4]])
+    loss = linear_threshold_loss(input, weight, labels=labels, chunk_size=2)
+    with torch.device("meta"):
+        found = linear_threshold_loss(input, weight, labels=labels, chunk_size=2)
+    assert torch.equal(found, loss)

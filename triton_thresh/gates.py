@@ -325,7 +325,7 @@ def _operands_of_numbers(
     gate: Gate, dtype: torch.dtype, result: torch.dtype, digits: tuple[str, ...]
 ) -> KernelOperands:
     """Numbers rounded and packed. They are given by their digits, which tell -0 from 0."""
-    made = _round_operands(gate, torch.empty(0, dtype=dtype), tuple(map(float.fromhex, digits)), result)
+    made = _round_operands(gate, torch.empty(0, dtype=dtype, device="cpu"), tuple(map(float.fromhex, digits)), result)
     return made._replace(packed=pack_all(made.values, None, made.held)) if SHORT.issuperset(made.held) else made  # type: ignore[arg-type]
 
 

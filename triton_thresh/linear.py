@@ -115,7 +115,7 @@ class _Scatter:
         if labels.is_cpu:
             self._own, order = self._own.sort(stable=True)
             self._places, self._values = self._places[order], None if values is None else values[order]
-            self._bounds = torch.searchsorted(self._own, torch.arange(blocks(count, chunk) + 1)).tolist()
+            self._bounds = torch.searchsorted(self._own, torch.arange(blocks(count, chunk) + 1, device="cpu")).tolist()
         dtype = torch.bool if values is None else values.dtype
         self._buffer = torch.zeros(batch * chunk + 1, dtype=dtype, device=labels.device)
 
