@@ -292,7 +292,7 @@ class Huber(Base):
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         d = x - y
         near = self._near(d)  # with a selection instead, an infinite d would meet its gradient of 0
-        return near * (d - 0.5 * near)
+        return 0.5 * near * near + near.detach() * (d - near)
 
     def slope(self, x: Tensor, y: Tensor) -> Tensor:
         return self._near(x - y)
