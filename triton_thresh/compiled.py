@@ -162,7 +162,7 @@ def _value_and_gradient(
 
 def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor in a dtype and in memory of its own: it may be one number, expanded, or an argument of the formula."""
-    return tensor.to(dtype).clone(memory_format=torch.contiguous_format)
+    return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _sum(losses: Tensor) -> Tensor:

@@ -102,9 +102,8 @@ def threshold_grad(op: str, input: Tensor, threshold: Operand) -> Tensor:
         return input.view_as(input)
     if not ordinary and not isinstance(threshold, Tensor):
         threshold = checks.held(threshold, input.dtype, input.device)
-    if (
-        compiling
-    ):  # Dynamo drops the backward of a Function on the argument of torch.func.grad itself, and keeps that on a view
+    if compiling:
+        # Dynamo drops the backward of a Function on the argument of torch.func.grad itself. On a view of it, it keeps it.
         input = input.view_as(input)
     function = _Backward if compiling or ordinary or way == "op" else _TransformedBackward
     return function.apply(input, threshold, backend.get_backend() if ordinary else None)  # type: ignore[no-any-return, no-untyped-call]
@@ -228,8 +227,9 @@ def _check_apart(op: str, group: Group) -> None:
 
 
 def _thresholds_of(op: str, group: Group, thresholds: Any, on_triton: bool) -> list[float] | Tensor:
-    """A number for each gradient, or a tensor on their device. A CPU tensor is read, except in traced calls and in Triton's
-    interpreter.
+    """A number for each gradient, or a tensor on their device.
+
+    A CPU tensor is read, except in traced calls and in Triton's interpreter.
     """
     device = group.gradients[0].device
     if isinstance(thresholds, Tensor):
@@ -288,8 +288,9 @@ def _over_ranks(pair: Tensor, spread: Any) -> Tensor:
 
 
 def _write(tensors: Sequence[Tensor], threshold: float | Tensor, lean: bool) -> list[Tensor]:
-    """reference.keep_large in place, and how many elements each kept. If `lean`, a kernel of torch writes the
-    same bits for a number, and nothing is counted.
+    """reference.keep_large in place, and how many elements each kept.
+
+    If `lean`, a kernel of torch writes the same bits for a number, and nothing is counted.
     """
     if lean and isinstance(threshold, float) and not math.isnan(threshold):
         rounded = round_to(threshold, tensors[0].dtype)
